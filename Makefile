@@ -1,0 +1,92 @@
+# make train | test | bench | build | lint | format | sanitize | clean
+#
+# Each needs only Python 3.10+, a C++ compiler and make: it creates .venv, installs torch and the
+# tools there, and builds fusedopt, as far as that isn't done yet.
+#
+#   make test PYTHON=python3.12   makes .venv with another Python
+#   make test CXX=clang++         builds with another compiler (after make clean)
+#   make test VENV=               uses $(PYTHON)'s own environment, which must have torch >= 2.11
+
+PYTHON = python3
+VENV = .venv
+TORCH = torch==2.13.0
+# Two workers with one OpenMP thread each: see `test`.
+WORKERS = 2
+ARGS =
+
+ifeq ($(VENV),)
+  PY := $(PYTHON)
+  BIN := $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('scripts'))")
+  WANTED :=
+else
+  PY := $(abspath $(VENV))/bin/python
+  BIN := $(abspath $(VENV))/bin
+  WANTED := $(TORCH)
+endif
+export PATH := $(BIN):$(PATH)
+
+PIP = $(PY) -m pip install --disable-pip-version-check
+# What pyproject.toml lists as needed to build and to check the style, each in its quotes.
+TOOLS := $(shell sed -n -e 's/^requires = \[\(.*\)\]/\1/p' -e 's/^dev = \[\(.*\)\]/\1/p' \
+           pyproject.toml | tr ',' ' ')
+# Folders too: their time changes when a file comes or goes.
+SOURCES := $(shell find csrc) CMakeLists.txt setup.py pyproject.toml
+CXX_FILES = $$(find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu*')
+
+# Both are touched last, so that what was interrupted is done again.
+TOOLED := $(or $(VENV),build)/tools
+BUILT := build/built-$(subst /,_,$(VENV))
+ifeq ($(VENV),)
+.PHONY: $(TOOLED) $(BUILT)
+endif
+
+.PHONY: train test bench build lint format sanitize clean cpp-test
+build: $(BUILT)
+
+$(TOOLED): pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo 'fusedopt needs Python 3.10 or newer: name one with make PYTHON=...' >&2; exit 1; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || { \
+	  echo '$(PYTHON) makes no virtual environment: install python3-venv.' >&2; exit 1; }
+	$(PIP) $(WANTED) $(TOOLS)
+	@mkdir -p $(@D) && touch $@
+
+$(BUILT): $(TOOLED) $(SOURCES)
+	@echo 'Building fusedopt: a few minutes the first time.'
+	$(PIP) --quiet --no-build-isolation --editable '.[train,test,dev]'
+	@mkdir -p $(@D) && touch $@
+
+train: build
+	$(PY) -m fusedopt.train $(ARGS)
+
+bench: build
+	$(PY) -m benchmarks.step $(ARGS)
+
+test: cpp-test sanitize
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) tests $(ARGS)
+
+cpp-test: build
+	cmake -S . -B build/release -DFUSEDOPT_TESTS=ON >build/configure.log
+	cmake --build build/release
+	ctest --test-dir build/release --output-on-failure --no-tests=error
+
+sanitize: $(TOOLED)
+	@mkdir -p build
+	cmake -S . -B build/sanitize -G Ninja -DFUSEDOPT_EXTENSION=OFF -DFUSEDOPT_TESTS=ON \
+	  -DFUSEDOPT_SANITIZE=ON >build/configure.log
+	cmake --build build/sanitize
+	ctest --test-dir build/sanitize --output-on-failure --no-tests=error
+
+lint: $(TOOLED)
+	ruff check .
+	ruff format --check .
+	clang-format --dry-run -Werror $(CXX_FILES)
+
+format: $(TOOLED)
+	ruff check --fix .
+	ruff format .
+	clang-format -i $(CXX_FILES)
+
+# Leaves .venv, which takes longest to make; the next target builds into it again.
+clean:
+	rm -rf build dist fusedopt.egg-info fusedopt/_C.*.so fusedopt/_build_info.py

@@ -1,0 +1,36 @@
+// What the rest of the library sees of a CPU kernel: function pointers per instruction set and
+// dtype.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/isa.h"
+#include "engine/dtype.h"
+#include "engine/table.h"
+
+namespace fusedopt::cpu {
+
+struct Kernel {
+  int states;
+  size_t options;  // numbers in the rule's Options
+  // Rules compute in float, for float64 tensors in double: index 0 and 1 here.
+  size_t rule_bytes[2];
+  void (*prepare[2])(const double* options, double step, void* rule);
+  // Steps elements [begin, end) of the table's work list.
+  void (*sweep[kIsas][kDtypes])(const Table& table, int64_t begin, int64_t end);
+
+  static constexpr int compute(Dtype dtype) { return dtype == Dtype::kFloat64 ? 1 : 0; }
+};
+
+// Runs body(begin, end) over disjoint ranges that cover [0, n), perhaps in parallel, each but one
+// of at least `grain`. The caller brings its own thread pool (torch's), so that this folder knows
+// none.
+using ParallelFor = void (*)(int64_t n, int64_t grain,
+                             void (*body)(void* context, int64_t begin, int64_t end),
+                             void* context);
+
+// One step of everything in the table with the active instruction set.
+void run(const Kernel& kernel, Dtype dtype, const Table& table, ParallelFor parallel_for);
+
+}  // namespace fusedopt::cpu

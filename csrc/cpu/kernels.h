@@ -1,0 +1,14 @@
+// The CPU kernels, one per rule and choice of states. Each is defined in its optimizer's thin file.
+#pragma once
+
+#include "cpu/kernel.h"
+
+namespace fusedopt::cpu {
+
+extern const Kernel kSgd[2];  // [momentum]
+extern const Kernel kAdagrad;
+extern const Kernel kRmsprop[2][2];  // [momentum][centered]
+extern const Kernel kAdadelta;
+extern const Kernel kAdam[2];  // [amsgrad]; AdamW too
+
+}  // namespace fusedopt::cpu

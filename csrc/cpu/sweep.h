@@ -1,0 +1,93 @@
+// Builds the CPU kernels of one rule: the sweep once per instruction set and dtype, behind one
+// table of pointers.
+//
+// Instruction sets are target regions in namespaces of their own, never compiler flags: templates
+// compiled under different flags but with one name get merged by the linker, and AVX2 code ends up
+// on the baseline path.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <new>
+
+#include "cpu/kernel.h"
+#include "engine/dtype.h"
+#include "engine/table.h"
+#include "engine/tuning.h"
+
+#if defined(__clang__)
+#define FUSEDOPT_VECTORIZE _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define FUSEDOPT_VECTORIZE _Pragma("GCC ivdep")
+#endif
+
+namespace fusedopt::cpu {
+
+namespace baseline {
+#include "cpu/sweep.inl"
+}
+
+#if defined(__x86_64__)
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,f16c")
+#endif
+namespace avx2 {
+#include "cpu/sweep.inl"
+}
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(                                                              \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))), \
+    apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#endif
+namespace avx512 {
+#include "cpu/sweep.inl"
+}
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif  // __x86_64__
+
+template <typename Rule>
+void prepare(const double* options, double step, void* rule) {
+  typename Rule::Options unpacked;
+  static_assert(sizeof unpacked % sizeof(double) == 0);
+  std::copy_n(options, sizeof unpacked / sizeof(double), reinterpret_cast<double*>(&unpacked));
+  new (rule) Rule(unpacked, step);
+}
+
+#define FUSEDOPT_SWEEPS(isa)                                                \
+  {isa::sweep<Float, Dtype::kFloat32>, isa::sweep<Double, Dtype::kFloat64>, \
+   isa::sweep<Float, Dtype::kBFloat16>, isa::sweep<Float, Dtype::kFloat16>}
+
+// From one rule, for float and for double.
+template <typename Float, typename Double>
+constexpr Kernel make_kernel() {
+  return {
+      Float::kStates,
+      sizeof(typename Float::Options) / sizeof(double),
+      {sizeof(Float), sizeof(Double)},
+      {prepare<Float>, prepare<Double>},
+      {
+          FUSEDOPT_SWEEPS(baseline),
+#if defined(__x86_64__)
+          FUSEDOPT_SWEEPS(avx2),
+          FUSEDOPT_SWEEPS(avx512),
+#endif
+      },
+  };
+}
+
+}  // namespace fusedopt::cpu

@@ -1,0 +1,77 @@
+// Turns sizes and strides of several operands into the smallest loop nest that walks them together.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <numeric>
+#include <vector>
+
+#include "engine/table.h"
+
+namespace fusedopt {
+
+// The storage of a Layout: sizes, then each operand's strides.
+struct LayoutBuffer {
+  std::vector<int64_t> numbers;
+  int ndim = 0;
+
+  Layout view() const { return {numbers.data(), numbers.data() + ndim, ndim}; }
+};
+
+// Can two indices of a tensor be the same address? Nested strides prove that they can't; `false`
+// means "not proven", as for a window that overlaps itself.
+inline bool is_injective(int ndim, const int64_t* sizes, const int64_t* strides) {
+  std::vector<int> order;
+  for (int d = 0; d < ndim; ++d) {
+    if (sizes[d] != 1) order.push_back(d);
+  }
+  std::sort(order.begin(), order.end(), [&](int a, int b) { return strides[a] < strides[b]; });
+  int64_t extent = 0;  // the largest offset that the inner dimensions reach
+  for (const int d : order) {
+    if (strides[d] <= extent) return false;
+    extent += (sizes[d] - 1) * strides[d];
+  }
+  return true;
+}
+
+// Dimensions in the order of the first operand's strides (its memory is walked forwards),
+// neighbours merged where every operand allows it.
+inline LayoutBuffer make_layout(int ndim, const int64_t* sizes,
+                                const std::vector<const int64_t*>& strides) {
+  std::vector<int> order;
+  for (int d = 0; d < ndim; ++d) {
+    if (sizes[d] != 1) order.push_back(d);
+  }
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int a, int b) { return strides[0][a] > strides[0][b]; });
+  std::vector<int> kept;  // the innermost dimension of each merged run
+  std::vector<int64_t> merged;
+  for (const int d : order) {
+    const bool joins =
+        !kept.empty() && std::all_of(strides.begin(), strides.end(), [&](const int64_t* s) {
+          return s[kept.back()] == s[d] * sizes[d];
+        });
+    if (joins) {
+      kept.back() = d;
+      merged.back() *= sizes[d];
+    } else {
+      kept.push_back(d);
+      merged.push_back(sizes[d]);
+    }
+  }
+  LayoutBuffer layout;
+  if (kept.empty()) {  // a single element
+    layout.ndim = 1;
+    layout.numbers.assign(1 + strides.size(), 1);
+    return layout;
+  }
+  layout.ndim = static_cast<int>(kept.size());
+  layout.numbers = merged;
+  for (const int64_t* s : strides) {
+    for (const int d : kept) layout.numbers.push_back(s[d]);
+  }
+  return layout;
+}
+
+}  // namespace fusedopt

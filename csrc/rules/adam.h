@@ -1,0 +1,47 @@
+// Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019), AMSGrad (Reddi et al. 2018), in
+// torch.optim's form.
+#pragma once
+
+#include "rules/rule.h"
+
+namespace fusedopt {
+
+struct AdamOptions {
+  double lr, beta1, beta2, eps, weight_decay, decoupled_weight_decay;
+};
+
+// decoupled (AdamW): p <- (1 - lr weight_decay) p;  otherwise g <- g + weight_decay p
+// m <- beta1 m + (1 - beta1) g
+// v <- beta2 v + (1 - beta2) g^2
+// amsgrad: x <- max(x, v), and x in the place of v below
+// p <- p - lr / (1 - beta1^step) * m / (sqrt(v) / sqrt(1 - beta2^step) + eps)
+template <typename T, bool kAmsgrad>
+struct Adam {
+  static constexpr int kStates = kAmsgrad ? 3 : 2;
+  using Options = AdamOptions;
+
+  T step_size, one_minus_beta1, beta2, one_minus_beta2, correction2_sqrt, eps, keep, l2;
+
+  FUSEDOPT_HD Adam(const Options& o, double step)
+      : step_size(T(o.lr / one_minus_power(o.beta1, step))),
+        one_minus_beta1(T(1.0 - o.beta1)),
+        beta2(T(o.beta2)),
+        one_minus_beta2(T(1.0 - o.beta2)),
+        correction2_sqrt(T(square_root(one_minus_power(o.beta2, step)))),
+        eps(T(o.eps)),
+        keep(T(o.decoupled_weight_decay != 0 ? 1.0 - o.lr * o.weight_decay : 1.0)),
+        l2(T(o.decoupled_weight_decay != 0 ? 0.0 : o.weight_decay)) {}
+
+  FUSEDOPT_HD void operator()(T& p, T g, T* state) const {
+    g = add_weight_decay(g, p, l2);
+    T& m = state[0];
+    T& v = state[1];
+    m = lerp(m, g, one_minus_beta1);
+    v = v * beta2 + one_minus_beta2 * g * g;
+    T second = v;
+    if constexpr (kAmsgrad) second = state[2] = maximum(state[2], v);
+    p = p * keep - step_size * m / (square_root(second) / correction2_sqrt + eps);
+  }
+};
+
+}  // namespace fusedopt

@@ -1,0 +1,218 @@
+// The part of a step that changes something: new state, step counts, tables, the sweep.
+#include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/full_like.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/core/DefaultDtype.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "engine/tuning.h"
+#include "torch/overlap.h"
+#include "torch/plan.h"
+
+namespace fusedopt {
+
+namespace {
+
+void parallel_for(int64_t n, int64_t grain, void (*body)(void*, int64_t, int64_t), void* context) {
+  at::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(context, begin, end); });
+}
+
+py::object wrap(const at::Tensor& tensor) {
+  return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor));
+}
+
+void set_item(PyObject* dict, PyObject* key, PyObject* value) {
+  if (PyDict_SetItem(dict, key, value) != 0) throw py::error_already_set();
+}
+
+// The borrowed pointer's tensor, counted.
+at::Tensor tensor_of(c10::TensorImpl* impl) {
+  return at::Tensor(c10::intrusive_ptr<c10::TensorImpl>::reclaim_copy(impl));
+}
+
+// Adds 1 in the step's own dtype, as torch does, and returns the new count.
+double count_step(c10::TensorImpl* step) {
+  step->bump_version();
+  if (step->device().is_cpu() && step->dtype() == caffe2::TypeMeta::Make<float>()) {
+    return *static_cast<float*>(step->mutable_data()) += 1.0f;
+  }
+  const at::NoGradGuard no_grad;
+  return tensor_of(step).add_(1).item().toDouble();
+}
+
+}  // namespace
+
+// Makes all missing state before putting any of it in place: running out of memory leaves nothing
+// half done.
+void Plan::create_states(const py::object& state, const py::dict& defaults) {
+  struct Fresh {
+    Work* work;
+    at::Tensor step;
+    std::vector<at::Tensor> tensors;
+  };
+  std::vector<Fresh> all;
+  const at::NoGradGuard no_grad;
+  double initial = 0;
+  for (Work& work : works_) {
+    if (!work.fresh) continue;
+    const Group& group = groups_[slots_[work.slot].group];
+    if (optimizer_->initial_value != nullptr && all.empty()) {
+      initial = defaults[optimizer_->initial_value].cast<double>();
+    }
+    Fresh fresh{&work, {}, {}};
+    if (optimizer_->counts_steps) {
+      const bool wide =
+          !group.fused && c10::get_default_dtype() == caffe2::TypeMeta::Make<double>();
+      fresh.step = at::zeros(
+          {}, at::TensorOptions().dtype(wide ? at::kDouble : at::kFloat).device(at::kCPU));
+    }
+    const at::Tensor param = tensor_of(work.operands[0]);
+    for (int k = 0; k < group.variant.cpu->states; ++k) {
+      fresh.tensors.push_back(initial == 0
+                                  ? at::zeros_like(param, {}, at::MemoryFormat::Preserve)
+                                  : at::full_like(param, initial, {}, at::MemoryFormat::Preserve));
+    }
+    all.push_back(std::move(fresh));
+  }
+  for (Fresh& fresh : all) {
+    Slot& slot = slots_[fresh.work->slot];
+    const Group& group = groups_[slot.group];
+    if (slot.state == nullptr) {
+      const py::dict created;
+      if (PyObject_SetItem(state.ptr(), slot.param, created.ptr()) != 0)
+        throw py::error_already_set();
+      slot.state = created.ptr();  // optimizer.state owns it
+    }
+    if (optimizer_->counts_steps) {
+      set_item(slot.state, py::str("step").ptr(), wrap(fresh.step).ptr());
+      fresh.work->step = fresh.step.unsafeGetTensorImpl();
+    }
+    for (int k = 0; k < group.variant.cpu->states; ++k) {
+      set_item(slot.state, state_keys_[group.variant.keys[k]], wrap(fresh.tensors[k]).ptr());
+      fresh.work->operands[2 + k] = fresh.tensors[k].unsafeGetTensorImpl();
+    }
+  }
+  for (const Fresh& fresh : all) {
+    // zeros_like lays out a sliced parameter's state densely, so look again.
+    const c10::TensorImpl& param = *fresh.work->operands[0];
+    fresh.work->dense = fresh.work->dense && fresh.tensors[0].strides() == param.strides();
+  }
+}
+
+// A gradient that is written (unscaled) must not be read under another name: where one is expanded,
+// or belongs to several parameters, each parameter gets a copy of its own.
+void Plan::separate_gradients() {
+  std::vector<Range> ranges;
+  std::vector<char> shared(works_.size(), 0);
+  for (size_t i = 0; i < works_.size(); ++i) {
+    const c10::TensorImpl& grad = *works_[i].operands[1];
+    if (grad.numel() == 0) continue;
+    ranges.push_back(range_of(grad, static_cast<int>(i)));
+    shared[i] =
+        !is_injective(static_cast<int>(grad.dim()), grad.sizes().data(), grad.strides().data());
+  }
+  for (const int i : find_overlapping(ranges)) shared[i] = 1;
+  const at::NoGradGuard no_grad;
+  for (size_t i = 0; i < works_.size(); ++i) {
+    if (!shared[i]) continue;
+    const at::Tensor param = tensor_of(works_[i].operands[0]);
+    const at::Tensor copy = at::zeros_like(param, {}, at::MemoryFormat::Preserve);
+    copy.copy_(tensor_of(works_[i].operands[1]));
+    param.mutable_grad() = copy;
+    works_[i].operands[1] = copy.unsafeGetTensorImpl();
+    works_[i].dense = false;  // its layout is found anew
+  }
+}
+
+Bucket& Plan::bucket_for(const Work& work) {
+  const cpu::Kernel* kernel = groups_[slots_[work.slot].group].variant.cpu;
+  for (Bucket& bucket : buckets_) {
+    if (bucket.kernel == kernel && bucket.dtype == work.dtype) return bucket;
+  }
+  buckets_.push_back({kernel, work.dtype, {}, {}, {}, -1, 0});
+  return buckets_.back();
+}
+
+// Counts the steps and writes the tables. From here on nothing can fail.
+void Plan::fill_buckets(bool scaled) {
+  for (Bucket& bucket : buckets_) {
+    bucket.tensors.clear();
+    bucket.rules.clear();
+    bucket.layouts.clear();
+    bucket.group = -1;
+  }
+  layouts_.clear();
+  for (const Work& work : works_) {
+    const int group_index = slots_[work.slot].group;
+    const Group& group = groups_[group_index];
+    const int operands = 2 + group.variant.cpu->states;
+    const double step = optimizer_->counts_steps ? count_step(work.step) : (work.first ? 0 : 1);
+    TensorEntry entry;
+    for (int k = 0; k < operands; ++k) {
+      entry.operands[k] =
+          k == 1 ? const_cast<void*>(work.operands[k]->data()) : work.operands[k]->mutable_data();
+      if (k != 1 || scaled) work.operands[k]->bump_version();
+    }
+    entry.numel = work.operands[0]->numel();
+    if (entry.numel == 0) continue;
+    Bucket& bucket = bucket_for(work);
+    const int compute = cpu::Kernel::compute(work.dtype);
+    if (bucket.group != group_index || bucket.step != step) {
+      bucket.group = group_index;
+      bucket.step = step;
+      bucket.rules.resize(bucket.rules.size() + bucket.kernel->rule_bytes[compute]);
+      bucket.kernel->prepare[compute](
+          group.numbers, step,
+          bucket.rules.data() + bucket.rules.size() - bucket.kernel->rule_bytes[compute]);
+    }
+    entry.rule = static_cast<int32_t>(bucket.rules.size() / bucket.kernel->rule_bytes[compute]) - 1;
+    entry.start =
+        bucket.tensors.empty() ? 0 : bucket.tensors.back().start + bucket.tensors.back().numel;
+    entry.maximize = group.maximize;
+    entry.layout = -1;
+    if (!work.dense) {
+      std::vector<const int64_t*> strides;
+      for (int k = 0; k < operands; ++k) strides.push_back(work.operands[k]->strides().data());
+      const auto sizes = work.operands[0]->sizes();
+      layouts_.push_back(make_layout(static_cast<int>(sizes.size()), sizes.data(), strides));
+      entry.layout = static_cast<int32_t>(bucket.layouts.size());
+      bucket.layouts.push_back(layouts_.back().view());
+    }
+    bucket.tensors.push_back(entry);
+  }
+}
+
+void Plan::sweep(bool scaled, double grad_scale) {
+  int64_t elements = 0;
+  for (const Bucket& bucket : buckets_) {
+    if (!bucket.tensors.empty())
+      elements += bucket.tensors.back().start + bucket.tensors.back().numel;
+  }
+  // While the lock is released other threads may drop tensors: the storages are held, for a long
+  // sweep only.
+  std::vector<c10::Storage> held;
+  std::optional<py::gil_scoped_release> release;
+  if (elements >= kReleaseElements) {
+    for (const Work& work : works_) {
+      for (c10::TensorImpl* operand : work.operands) {
+        if (operand != nullptr) held.push_back(operand->storage());
+      }
+    }
+    release.emplace();
+  }
+  for (const Bucket& bucket : buckets_) {
+    const Table table{bucket.tensors.data(),
+                      static_cast<int64_t>(bucket.tensors.size()),
+                      bucket.rules.data(),
+                      bucket.layouts.data(),
+                      scaled,
+                      grad_scale};
+    cpu::run(*bucket.kernel, bucket.dtype, table, parallel_for);
+  }
+}
+
+}  // namespace fusedopt

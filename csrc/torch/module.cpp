@@ -1,0 +1,39 @@
+// The Python module fusedopt._C.
+#include <cstdlib>
+
+#include "cpu/isa.h"
+#include "torch/plan.h"
+
+namespace fusedopt {
+
+namespace {
+
+py::list isa_names(bool only_detected) {
+  py::list names;
+  for (int isa = 0; isa < cpu::kIsas; ++isa) {
+    if (!only_detected || cpu::isa_detected(isa)) names.append(cpu::kIsaNames[isa]);
+  }
+  return names;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  const std::string wrong = cpu::select_isa(std::getenv("FUSEDOPT_CPU_ISA"));
+  if (!wrong.empty()) throw py::import_error(wrong);
+  module.def("isa", [] { return cpu::kIsaNames[cpu::active_isa()]; });
+  module.def("isa_built", [] { return isa_names(false); });
+  module.def("isa_detected", [] { return isa_names(true); });
+  module.def("cuda_built", [] { return false; });
+  py::class_<Plan>(module, "Plan")
+      .def(py::init<const std::string&>(), py::arg("optimizer"))
+      .def("step", &Plan::step)
+      .def("explain", &Plan::explain)
+      // A copied or unpickled optimizer starts with a plan that has seen nothing yet.
+      .def("__reduce__", [](const py::object& self) {
+        return py::make_tuple(py::type::of(self),
+                              py::make_tuple(self.cast<const Plan&>().optimizer()));
+      });
+}
+
+}  // namespace fusedopt

@@ -1,0 +1,74 @@
+// The table of optimizers: the few lines that a new one adds to the binding.
+#include "torch/optimizers.h"
+
+#include <cstring>
+
+#include "cpu/kernels.h"
+
+namespace fusedopt {
+
+namespace {
+
+Variant sgd(const double* o) {
+  const bool momentum = o[1] != 0;
+  return {&cpu::kSgd[momentum], {0}, false};
+}
+
+Variant adagrad(const double*) { return {&cpu::kAdagrad, {0}, false}; }
+
+Variant rmsprop(const double* o) {
+  const bool momentum = o[4] > 0;
+  const bool centered = o[5] != 0;
+  return {&cpu::kRmsprop[momentum][centered], {0, momentum ? 1 : 2, 2}, centered};
+}
+
+Variant adadelta(const double*) { return {&cpu::kAdadelta, {0, 1}, false}; }
+
+Variant adam(const double* o) {
+  const bool amsgrad = o[6] != 0;
+  return {&cpu::kAdam[amsgrad], {0, 1, 2}, true};
+}
+
+const std::vector<const char*> kAdamOptions = {
+    "lr", "betas", "eps", "weight_decay", "decoupled_weight_decay", "amsgrad"};
+const std::vector<const char*> kAdamKeys = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
+
+const Optimizer kOptimizers[] = {
+    {"SGD",
+     {"lr", "momentum", "dampening", "weight_decay", "nesterov"},
+     {"momentum_buffer"},
+     false,
+     nullptr,
+     sgd},
+    {"Adagrad",
+     {"lr", "lr_decay", "eps", "weight_decay"},
+     {"sum"},
+     true,
+     "initial_accumulator_value",
+     adagrad},
+    {"RMSprop",
+     {"lr", "alpha", "eps", "weight_decay", "momentum", "centered"},
+     {"square_avg", "momentum_buffer", "grad_avg"},
+     true,
+     nullptr,
+     rmsprop},
+    {"Adadelta",
+     {"lr", "rho", "eps", "weight_decay"},
+     {"square_avg", "acc_delta"},
+     true,
+     nullptr,
+     adadelta},
+    {"Adam", kAdamOptions, kAdamKeys, true, nullptr, adam},
+    {"AdamW", kAdamOptions, kAdamKeys, true, nullptr, adam},
+};
+
+}  // namespace
+
+const Optimizer* find_optimizer(const char* name) {
+  for (const Optimizer& optimizer : kOptimizers) {
+    if (std::strcmp(optimizer.name, name) == 0) return &optimizer;
+  }
+  return nullptr;
+}
+
+}  // namespace fusedopt

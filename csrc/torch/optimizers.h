@@ -1,0 +1,40 @@
+// What the plan must know of each optimizer: its options, its state keys, its kernels.
+#pragma once
+
+#include <vector>
+
+#include "cpu/kernel.h"
+
+namespace fusedopt {
+
+// The numbers of a parameter group, in the order of the rule's Options, then those that choose the
+// kernel.
+inline constexpr int kMaxOptions = 8;
+using Numbers = double[kMaxOptions];
+
+// How a group's options select a kernel, and which state it then has.
+struct Variant {
+  const cpu::Kernel* cpu;
+  int keys[kMaxStates];  // indices into Optimizer::keys, in the order of the rule's state
+  // torch's own step promotes dtypes where state and parameter differ, except where it uses lerp_.
+  bool lerp;
+};
+
+struct Optimizer {
+  const char* name;
+  // Group keys in the order of Numbers; "betas" gives two numbers.
+  std::vector<const char*> options;
+  // State keys of full-sized tensors, in the order in which torch creates them.
+  std::vector<const char*> keys;
+  // Is there a state["step"]? Without it (SGD) the rule is told 0 earlier steps or 1, and state
+  // that is not there yet is nothing unusual.
+  bool counts_steps;
+  // The group's or optimizer's default that fresh state is filled with; null: zero.
+  const char* initial_value;
+  Variant (*variant)(const double* numbers);
+};
+
+// By the name of the torch.optim class; null if there is none.
+const Optimizer* find_optimizer(const char* name);
+
+}  // namespace fusedopt

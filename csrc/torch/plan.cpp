@@ -1,0 +1,253 @@
+// Reading an optimizer's Python objects, at C++ speed, into groups and slots.
+#include "torch/plan.h"
+
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <unordered_map>
+
+namespace fusedopt {
+
+namespace {
+
+PyObject* intern(const char* text) {
+  PyObject* string = PyUnicode_InternFromString(text);  // kept for as long as the process lives
+  if (string == nullptr) throw py::error_already_set();
+  return string;
+}
+
+struct Names {
+  PyObject* betas = intern("betas");
+  PyObject* params = intern("params");
+  PyObject* maximize = intern("maximize");
+  PyObject* capturable = intern("capturable");
+  PyObject* differentiable = intern("differentiable");
+  PyObject* fused = intern("fused");
+  PyObject* step = intern("step");
+};
+
+const Names& names() {
+  static const Names all;
+  return all;
+}
+
+std::string group_name(int group) { return "param_groups[" + std::to_string(group) + "]"; }
+
+// The option's object, or null (no error set) if the group has none.
+PyObject* look_up(PyObject* dict, PyObject* key) {
+  PyObject* value = PyDict_GetItemWithError(dict, key);
+  if (value == nullptr && PyErr_Occurred()) throw py::error_already_set();
+  return value;
+}
+
+bool is_true(PyObject* value) {
+  const int truth = value == nullptr ? 0 : PyObject_IsTrue(value);
+  if (truth < 0) throw py::error_already_set();
+  return truth != 0;
+}
+
+// A float, anything that becomes one, or a tensor of one element.
+double to_number(PyObject* value, int group, const char* key) {
+  if (PyFloat_Check(value)) return PyFloat_AS_DOUBLE(value);
+  if (THPVariable_Check(value)) {
+    const at::Tensor& tensor = THPVariable_Unpack(value);
+    if (tensor.numel() == 1 && !tensor.is_complex()) return tensor.item().toDouble();
+  } else if (PyNumber_Check(value) && !PyComplex_Check(value)) {
+    const py::object number = py::reinterpret_steal<py::object>(PyNumber_Float(value));
+    if (!number) throw py::error_already_set();
+    return PyFloat_AS_DOUBLE(number.ptr());
+  }
+  throw py::type_error(group_name(group) + "['" + key +
+                       "'] must be a number or a tensor of one element, got " +
+                       Py_TYPE(value)->tp_name);
+}
+
+}  // namespace
+
+Plan::Plan(const std::string& optimizer) : optimizer_(find_optimizer(optimizer.c_str())) {
+  if (optimizer_ == nullptr)
+    throw py::value_error("no kernels for an optimizer called " + optimizer);
+  for (const char* key : optimizer_->options) option_keys_.push_back(intern(key));
+  for (const char* key : optimizer_->keys) state_keys_.push_back(intern(key));
+}
+
+void Plan::read_group(PyObject* dict, int index, Group& group) {
+  if (!PyDict_Check(dict)) throw py::type_error(group_name(index) + " must be a dict");
+  group.dict = dict;
+  group.params = look_up(dict, names().params);
+  if (group.params == nullptr || !PyList_Check(group.params)) {
+    throw py::type_error(group_name(index) + "['params'] must be a list of tensors");
+  }
+  double* number = group.numbers;
+  for (size_t i = 0; i < option_keys_.size(); ++i) {
+    const char* key = optimizer_->options[i];
+    PyObject* value = look_up(dict, option_keys_[i]);
+    if (value == nullptr) throw py::key_error(group_name(index) + " has no '" + key + "'");
+    if (option_keys_[i] != names().betas) {
+      *number++ = to_number(value, index, key);
+      continue;
+    }
+    if (!(PyTuple_Check(value) || PyList_Check(value)) || PySequence_Size(value) != 2) {
+      throw py::type_error(group_name(index) + "['betas'] must be a pair");
+    }
+    for (int k = 0; k < 2; ++k) {
+      PyObject* beta =
+          PyTuple_Check(value) ? PyTuple_GET_ITEM(value, k) : PyList_GET_ITEM(value, k);
+      *number++ = to_number(beta, index, "betas");
+    }
+  }
+  group.variant = optimizer_->variant(group.numbers);
+  group.maximize = is_true(look_up(dict, names().maximize));
+  group.capturable = is_true(look_up(dict, names().capturable));
+  PyObject* fused = look_up(dict, names().fused);
+  group.fused = is_true(fused);
+  group.torch_only = nullptr;
+  if (fused != nullptr && fused != Py_None && !group.fused) group.torch_only = "fused=False";
+  if (is_true(look_up(dict, names().differentiable))) group.torch_only = "differentiable=True";
+}
+
+void Plan::read_groups(const py::list& groups) {
+  groups_.resize(groups.size());
+  size_t count = 0;
+  bool same = true;  // the same parameters as in the last step, in the same places
+  for (int i = 0; i < static_cast<int>(groups_.size()); ++i) {
+    read_group(PyList_GET_ITEM(groups.ptr(), i), i, groups_[i]);
+    PyObject* params = groups_[i].params;
+    const int size = static_cast<int>(PyList_GET_SIZE(params));
+    if (slots_.size() < count + size) slots_.resize(count + size);
+    for (int k = 0; k < size; ++k) {
+      PyObject* param = PyList_GET_ITEM(params, k);
+      if (!THPVariable_Check(param)) {
+        throw py::type_error(group_name(i) + "['params'][" + std::to_string(k) +
+                             "] must be a tensor, got " + Py_TYPE(param)->tp_name);
+      }
+      Slot& slot = slots_[count++];
+      same = same && slot.param == param;
+      slot = {param, nullptr, i, k};
+    }
+  }
+  same = same && slots_.size() == count;
+  slots_.resize(count);
+  if (!same) state_order_.clear();
+}
+
+// Finds each slot's state without hashing a tensor (Tensor.__hash__ is Python code): the entries of
+// optimizer.state are walked in order and compared with the order of the last step.
+void Plan::read_states(PyObject* state) {
+  PyObject *key, *value;
+  Py_ssize_t position = 0;
+  size_t entry = 0;
+  bool same = static_cast<Py_ssize_t>(state_order_.size()) == PyDict_Size(state);
+  while (same && PyDict_Next(state, &position, &key, &value)) {
+    const int slot = state_order_[entry++];
+    if (slot < 0) continue;  // an entry that belongs to no parameter
+    same = slots_[slot].param == key;
+    slots_[slot].state = value;
+  }
+  if (same) return;
+  std::unordered_map<PyObject*, int> slot_of;
+  for (size_t i = slots_.size(); i-- > 0;) {
+    slots_[i].state = nullptr;
+    slot_of[slots_[i].param] = static_cast<int>(i);  // the first, where a parameter is listed twice
+  }
+  state_order_.clear();
+  position = 0;
+  while (PyDict_Next(state, &position, &key, &value)) {
+    const auto found = slot_of.find(key);
+    const int slot = found == slot_of.end() ? -1 : found->second;
+    state_order_.push_back(slot);
+    if (slot >= 0) slots_[slot].state = value;
+  }
+}
+
+// values[k]: the object under state key k; values[keys]: the step. Keys from a checkpoint are not
+// interned, so a pointer that differs is compared as text.
+void Plan::read_state(PyObject* dict, PyObject** values) const {
+  const size_t count = state_keys_.size();
+  std::fill_n(values, count + 1, nullptr);
+  PyObject *key, *value;
+  Py_ssize_t position = 0;
+  while (PyDict_Next(dict, &position, &key, &value)) {
+    size_t found = count + 1;
+    for (size_t k = 0; k <= count && found > count; ++k) {
+      if (key == (k < count ? state_keys_[k] : names().step)) found = k;
+    }
+    for (size_t k = 0; k <= count && found > count && PyUnicode_Check(key); ++k) {
+      if (PyUnicode_Compare(key, k < count ? state_keys_[k] : names().step) == 0) found = k;
+    }
+    if (found <= count) values[found] = value;
+  }
+}
+
+// The parameters with a gradient that torch's own step has to take, or None.
+py::object Plan::torch_parameters() const {
+  py::list groups;
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    if (reasons_[i] == nullptr) continue;
+    const Slot& slot = slots_[i];
+    const auto last = groups.size();
+    if (last == 0 || py::tuple(groups[last - 1])[0].cast<int>() != slot.group) {
+      groups.append(py::make_tuple(slot.group, py::list()));
+    }
+    py::list(py::tuple(groups[groups.size() - 1])[1]).append(slot.index);
+  }
+  if (groups.empty()) return py::none();
+  return groups;
+}
+
+py::object Plan::step(const py::list& groups, const py::object& state, const py::dict& defaults,
+                      const py::object& grad_scale, const py::object& found_inf, bool torch_done) {
+  std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+  if (!lock.owns_lock()) {  // another thread steps this optimizer, and may be waiting for the
+                            // interpreter
+    py::gil_scoped_release release;
+    lock.lock();
+  }
+  read_groups(groups);
+  check(state);
+  find_overlaps();
+  if (!torch_done) {
+    py::object rest = torch_parameters();
+    if (!rest.is_none()) return rest;
+  }
+  // The scaler's tensors may be on any device; on the CPU reading them waits for nothing.
+  const auto read = [](const py::object& tensor) {
+    return THPVariable_Unpack(tensor.ptr()).item().toDouble();
+  };
+  if (!found_inf.is_none() && read(found_inf) != 0) return py::none();
+  const bool scaled = !grad_scale.is_none();
+  create_states(state, defaults);
+  if (scaled) separate_gradients();
+  fill_buckets(scaled);
+  sweep(scaled, scaled ? read(grad_scale) : 1.0);
+  return py::none();
+}
+
+py::list Plan::explain(const py::list& groups, const py::object& state) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  read_groups(groups);
+  const bool is_dict = PyDict_Check(state.ptr());
+  if (is_dict) read_states(state.ptr());
+  reasons_.assign(slots_.size(), nullptr);
+  works_.clear();
+  std::vector<std::string> errors(slots_.size());
+  for (int i = 0; i < static_cast<int>(slots_.size()); ++i) {
+    try {
+      Work work;
+      reasons_[i] = is_dict ? check_slot(i, work) : "optimizer.state is not a dict";
+      if (reasons_[i] == nullptr) works_.push_back(work);
+    } catch (const std::exception& error) {
+      errors[i] = std::string("error: ") + error.what();
+    }
+  }
+  find_overlaps();
+  py::list rows;
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    const std::string reason = reasons_[i] != nullptr ? reasons_[i] : errors[i];
+    rows.append(py::make_tuple(slots_[i].group, slots_[i].index, reason));
+  }
+  return rows;
+}
+
+}  // namespace fusedopt

@@ -1,0 +1,120 @@
+// The plan: one optimizer's Python objects, read and checked at every step, and turned into tables
+// for a sweep.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <deque>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/layout.h"
+#include "torch/optimizers.h"
+
+namespace fusedopt {
+
+namespace py = pybind11;
+
+// One parameter group's options, read anew at every step: users write to them.
+struct Group {
+  PyObject* dict;
+  PyObject* params;
+  Numbers numbers;
+  Variant variant;
+  bool maximize;
+  bool capturable;
+  bool fused;              // fused=True was asked for: state["step"] is float32 then, as torch's
+  const char* torch_only;  // why torch's own step takes the whole group, or null
+};
+
+// One parameter of one group. Pointers are borrowed: they are compared, and used only within one
+// step.
+struct Slot {
+  PyObject* param;
+  PyObject* state;  // optimizer.state[param], or null
+  int group;
+  int index;
+};
+
+// One parameter that a kernel steps this time: all its tensors, checked.
+struct Work {
+  int slot;
+  Dtype dtype;
+  bool fresh;  // its state has to be created
+  bool first;  // no step has been made with this state (matters where steps aren't counted)
+  bool dense;  // all operands share one dense layout
+  c10::TensorImpl* operands[kMaxOperands];  // null: fresh state
+  c10::TensorImpl* step;
+};
+
+// Where a tensor lies, and its number of elements.
+using Address = std::pair<const void*, int64_t>;
+
+// Everything in one step that one kernel sweeps in one dtype.
+struct Bucket {
+  const cpu::Kernel* kernel;
+  Dtype dtype;
+  std::vector<TensorEntry> tensors;
+  std::vector<char> rules;
+  std::vector<Layout> layouts;
+  int group = -1;  // of the newest rule
+  double step = 0;
+};
+
+class Plan {
+ public:
+  explicit Plan(const std::string& optimizer);
+
+  // One step of all parameters that the kernels cover. If some are not covered and `torch_done` is
+  // false, nothing is changed and they are returned as a list of (group index, [parameter index]);
+  // the caller has torch step them and calls again.
+  py::object step(const py::list& groups, const py::object& state, const py::dict& defaults,
+                  const py::object& grad_scale, const py::object& found_inf, bool torch_done);
+
+  // (group index, parameter index, reason) of each parameter; an empty reason means our kernel.
+  py::list explain(const py::list& groups, const py::object& state);
+
+  std::string optimizer() const { return optimizer_->name; }
+
+ private:
+  // plan.cpp: reading the Python side
+  void read_groups(const py::list& groups);
+  void read_group(PyObject* dict, int index, Group& group);
+  void read_states(PyObject* state);
+  void read_state(PyObject* dict, PyObject** values) const;
+  py::object torch_parameters() const;
+
+  // check.cpp: from objects to Work, or the reason why not
+  void check(const py::object& state);
+  const char* check_slot(int slot, Work& work) const;
+  void check_state(const Slot& slot, const Group& group, Work& work, const char** reason) const;
+  void check_step(const Slot& slot, PyObject* step, Work& work) const;
+  void find_overlaps();
+  std::string name_of(const Slot& slot) const;
+
+  // commit.cpp: what changes something
+  void create_states(const py::object& state, const py::dict& defaults);
+  void separate_gradients();
+  void fill_buckets(bool scaled);
+  Bucket& bucket_for(const Work& work);
+  void sweep(bool scaled, double grad_scale);
+
+  const Optimizer* optimizer_;
+  std::vector<PyObject*> option_keys_;
+  std::vector<PyObject*> state_keys_;
+  std::mutex mutex_;
+  std::vector<Group> groups_;
+  std::vector<Slot> slots_;
+  std::vector<int> state_order_;  // the slot of each entry of optimizer.state, as last seen
+  std::vector<Work> works_;
+  std::vector<const char*> reasons_;  // by slot: why torch's own step takes it, or null
+  std::vector<Address> addresses_;    // of all memory written in the last step
+  std::vector<char> overlapping_;     // by slot
+  std::deque<Bucket> buckets_;
+  std::deque<LayoutBuffer> layouts_;
+};
+
+}  // namespace fusedopt

@@ -1,0 +1,46 @@
+"""Drop-in replacements of torch.optim's optimizers that do a whole step in one sweep over memory.
+
+Use it as `import fusedopt as optim` in place of `import torch.optim as optim`. `SGD`, `Adagrad`,
+`RMSprop`, `Adadelta`, `Adam` and `AdamW` are fusedopt's; every other name is torch.optim's.
+"""
+
+import sys as _sys
+from typing import Any as _Any
+
+from fusedopt._check import check as _check_build
+
+_check_build()
+
+import torch.optim as _torch_optim  # noqa: E402
+from torch.optim import lr_scheduler, swa_utils  # noqa: E402
+
+from fusedopt._build_info import VERSION as __version__  # noqa: E402, F401
+from fusedopt.adadelta import Adadelta  # noqa: E402, F401
+from fusedopt.adagrad import Adagrad  # noqa: E402, F401
+from fusedopt.adam import Adam  # noqa: E402, F401
+from fusedopt.adamw import AdamW  # noqa: E402, F401
+from fusedopt.explain import explain  # noqa: E402, F401
+from fusedopt.rmsprop import RMSprop  # noqa: E402, F401
+from fusedopt.sgd import SGD  # noqa: E402, F401
+
+# So that `from fusedopt.lr_scheduler import …` works as it does for torch.optim.
+for _module in (lr_scheduler, swa_utils):
+    _sys.modules[f"fusedopt.{_module.__name__.rpartition('.')[2]}"] = _module
+
+__all__ = sorted(
+    {name for name in dir(_torch_optim) if not name.startswith("_")}
+    | {"SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "RMSprop", "explain"}
+)
+
+
+def __getattr__(name: str) -> _Any:
+    """Resolves every name that is not fusedopt's own to torch.optim's."""
+    try:
+        return getattr(_torch_optim, name)
+    except AttributeError:
+        raise AttributeError(f"neither fusedopt nor torch.optim has {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    """Lists fusedopt's names and torch.optim's."""
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,52 @@
+"""Checks at import that the extension is built, and for the torch that is installed.
+
+Also used by setup.py, and so imports nothing of fusedopt or torch at the top.
+"""
+
+import importlib.util
+import re
+from pathlib import Path
+
+MIN_TORCH = (2, 11)
+TOO_OLD = "fusedopt needs torch 2.11 or newer and found {}: run 'pip install -U torch'."
+
+
+def too_old(version: str) -> bool:
+    """Tells whether fusedopt doesn't support this version of torch."""
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return numbers is None or tuple(map(int, numbers.groups())) < MIN_TORCH
+
+
+def check() -> None:
+    """Makes sure that the extension can be loaded.
+
+    Raises:
+        ImportError: If torch is missing or too old, the extension isn't built, or it was built for
+            another version of torch. The message says what to do.
+    """
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ImportError(
+            "fusedopt needs torch 2.11 or newer and found none: run 'pip install torch'."
+        ) from None
+    if too_old(torch.__version__):
+        raise ImportError(TOO_OLD.format(torch.__version__))
+    try:
+        from fusedopt._build_info import TORCH_VERSION as built_for
+    except ModuleNotFoundError:
+        built_for = None
+    if built_for is None or importlib.util.find_spec("fusedopt._C") is None:
+        raise ImportError(
+            f"fusedopt's extension isn't built in {Path(__file__).parent}: run 'pip install "
+            "--no-build-isolation -e .' in the source folder, or start Python in another folder "
+            "if fusedopt is installed elsewhere."
+        )
+    if built_for != torch.__version__:
+        raise ImportError(
+            f"fusedopt was built for torch {built_for} and found torch {torch.__version__}: "
+            "build it for this one with 'pip install --no-build-isolation --no-deps "
+            "--force-reinstall .' in its source folder."
+        )

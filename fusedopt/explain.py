@@ -1,0 +1,96 @@
+"""Says which parameters run on which kernel, and why torch's own step takes the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from torch.optim import Optimizer
+
+from fusedopt import _C
+from fusedopt.optimizer import FusedOptimizer
+
+
+@dataclass(frozen=True)
+class Row:
+    """Parameters that are stepped alike.
+
+    Attributes:
+        device: Their device, such as ``cpu``.
+        dtype: Their dtype, such as ``float32``.
+        tensors: How many there are.
+        elements: Their elements in all.
+        kernel: The kernel, such as ``adamw``, or ``torch`` for torch's own step.
+        isa: The kernel's instruction set, or empty.
+        reason: Why torch's own step takes them, or what `step` would raise; empty for a kernel.
+    """
+
+    device: str
+    dtype: str
+    tensors: int
+    elements: int
+    kernel: str
+    isa: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` returns; `str()` makes it a table."""
+
+    rows: list[Row]
+
+    def __str__(self) -> str:
+        """Returns the rows as a table with aligned columns."""
+        names = [field.name for field in fields(Row)]
+        cells = [names] + [[str(getattr(row, name)) for name in names] for row in self.rows]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in cells]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def explain(optimizer: Optimizer) -> Explanation:
+    """Tells which parameters run where, prints it as a small table, and changes nothing.
+
+    Args:
+        optimizer: Any optimizer; of one that isn't fusedopt's, all parameters are torch's.
+
+    Returns:
+        The table, a `Row` for each device, dtype, kernel and reason.
+
+    Example:
+        >>> explain(fusedopt.AdamW(torch.nn.Linear(10, 10).parameters()))  # doctest: +SKIP
+        device  dtype    tensors  elements  kernel  isa   reason
+        cpu     float32  2        110       adamw   avx2
+    """
+    if isinstance(optimizer, FusedOptimizer):
+        kernel = optimizer._kernels.lower()
+        found = optimizer._plan.explain(optimizer.param_groups, optimizer.state)
+    else:
+        kernel = "torch"
+        found = [
+            (i, k, "not an optimizer of fusedopt")
+            for i, group in enumerate(optimizer.param_groups)
+            for k in range(len(group["params"]))
+        ]
+    counts: dict[tuple[str, str, str], list[int]] = {}
+    for group_index, index, reason in found:
+        param = optimizer.param_groups[group_index]["params"][index]
+        key = (str(param.device), str(param.dtype).removeprefix("torch."), reason)
+        count = counts.setdefault(key, [0, 0])
+        count[0] += 1
+        count[1] += param.numel()
+    rows = [
+        Row(
+            device,
+            dtype,
+            tensors,
+            elements,
+            "torch" if why else kernel,
+            "" if why else _C.isa(),
+            why,
+        )
+        for (device, dtype, why), (tensors, elements) in counts.items()
+    ]
+    explanation = Explanation(rows)
+    print(explanation)
+    return explanation

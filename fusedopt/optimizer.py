@@ -1,0 +1,167 @@
+"""What the six optimizers share: `step`, which hands all to the plan, and its way back to torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fusedopt import _C
+
+# What torch's own step takes: per group its index and the indices of its parameters.
+_Rest = list[tuple[int, list[int]]]
+
+
+class FusedOptimizer(Optimizer):
+    """Base of fusedopt's optimizers, mixed in before the torch.optim class whose rule they follow.
+
+    Construction, hooks, schedulers, `state_dict` and everything else is torch's. Only `step` is
+    not, and three details around it: a loaded checkpoint doesn't choose the implementation,
+    gradient scaling happens inside `step`, and copies start with an empty plan.
+    """
+
+    _kernels: ClassVar[str]  # the name under which the extension knows the rule
+
+    @property
+    def _plan(self) -> Any:
+        plan = self.__dict__.get("_fusedopt_plan")
+        if plan is None:
+            plan = self.__dict__["_fusedopt_plan"] = _C.Plan(self._kernels)
+        return plan
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Tells GradScaler to leave unscaling and skipping to `step`; torch's code can't do it."""
+        return any(_wants_kernels(group) for group in self.param_groups)
+
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, value: bool) -> None:
+        pass  # torch's constructors set it with fused=True; the groups decide
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Performs a single optimization step.
+
+        Args:
+            closure: Reevaluates the model and returns the loss; called once, gradients enabled.
+
+        Returns:
+            The closure's result, or None without one.
+
+        Raises:
+            RuntimeError: If a gradient or a state tensor doesn't fit its parameter (shape, dtype,
+                device), or a parameter's elements share memory.
+            KeyError: If a state lacks a tensor that the options need.
+            TypeError: If an option or a state entry is of a wrong type.
+
+        Where it raises, it has changed nothing, and the message names the parameter.
+        """
+        if torch.compiler.is_compiling():
+            return _step_outside_graph(self, closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if not self._run(False):
+            self._run(True)
+        return loss
+
+    def _run(self, torch_done: bool) -> bool:
+        """Steps what the kernels cover; False: torch stepped the rest, the kernels have yet to."""
+        grad_scale = getattr(self, "grad_scale", None)
+        found_inf = getattr(self, "found_inf", None)
+        rest = self._plan.step(
+            self.param_groups, self.state, self.defaults, grad_scale, found_inf, torch_done
+        )
+        if rest is None:
+            return True
+        if found_inf is None or not found_inf.item():
+            _step_by_torch(self, rest, grad_scale)
+        return False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes over a state, keeping this optimizer's own choice of implementation.
+
+        torch lets a checkpoint overwrite `fused` and `foreach`, so that one made without
+        `fused=True` switches a fused optimizer back; which code runs is no part of what was
+        trained.
+        """
+        groups_before = self.__dict__.get("param_groups")
+        super().__setstate__(state)
+        if groups_before is None:  # unpickled or copied
+            return
+        for group, before in zip(self.param_groups, groups_before, strict=False):
+            for key in ("fused", "foreach"):
+                group.pop(key, None)
+                if key in before:
+                    group[key] = before[key]
+
+
+def _wants_kernels(group: dict[str, Any]) -> bool:
+    fused = group.get("fused")
+    return fused is None or bool(fused)
+
+
+def set_fused(optimizer: Optimizer, fused: bool | None) -> None:
+    """Adds the option `fused` to an optimizer whose torch.optim class has none, if it was given.
+
+    Left out otherwise, so that `param_groups` and `state_dict` have torch's keys.
+    """
+    if fused is None:
+        return
+    if fused and optimizer.defaults["differentiable"]:
+        raise RuntimeError("`fused` does not support `differentiable`")
+    if fused and optimizer.defaults["foreach"]:
+        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+    optimizer.defaults["fused"] = fused
+    for group in optimizer.param_groups:
+        group.setdefault("fused", fused)
+
+
+def _torch_step_function(cls: type) -> Callable[[Optimizer], Any]:
+    """Returns the torch.optim class's step, without the hooks and profiling that ours runs."""
+    for base in cls.__mro__:
+        step = base.__dict__.get("step")
+        if base.__module__.startswith("torch.optim") and step is not None:
+            return step.__wrapped__ if getattr(step, "hooked", False) else step
+    raise TypeError(f"{cls.__name__} has no torch.optim base class")
+
+
+def _step_by_torch(optimizer: FusedOptimizer, rest: _Rest, grad_scale: Tensor | None) -> None:
+    """Runs torch's own step on the parameters in `rest`, with gradients unscaled first."""
+    groups = optimizer.param_groups
+    hidden = {
+        key: optimizer.__dict__.pop(key)
+        for key in ("grad_scale", "found_inf")
+        if key in optimizer.__dict__
+    }
+    chosen = []
+    for index, params in rest:
+        group = {**groups[index], "params": [groups[index]["params"][i] for i in params]}
+        if group.get("fused"):
+            group["fused"] = None  # asked for, and not to be had for these
+        chosen.append(group)
+    params = [param for group in chosen for param in group["params"]]
+    scaled = [param.grad for param in params]
+    try:
+        if grad_scale is not None:
+            inverse = 1.0 / grad_scale.item()
+            for param in params:
+                param.grad = param.grad * inverse
+        optimizer.param_groups = chosen
+        _torch_step_function(type(optimizer))(optimizer)
+    except BaseException:
+        for param, grad in zip(params, scaled, strict=True):
+            param.grad = grad
+        raise
+    finally:
+        optimizer.param_groups = groups
+        optimizer.__dict__.update(hidden)
+
+
+@torch._disable_dynamo
+def _step_outside_graph(optimizer: FusedOptimizer, closure: Callable[[], Any] | None) -> Any:
+    """Steps eagerly from within code that torch.compile traces: the kernels are already fused."""
+    return FusedOptimizer.step.__wrapped__(optimizer, closure)  # type: ignore[attr-defined]

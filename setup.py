@@ -1,0 +1,106 @@
+"""Builds the extension module for setuptools by driving CMake, which knows how (CMakeLists.txt)."""
+
+import importlib.util
+import os
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from importlib import metadata
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+BUILD = ROOT / "build" / "release"
+CHECK = runpy.run_path(str(ROOT / "fusedopt" / "_check.py"))
+
+
+def fail(sentence: str) -> None:
+    """Ends the build with one sentence and no traceback."""
+    raise SystemExit(f"fusedopt: {sentence}")
+
+
+def find_tool(name: str) -> str:
+    """Returns the path of a program that comes from PyPI, or stops the build."""
+    scripts = sysconfig.get_path("scripts")
+    path = shutil.which(name, path=os.pathsep.join([scripts, os.environ.get("PATH", "")]))
+    if path is None:
+        fail(f"{name} is missing: run 'pip install setuptools cmake ninja pybind11' and try again.")
+    return path
+
+
+def cmake(*arguments: str) -> None:
+    """Runs CMake, or stops the build if it fails."""
+    if subprocess.run([find_tool("cmake"), *arguments]).returncode:
+        fail("the build failed, for the reason that CMake or the compiler gives above.")
+
+
+def check_torch() -> None:
+    """Stops the build unless the torch to build for can be found and is recent enough."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        fail(
+            "the build found no torch: install torch first, and then run "
+            "'pip install --no-build-isolation .', so that the build sees it."
+        )
+    version = runpy.run_path(str(Path(spec.origin).parent / "version.py"))["__version__"]
+    if CHECK["too_old"](version):
+        fail(CHECK["TOO_OLD"].format(version))
+
+
+def check_compiler() -> str:
+    """Returns the C++ compiler's command, or stops the build if there is none, or no Python.h."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    found = [name for name in names if shutil.which(shlex.split(name)[0])]
+    if not found:
+        fail(
+            f"no C++ compiler was found (tried {', '.join(names)}): install g++ 11 or clang++ 14, "
+            "or newer, or name one with CXX=..."
+        )
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.is_file():
+        fail(f"{header} is missing: install Python's headers (Debian, Ubuntu: python3-dev).")
+    return found[0]
+
+
+class CMakeBuild(build_ext):
+    """Runs CMake and Ninja in build/release, and installs the result where setuptools wants it."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Builds the module, and copies it and _build_info.py into the package."""
+        check_torch()
+        ninja = find_tool("ninja")
+        if importlib.util.find_spec("pybind11") is None:
+            fail("pybind11 is missing: run 'pip install pybind11' and try again.")
+        compiler = check_compiler()
+
+        # CMake keeps the folder, compiler and Python that it saw first: for others it starts anew.
+        made_for = f"{BUILD} {compiler} {sys.executable}"
+        cache = BUILD / "CMakeCache.txt"
+        if cache.is_file() and f"FUSEDOPT_MADE_FOR:STRING={made_for}\n" not in cache.read_text():
+            shutil.rmtree(BUILD)
+        os.environ["CXX"] = compiler
+        jobs = os.environ.get("MAX_JOBS")
+        cmake(
+            *("-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja"),
+            f"-DCMAKE_MAKE_PROGRAM={ninja}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DFUSEDOPT_MADE_FOR:STRING={made_for}",
+        )
+        cmake("--build", str(BUILD), "--target", "_C", *(["--parallel", jobs] if jobs else []))
+        package = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        cmake("--install", str(BUILD), "--prefix", str(package.parent))
+
+    def copy_extensions_to_source(self) -> None:
+        """Puts both files into the source folder, for `pip install -e` and `--inplace`."""
+        cmake("--install", str(BUILD), "--prefix", str(ROOT))
+
+
+# Checked here because an older one already trips over pyproject.toml.
+if int(metadata.version("setuptools").split(".")[0]) < 77:
+    fail("setuptools is too old: run 'pip install -U setuptools' and try again.")
+setup(ext_modules=[Extension("fusedopt._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
