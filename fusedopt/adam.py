@@ -16,7 +16,8 @@ class Adam(FusedOptimizer, TorchAdam):
             g &\leftarrow g + \lambda p \\
             m &\leftarrow \beta_1 m + (1 - \beta_1) g \\
             v &\leftarrow \beta_2 v + (1 - \beta_2) g^2 \\
-            p &\leftarrow p - \frac{\gamma}{1 - \beta_1^t} \frac{m}{\sqrt{v} / \sqrt{1 - \beta_2^t} + \epsilon}
+            p &\leftarrow p - \frac{\gamma}{1 - \beta_1^t}
+                \frac{m}{\sqrt{v} / \sqrt{1 - \beta_2^t} + \epsilon}
         \end{aligned}
 
     Args:

@@ -2,13 +2,28 @@
 #include "cpu/kernel.h"
 #include "engine/tuning.h"
 
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
 namespace fusedopt::cpu {
 
 namespace {
 
+// The calling thread's rounding and subnormals (torch.set_flush_denormal) hold in every thread, or
+// the bits would depend on which thread an element falls to.
+#if defined(__x86_64__)
+unsigned float_mode() { return _mm_getcsr(); }
+void set_float_mode(unsigned mode) { _mm_setcsr(mode); }
+#else
+unsigned float_mode() { return 0; }
+void set_float_mode(unsigned) {}
+#endif
+
 struct Job {
   void (*sweep)(const Table&, int64_t, int64_t);
   const Table* table;
+  unsigned mode;
 };
 
 }  // namespace
@@ -17,7 +32,7 @@ void run(const Kernel& kernel, Dtype dtype, const Table& table, ParallelFor para
   if (table.count == 0) return;
   const TensorEntry& last = table.tensors[table.count - 1];
   const int64_t elements = last.start + last.numel;
-  Job job{kernel.sweep[active_isa()][static_cast<int>(dtype)], &table};
+  Job job{kernel.sweep[active_isa()][static_cast<int>(dtype)], &table, float_mode()};
   if (elements < kParallelElements) {
     job.sweep(table, 0, elements);
     return;
@@ -26,7 +41,10 @@ void run(const Kernel& kernel, Dtype dtype, const Table& table, ParallelFor para
       elements, kParallelElements / 2,
       [](void* context, int64_t begin, int64_t end) {
         const auto& shared = *static_cast<const Job*>(context);
+        const unsigned mode = float_mode();
+        set_float_mode(shared.mode);
         shared.sweep(*shared.table, begin, end);
+        set_float_mode(mode);
       },
       &job);
 }

@@ -1,0 +1,253 @@
+// The sweeps: the same bits on each instruction set, for any cut, at any alignment, through any
+// strides.
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+#include "engine/layout.h"
+#include "engine/tuning.h"
+
+namespace {
+
+using namespace fusedopt;
+using cpu::Kernel;
+
+constexpr int64_t kSizes[] = {1, 2, 3, 15, 16, 17, kTile - 1, kTile, kTile + 1, 1000};
+constexpr size_t kItem[] = {4, 8, 2, 2};
+
+struct Case {
+  const Kernel* kernel;
+  std::vector<double> options;
+};
+
+// Options in the order of each rule's Options; the step is 3, and for SGD also its first.
+const std::vector<Case> kCases = {
+    {&cpu::kSgd[0], {0.1, 0, 0, 0.01, 0}},
+    {&cpu::kSgd[1], {0.1, 0.9, 0.1, 0.01, 0}},
+    {&cpu::kSgd[1], {0.1, 0.9, 0, 0, 1}},
+    {&cpu::kAdagrad, {0.1, 0.01, 1e-10, 0.01}},
+    {&cpu::kRmsprop[0][0], {0.01, 0.99, 1e-8, 0.01, 0}},
+    {&cpu::kRmsprop[0][1], {0.01, 0.99, 1e-8, 0, 0}},
+    {&cpu::kRmsprop[1][0], {0.01, 0.99, 1e-8, 0.01, 0.9}},
+    {&cpu::kRmsprop[1][1], {0.01, 0.4, 1e-8, 0.01, 0.9}},
+    {&cpu::kAdadelta, {1.0, 0.9, 1e-6, 0.01}},
+    {&cpu::kAdam[0], {1e-3, 0.9, 0.999, 1e-8, 0.01, 1}},
+    {&cpu::kAdam[1], {1e-3, 0.4, 0.999, 1e-8, 0.01, 0}},
+};
+
+void store(char* at, Dtype dtype, double value) {
+  const auto f = static_cast<float>(value);
+  const uint16_t bfloat = Storage<Dtype::kBFloat16>::store(f);
+  const uint16_t half = Storage<Dtype::kFloat16>::store(f);
+  const void* from[] = {&f, &value, &bfloat, &half};
+  std::memcpy(at, from[static_cast<int>(dtype)], kItem[static_cast<int>(dtype)]);
+}
+
+// Five operands of all sizes in kSizes, filled with numbers that depend on the index only.
+struct Memory {
+  Dtype dtype;
+  size_t item;
+  std::vector<std::vector<char>> bytes;  // by operand
+  std::vector<TensorEntry> tensors;
+  int64_t elements = 0;
+
+  Memory(Dtype type, int64_t stride, size_t misaligned)
+      : dtype(type), item(kItem[static_cast<int>(type)]) {
+    int64_t total = 0;
+    for (const int64_t size : kSizes) total += size;
+    for (int k = 0; k < kMaxOperands; ++k) bytes.emplace_back(total * stride * item + misaligned);
+    std::mt19937 random(1);
+    std::normal_distribution<double> normal;
+    for (const int64_t size : kSizes) {
+      TensorEntry tensor{};
+      for (int k = 0; k < kMaxOperands; ++k) {
+        char* at = bytes[k].data() + misaligned + elements * stride * item;
+        tensor.operands[k] = at;
+        for (int64_t i = 0; i < size; ++i) {
+          const double value = normal(random);
+          store(at + i * stride * item, dtype, k < 2 ? value : value * value + 1.5);
+        }
+      }
+      tensor.start = elements;
+      tensor.numel = size;
+      tensor.layout = -1;
+      tensor.maximize = size % 2 == 0;
+      tensors.push_back(tensor);
+      elements += size;
+    }
+  }
+
+  // The elements of one operand, without what lies between them.
+  std::string dense(int operand, int64_t stride) const {
+    std::string all;
+    for (const TensorEntry& tensor : tensors) {
+      for (int64_t i = 0; i < tensor.numel; ++i) {
+        all.append(static_cast<const char*>(tensor.operands[operand]) + i * stride * item, item);
+      }
+    }
+    return all;
+  }
+};
+
+struct Variation {
+  int isa = 0;
+  int64_t cut = 1 << 30;  // the work list is swept in pieces of this many elements
+  int64_t stride = 1;
+  size_t misaligned = 0;
+  double grad_scale = 1;
+  bool scaled = false;
+};
+
+// All operands after one step, as one string of bytes.
+std::string run(const Case& item, Dtype dtype, double step, const Variation& how) {
+  Memory memory(dtype, how.stride, how.misaligned);
+  std::vector<LayoutBuffer> buffers;
+  std::vector<Layout> layouts;
+  if (how.stride != 1) {
+    for (size_t i = 0; i < memory.tensors.size(); ++i) {
+      const std::vector<const int64_t*> strides(kMaxOperands, &how.stride);
+      buffers.push_back(make_layout(1, &memory.tensors[i].numel, strides));
+      memory.tensors[i].layout = static_cast<int32_t>(i);
+    }
+    for (const LayoutBuffer& buffer : buffers) layouts.push_back(buffer.view());
+  }
+  const int compute = Kernel::compute(dtype);
+  CHECK(item.options.size() == item.kernel->options);
+  std::vector<double> rule(item.kernel->rule_bytes[compute] / sizeof(double) + 1);
+  item.kernel->prepare[compute](item.options.data(), step, rule.data());
+  const Table table{memory.tensors.data(),
+                    static_cast<int64_t>(memory.tensors.size()),
+                    rule.data(),
+                    layouts.data(),
+                    how.scaled,
+                    how.grad_scale};
+  for (int64_t begin = 0; begin < memory.elements; begin += how.cut) {
+    const int64_t end = std::min(begin + how.cut, memory.elements);
+    item.kernel->sweep[how.isa][static_cast<int>(dtype)](table, begin, end);
+  }
+  std::string all;
+  for (int k = 0; k < 2 + item.kernel->states; ++k) all += memory.dense(k, how.stride);
+  return all;
+}
+
+void test_the_same_bits() {
+  for (const Case& item : kCases) {
+    for (int type = 0; type < kDtypes; ++type) {
+      const auto dtype = static_cast<Dtype>(type);
+      for (const double step : {0.0, 3.0}) {
+        if (step == 0 && item.kernel != &cpu::kSgd[1]) continue;
+        const std::string expected = run(item, dtype, step, {});
+        CHECK(expected != std::string(expected.size(), '\0'));
+        for (int isa = 0; isa < cpu::kIsas; ++isa) {
+          if (!cpu::isa_detected(isa)) continue;
+          CHECK(run(item, dtype, step, {isa}) == expected);
+          CHECK(run(item, dtype, step, {isa, 1}) == expected);
+          CHECK(run(item, dtype, step, {isa, 37}) == expected);
+          CHECK(run(item, dtype, step, {isa, 1 << 30, 1, 1}) == expected);
+          CHECK(run(item, dtype, step, {isa, 100, 1, 3}) == expected);
+          CHECK(run(item, dtype, step, {isa, 50, 3}) == expected);
+          CHECK(run(item, dtype, step, {isa, 1 << 30, 2, 1}) == expected);
+        }
+      }
+    }
+  }
+}
+
+// A scale of 1 changes nothing; with a scale of 4 the stored gradient is a quarter of what it was.
+void test_gradient_scale() {
+  for (const Case& item : kCases) {
+    for (int type = 0; type < kDtypes; ++type) {
+      const auto dtype = static_cast<Dtype>(type);
+      const std::string expected = run(item, dtype, 3, {});
+      for (int isa = 0; isa < cpu::kIsas; ++isa) {
+        if (!cpu::isa_detected(isa)) continue;
+        CHECK(run(item, dtype, 3, {isa, 77, 1, 0, 1.0, true}) == expected);
+        const std::string scaled = run(item, dtype, 3, {isa, 1 << 30, 1, 0, 4.0, true});
+        CHECK(scaled != expected);
+        CHECK(scaled == run(item, dtype, 3, {isa, 77, 3, 1, 4.0, true}));
+        // Operand 1 is the gradient: in float32 and float64 dividing by 4 is exact.
+        Memory before(dtype, 1, 0);
+        const size_t grads = static_cast<size_t>(before.elements) * before.item;
+        if (dtype == Dtype::kFloat32) {
+          for (size_t at = grads; at < 2 * grads; at += sizeof(float)) {
+            float full, quarter;
+            std::memcpy(&full, expected.data() + at, sizeof full);
+            std::memcpy(&quarter, scaled.data() + at, sizeof quarter);
+            CHECK(quarter == full / 4);
+          }
+        }
+      }
+    }
+  }
+}
+
+// Nothing outside a tensor is written, however it lies.
+void test_neighbours_are_left_alone() {
+  for (const Case& item : kCases) {
+    for (int type = 0; type < kDtypes; ++type) {
+      const auto dtype = static_cast<Dtype>(type);
+      const size_t size = kItem[type];
+      for (int isa = 0; isa < cpu::kIsas; ++isa) {
+        if (!cpu::isa_detected(isa)) continue;
+        std::vector<std::vector<char>> bytes(kMaxOperands, std::vector<char>(300 * size, 0x3c));
+        TensorEntry tensor{};
+        for (int k = 0; k < kMaxOperands; ++k) tensor.operands[k] = bytes[k].data() + 10 * size;
+        tensor.numel = 277;
+        tensor.layout = -1;
+        std::vector<double> rule(64);
+        item.kernel->prepare[Kernel::compute(dtype)](item.options.data(), 3, rule.data());
+        const Table table{&tensor, 1, rule.data(), nullptr, false, 1};
+        item.kernel->sweep[isa][type](table, 0, tensor.numel);
+        for (const auto& operand : bytes) {
+          for (size_t i = 0; i < operand.size(); ++i) {
+            if (i < 10 * size || i >= 287 * size) CHECK(operand[i] == 0x3c);
+          }
+        }
+      }
+    }
+  }
+}
+
+// run() shares the list by whatever ranges the caller's pool makes.
+void test_parallel_ranges() {
+  std::vector<float> large[4];
+  for (auto& operand : large) operand.assign(kParallelElements + 5, 0.5f);
+  TensorEntry tensor{};
+  for (int k = 0; k < 4; ++k) tensor.operands[k] = large[k].data();
+  tensor.numel = kParallelElements + 5;
+  tensor.layout = -1;
+  std::vector<double> rule(64);
+  cpu::kAdam[0].prepare[0](kCases[9].options.data(), 3, rule.data());
+  const Table table{&tensor, 1, rule.data(), nullptr, false, 1};
+  cpu::run(cpu::kAdam[0], Dtype::kFloat32, table,
+           [](int64_t n, int64_t, void (*body)(void*, int64_t, int64_t), void* context) {
+             body(context, n / 3, n);
+             body(context, 0, n / 3);
+           });
+  CHECK(large[0].front() != 0.5f);
+  for (const float value : large[0]) CHECK(value == large[0].front());
+}
+
+void test_choosing_an_instruction_set() {
+  CHECK(cpu::select_isa("baseline").empty());
+  CHECK(cpu::active_isa() == 0);
+  CHECK(cpu::select_isa("sse9").find("sse9") != std::string::npos);
+  CHECK(cpu::select_isa(nullptr).empty());
+  CHECK(cpu::isa_detected(cpu::active_isa()));
+}
+
+}  // namespace
+
+int main() {
+  test_choosing_an_instruction_set();
+  test_the_same_bits();
+  test_gradient_scale();
+  test_neighbours_are_left_alone();
+  test_parallel_ranges();
+}
