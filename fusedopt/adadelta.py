@@ -5,7 +5,7 @@ from typing import Any
 from torch.optim import Adadelta as TorchAdadelta
 from torch.optim.adadelta import adadelta
 
-from fusedopt.optimizer import FusedOptimizer, set_fused
+from fusedopt.optimizer import FusedOptimizer, set_fused, signature_with_fused
 
 __all__ = ["Adadelta", "adadelta"]
 
@@ -52,6 +52,7 @@ class Adadelta(FusedOptimizer, TorchAdadelta):
     """
 
     _kernels = "Adadelta"
+    __signature__ = signature_with_fused(TorchAdadelta)
 
     def __init__(self, params: Any, *args: Any, fused: bool | None = None, **kwargs: Any) -> None:
         super().__init__(params, *args, **kwargs)

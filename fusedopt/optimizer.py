@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -64,22 +65,16 @@ class FusedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if not self._run(False):
-            self._run(True)
-        return loss
-
-    def _run(self, torch_done: bool) -> bool:
-        """Steps what the kernels cover; False: torch stepped the rest, the kernels have yet to."""
-        grad_scale = getattr(self, "grad_scale", None)
-        found_inf = getattr(self, "found_inf", None)
-        rest = self._plan.step(
-            self.param_groups, self.state, self.defaults, grad_scale, found_inf, torch_done
-        )
-        if rest is None:
-            return True
-        if found_inf is None or not found_inf.item():
-            _step_by_torch(self, rest, grad_scale)
-        return False
+        scaler = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        plan, stepped_by_torch = self._plan, None
+        while True:
+            rest = plan.step(
+                self.param_groups, self.state, self.defaults, *scaler, stepped_by_torch
+            )
+            if rest is None:  # the kernels have stepped all but `stepped_by_torch`
+                return loss
+            _step_by_torch(self, rest, *scaler)
+            stepped_by_torch = rest
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes over a state, keeping this optimizer's own choice of implementation.
@@ -102,6 +97,15 @@ class FusedOptimizer(Optimizer):
 def _wants_kernels(group: dict[str, Any]) -> bool:
     fused = group.get("fused")
     return fused is None or bool(fused)
+
+
+def signature_with_fused(cls: type[Optimizer]) -> inspect.Signature:
+    """Returns the constructor's signature with the keyword `fused` added."""
+    signature = inspect.signature(cls)
+    fused = inspect.Parameter(
+        "fused", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=bool | None
+    )
+    return signature.replace(parameters=[*signature.parameters.values(), fused])
 
 
 def set_fused(optimizer: Optimizer, fused: bool | None) -> None:
@@ -129,8 +133,12 @@ def _torch_step_function(cls: type) -> Callable[[Optimizer], Any]:
     raise TypeError(f"{cls.__name__} has no torch.optim base class")
 
 
-def _step_by_torch(optimizer: FusedOptimizer, rest: _Rest, grad_scale: Tensor | None) -> None:
+def _step_by_torch(
+    optimizer: FusedOptimizer, rest: _Rest, grad_scale: Tensor | None, found_inf: Tensor | None
+) -> None:
     """Runs torch's own step on the parameters in `rest`, with gradients unscaled first."""
+    if found_inf is not None and float(found_inf):
+        return
     groups = optimizer.param_groups
     hidden = {
         key: optimizer.__dict__.pop(key)
@@ -147,7 +155,7 @@ def _step_by_torch(optimizer: FusedOptimizer, rest: _Rest, grad_scale: Tensor | 
     scaled = [param.grad for param in params]
     try:
         if grad_scale is not None:
-            inverse = 1.0 / grad_scale.item()
+            inverse = 1.0 / float(grad_scale)
             for param in params:
                 param.grad = param.grad * inverse
         optimizer.param_groups = chosen
@@ -164,4 +172,4 @@ def _step_by_torch(optimizer: FusedOptimizer, rest: _Rest, grad_scale: Tensor | 
 @torch._disable_dynamo
 def _step_outside_graph(optimizer: FusedOptimizer, closure: Callable[[], Any] | None) -> Any:
     """Steps eagerly from within code that torch.compile traces: the kernels are already fused."""
-    return FusedOptimizer.step.__wrapped__(optimizer, closure)  # type: ignore[attr-defined]
+    return FusedOptimizer.step(optimizer, closure)

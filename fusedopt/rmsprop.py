@@ -5,7 +5,7 @@ from typing import Any
 from torch.optim import RMSprop as TorchRMSprop
 from torch.optim.rmsprop import rmsprop
 
-from fusedopt.optimizer import FusedOptimizer, set_fused
+from fusedopt.optimizer import FusedOptimizer, set_fused, signature_with_fused
 
 __all__ = ["RMSprop", "rmsprop"]
 
@@ -54,6 +54,7 @@ class RMSprop(FusedOptimizer, TorchRMSprop):
     """
 
     _kernels = "RMSprop"
+    __signature__ = signature_with_fused(TorchRMSprop)
 
     def __init__(self, params: Any, *args: Any, fused: bool | None = None, **kwargs: Any) -> None:
         super().__init__(params, *args, **kwargs)

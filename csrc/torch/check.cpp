@@ -2,8 +2,10 @@
 // tensors fit.
 #include <ATen/core/Tensor.h>
 #include <c10/core/InferenceMode.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
+#include <set>
 #include <sstream>
 #include <stdexcept>
 
@@ -13,6 +15,9 @@
 namespace fusedopt {
 
 namespace {
+
+// Group index and parameter indices.
+using Places = std::vector<std::pair<int, std::vector<int>>>;
 
 // A dense tensor in this process' memory and nothing else: no subclass with a dispatch of its own,
 // no lazy negation or conjugation, no functorch or functionalization wrapper.
@@ -59,6 +64,14 @@ const char* why_not_allocated(const c10::TensorImpl& tensor) {
   return tensor.storage_initialized() ? nullptr : "its memory is not allocated";
 }
 
+bool is_expanded(const c10::TensorImpl& tensor) {
+  if (tensor.layout() != at::kStrided) return false;
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    if (tensor.size(d) > 1 && tensor.stride(d) == 0) return true;
+  }
+  return false;
+}
+
 // The same elements at the same offsets: equal strides, wherever a dimension has more than one
 // element.
 bool same_strides(const c10::TensorImpl& a, const c10::TensorImpl& b) {
@@ -90,15 +103,23 @@ std::string Plan::name_of(const Slot& slot) const {
   return name;
 }
 
-// Fills reasons_ and works_.
-void Plan::check(const py::object& state) {
+// Fills reasons_ and works_. What torch has already stepped is left out by its place in the list,
+// whatever has become of it since.
+void Plan::check(const py::object& state, const py::object& stepped_by_torch) {
   const bool is_dict = PyDict_Check(state.ptr());
   if (is_dict) read_states(state.ptr());
   reasons_.assign(slots_.size(), nullptr);
   works_.clear();
+  std::set<std::pair<int, int>> done;
+  if (!stepped_by_torch.is_none()) {
+    for (const auto& [group, indices] : stepped_by_torch.cast<Places>()) {
+      for (const int index : indices) done.emplace(group, index);
+    }
+  }
   for (int i = 0; i < static_cast<int>(slots_.size()); ++i) {
     const auto& param = THPVariable_Unpack(slots_[i].param);
     if (!param.unsafeGetTensorImpl()->grad().defined()) continue;
+    if (!done.empty() && done.count({slots_[i].group, slots_[i].index}) != 0) continue;
     Work work;
     reasons_[i] = is_dict ? check_slot(i, work) : "optimizer.state is not a dict";
     if (reasons_[i] == nullptr) works_.push_back(work);
@@ -131,13 +152,10 @@ const char* Plan::check_slot(int index, Work& work) const {
   }
   if (!param->is_non_overlapping_and_dense()) {
     const auto sizes = param->sizes();
-    for (size_t d = 0; d < sizes.size(); ++d) {
-      if (sizes[d] > 1 && param->strides()[d] == 0) {
-        throw std::runtime_error(
-            name_of(slot) +
-            ": more than one element of it refers to a single memory location; "
-            "expected a tensor that is not expanded, such as its clone()");
-      }
+    if (is_expanded(*param)) {
+      throw std::runtime_error(name_of(slot) +
+                               ": more than one element of it refers to a single memory location; "
+                               "expected a tensor that is not expanded, such as its clone()");
     }
     if (!is_injective(static_cast<int>(sizes.size()), sizes.data(), param->strides().data()) &&
         param->numel() != 0) {
@@ -191,10 +209,14 @@ void Plan::check_state(const Slot& slot, const Group& group, Work& work,
     }
     c10::TensorImpl* tensor = THPVariable_Unpack(value).unsafeGetTensorImpl();
     const c10::TensorImpl& param = *work.operands[0];
-    if (tensor->sizes() != param.sizes() || tensor->device() != param.device() ||
-        (tensor->dtype() != param.dtype() && group.variant.lerp)) {
+    const bool fits =
+        tensor->dtype() == param.dtype() ||
+        (!group.variant.lerp && c10::isFloatingType(c10::typeMetaToScalarType(tensor->dtype())));
+    if (!fits || tensor->layout() != at::kStrided || tensor->sizes() != param.sizes() ||
+        tensor->device() != param.device() || is_expanded(*tensor)) {
       throw std::runtime_error(name_of(slot) + ": state['" + key + "'] has " + describe(*tensor) +
-                               ", expected " + describe(param));
+                               (is_expanded(*tensor) ? ", expanded" : "") + ", expected " +
+                               describe(param));
     }
     if (tensor->dtype() != param.dtype()) *reason = "its state has another dtype";
     if (!is_plain_cpu(*tensor)) *reason = "its state is not a plain tensor";

@@ -47,8 +47,10 @@ bool is_true(PyObject* value) {
   return truth != 0;
 }
 
-// A float, anything that becomes one, or a tensor of one element.
-double to_number(PyObject* value, int group, const char* key) {
+// A float, anything that becomes one, or a tensor of one element. `name` makes its name for the
+// message.
+template <typename Name>
+double to_number(PyObject* value, const Name& name) {
   if (PyFloat_Check(value)) return PyFloat_AS_DOUBLE(value);
   if (THPVariable_Check(value)) {
     const at::Tensor& tensor = THPVariable_Unpack(value);
@@ -58,8 +60,7 @@ double to_number(PyObject* value, int group, const char* key) {
     if (!number) throw py::error_already_set();
     return PyFloat_AS_DOUBLE(number.ptr());
   }
-  throw py::type_error(group_name(group) + "['" + key +
-                       "'] must be a number or a tensor of one element, got " +
+  throw py::type_error(name() + " must be a number or a tensor of one element, got " +
                        Py_TYPE(value)->tp_name);
 }
 
@@ -80,12 +81,14 @@ void Plan::read_group(PyObject* dict, int index, Group& group) {
     throw py::type_error(group_name(index) + "['params'] must be a list of tensors");
   }
   double* number = group.numbers;
+  const char* key = nullptr;
+  const auto name = [&] { return group_name(index) + "['" + key + "']"; };
   for (size_t i = 0; i < option_keys_.size(); ++i) {
-    const char* key = optimizer_->options[i];
+    key = optimizer_->options[i];
     PyObject* value = look_up(dict, option_keys_[i]);
     if (value == nullptr) throw py::key_error(group_name(index) + " has no '" + key + "'");
     if (option_keys_[i] != names().betas) {
-      *number++ = to_number(value, index, key);
+      *number++ = to_number(value, name);
       continue;
     }
     if (!(PyTuple_Check(value) || PyList_Check(value)) || PySequence_Size(value) != 2) {
@@ -94,7 +97,7 @@ void Plan::read_group(PyObject* dict, int index, Group& group) {
     for (int k = 0; k < 2; ++k) {
       PyObject* beta =
           PyTuple_Check(value) ? PyTuple_GET_ITEM(value, k) : PyList_GET_ITEM(value, k);
-      *number++ = to_number(beta, index, "betas");
+      *number++ = to_number(beta, name);
     }
   }
   group.variant = optimizer_->variant(group.numbers);
@@ -197,7 +200,7 @@ py::object Plan::torch_parameters() const {
 }
 
 py::object Plan::step(const py::list& groups, const py::object& state, const py::dict& defaults,
-                      const py::object& grad_scale, const py::object& found_inf, bool torch_done) {
+                      const py::object& grad_scale, const py::object& found_inf, const py::object& stepped_by_torch) {
   std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
   if (!lock.owns_lock()) {  // another thread steps this optimizer, and may be waiting for the
                             // interpreter
@@ -205,22 +208,23 @@ py::object Plan::step(const py::list& groups, const py::object& state, const py:
     lock.lock();
   }
   read_groups(groups);
-  check(state);
+  check(state, stepped_by_torch);
   find_overlaps();
-  if (!torch_done) {
+  if (stepped_by_torch.is_none()) {
     py::object rest = torch_parameters();
     if (!rest.is_none()) return rest;
   }
-  // The scaler's tensors may be on any device; on the CPU reading them waits for nothing.
-  const auto read = [](const py::object& tensor) {
-    return THPVariable_Unpack(tensor.ptr()).item().toDouble();
-  };
-  if (!found_inf.is_none() && read(found_inf) != 0) return py::none();
   const bool scaled = !grad_scale.is_none();
+  const double scale =
+      scaled ? to_number(grad_scale.ptr(), [] { return std::string("grad_scale"); }) : 1;
+  if (!found_inf.is_none() &&
+      to_number(found_inf.ptr(), [] { return std::string("found_inf"); }) != 0) {
+    return py::none();
+  }
   create_states(state, defaults);
   if (scaled) separate_gradients();
   fill_buckets(scaled);
-  sweep(scaled, scaled ? read(grad_scale) : 1.0);
+  sweep(scaled, scale);
   return py::none();
 }
 

@@ -68,11 +68,12 @@ class Plan {
  public:
   explicit Plan(const std::string& optimizer);
 
-  // One step of all parameters that the kernels cover. If some are not covered and `torch_done` is
-  // false, nothing is changed and they are returned as a list of (group index, [parameter index]);
-  // the caller has torch step them and calls again.
+  // One step of all parameters that the kernels cover. If some are not covered, nothing is changed
+  // and they are returned as a list of (group index, [parameter index]); the caller has torch step
+  // them and calls again with that list as `stepped_by_torch`, which is None at first.
   py::object step(const py::list& groups, const py::object& state, const py::dict& defaults,
-                  const py::object& grad_scale, const py::object& found_inf, bool torch_done);
+                  const py::object& grad_scale, const py::object& found_inf,
+                  const py::object& stepped_by_torch);
 
   // (group index, parameter index, reason) of each parameter; an empty reason means our kernel.
   py::list explain(const py::list& groups, const py::object& state);
@@ -88,7 +89,7 @@ class Plan {
   py::object torch_parameters() const;
 
   // check.cpp: from objects to Work, or the reason why not
-  void check(const py::object& state);
+  void check(const py::object& state, const py::object& stepped_by_torch);
   const char* check_slot(int slot, Work& work) const;
   void check_state(const Slot& slot, const Group& group, Work& work, const char** reason) const;
   void check_step(const Slot& slot, PyObject* step, Work& work) const;

@@ -1,0 +1,138 @@
+"""The update rules in numpy, written from the papers and torch's documentation, one element type wide.
+
+`numpy.longdouble` by default: 64 bits of mantissa or more, so that float64 results can be judged too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Array = npt.NDArray[Any]
+State = dict[str, Any]
+REAL = np.longdouble
+
+
+def real(value: float | Tensor) -> Any:
+    """An option's value as it was given, float or one-element tensor, as a long double."""
+    return REAL(float(value))
+
+
+def to_array(tensor: Tensor) -> Array:
+    """A copy of a tensor's values; every dtype's values are exact in float64."""
+    return tensor.detach().to(torch.float64).numpy().astype(REAL)
+
+
+def from_array(values: Array, dtype: torch.dtype) -> Tensor:
+    """The values rounded to `dtype` (by way of float64 for the 16-bit ones)."""
+    return torch.from_numpy(np.asarray(values, dtype=np.float64).copy()).to(dtype)
+
+
+def sgd(p: Array, g: Array, s: State, o: Mapping[str, Any]) -> Array:
+    """Sutskever et al. 2013, in the form of torch's documentation."""
+    mu, tau = real(o["momentum"]), real(o["dampening"])
+    g = g + real(o["weight_decay"]) * p
+    if mu != 0:
+        buffer = s.get("momentum_buffer")
+        s["momentum_buffer"] = g if buffer is None else mu * buffer + (1 - tau) * g
+        g = g + mu * s["momentum_buffer"] if o["nesterov"] else s["momentum_buffer"]
+    return p - real(o["lr"]) * g
+
+
+def adagrad(p: Array, g: Array, s: State, o: Mapping[str, Any]) -> Array:
+    """Duchi et al. 2011."""
+    s["step"] = s.get("step", 0) + 1
+    g = g + real(o["weight_decay"]) * p
+    lr = real(o["lr"]) / (1 + (s["step"] - 1) * real(o["lr_decay"]))
+    s["sum"] = s.get("sum", real(o["initial_accumulator_value"])) + g * g
+    return p - lr * g / (np.sqrt(s["sum"]) + real(o["eps"]))
+
+
+def rmsprop(p: Array, g: Array, s: State, o: Mapping[str, Any]) -> Array:
+    """Hinton's lecture 6; centered: Graves 2013."""
+    alpha, mu = real(o["alpha"]), real(o["momentum"])
+    s["step"] = s.get("step", 0) + 1
+    g = g + real(o["weight_decay"]) * p
+    s["square_avg"] = alpha * s.get("square_avg", 0) + (1 - alpha) * g * g
+    variance = s["square_avg"]
+    if o["centered"]:
+        s["grad_avg"] = alpha * s.get("grad_avg", 0) + (1 - alpha) * g
+        variance = variance - s["grad_avg"] ** 2
+    update = g / (np.sqrt(variance) + real(o["eps"]))
+    if mu > 0:
+        update = s["momentum_buffer"] = mu * s.get("momentum_buffer", 0) + update
+    return p - real(o["lr"]) * update
+
+
+def adadelta(p: Array, g: Array, s: State, o: Mapping[str, Any]) -> Array:
+    """Zeiler 2012."""
+    rho, eps = real(o["rho"]), real(o["eps"])
+    s["step"] = s.get("step", 0) + 1
+    g = g + real(o["weight_decay"]) * p
+    s["square_avg"] = rho * s.get("square_avg", 0) + (1 - rho) * g * g
+    acc_delta = s.get("acc_delta", 0)
+    delta = np.sqrt(acc_delta + eps) / np.sqrt(s["square_avg"] + eps) * g
+    s["acc_delta"] = rho * acc_delta + (1 - rho) * delta * delta
+    return p - real(o["lr"]) * delta
+
+
+def adam(p: Array, g: Array, s: State, o: Mapping[str, Any]) -> Array:
+    """Kingma and Ba 2015; decoupled decay: Loshchilov and Hutter 2019; amsgrad: Reddi et al. 2018."""
+    beta1, beta2 = (real(b) for b in o["betas"])
+    lr, decay = real(o["lr"]), real(o["weight_decay"])
+    t = s["step"] = s.get("step", 0) + 1
+    if o["decoupled_weight_decay"]:
+        p = p - lr * decay * p
+    else:
+        g = g + decay * p
+    s["exp_avg"] = beta1 * s.get("exp_avg", 0) + (1 - beta1) * g
+    s["exp_avg_sq"] = beta2 * s.get("exp_avg_sq", 0) + (1 - beta2) * g * g
+    second = s["exp_avg_sq"]
+    if o["amsgrad"]:
+        second = s["max_exp_avg_sq"] = np.maximum(s.get("max_exp_avg_sq", 0), second)
+    m_hat = s["exp_avg"] / (1 - beta1**t)
+    v_hat = second / (1 - beta2**t)
+    return p - lr * m_hat / (np.sqrt(v_hat) + real(o["eps"]))
+
+
+RULES: dict[str, Callable[[Array, Array, State, Mapping[str, Any]], Array]] = {
+    "SGD": sgd,
+    "Adagrad": adagrad,
+    "RMSprop": rmsprop,
+    "Adadelta": adadelta,
+    "Adam": adam,
+    "AdamW": adam,
+}
+
+
+def update(
+    name: str, p: Array, g: Array, state: State, options: Mapping[str, Any]
+) -> tuple[Array, State]:
+    """One step of one parameter: the new parameter and the new state, the arguments unchanged."""
+    state = dict(state)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return RULES[name](p, -g if options["maximize"] else g, state, options), state
+
+
+class Reference:
+    """An optimizer over copies of the parameters; each parameter counts its own steps."""
+
+    def __init__(self, name: str, options: Mapping[str, Any], params: Sequence[Tensor]) -> None:
+        """Takes the options as in a parameter group of torch's."""
+        self.name = name
+        self.options = options
+        self.params = [to_array(p) for p in params]
+        self.states: list[State] = [{} for _ in params]
+
+    def step(self, grads: Sequence[Tensor | None]) -> None:
+        """One step of each parameter that has a gradient."""
+        for i, grad in enumerate(grads):
+            if grad is not None:
+                self.params[i], self.states[i] = update(
+                    self.name, self.params[i], to_array(grad), self.states[i], self.options
+                )

@@ -1,0 +1,188 @@
+"""Judges our results, and torch's own beside them, against the reference.
+
+Bounds: over a run of steps our error may be FACTOR times the smallest error of torch's
+implementations; in a 16-bit type a single step may be half a unit in the last place from the exact
+result, and ROUNDINGS float32 roundings.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import CASES, DTYPES, Case, over, takes
+from helpers import make_params, random, set_grads
+from reference import REAL, Array, Reference, from_array, to_array, update
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+STEPS = 8
+SHAPES = ((40, 53), (129,), ())
+FACTOR = 1.5
+ROUNDINGS = 8
+PEERS: dict[str, dict[str, Any]] = {
+    "for-loop": {"foreach": False},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+}
+
+
+def spread_params(dtype: torch.dtype) -> list[Parameter]:
+    """Parameters of magnitudes from 1e-4 to 1: large ones would hide an update's error."""
+    return [
+        Parameter(p.detach() * (10 ** (-4 * random(p.shape, 55).abs().clamp(max=1))).to(dtype))
+        for p in make_params(SHAPES, dtype)
+    ]
+
+
+def peers(case: Case, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """torch's implementations of that case."""
+    found: list[dict[str, Any]] = []
+    tensor_options = case.label.startswith("tensor")
+    for name, flags in PEERS.items():
+        if name == "fused" and not takes(torch.optim, case.name, "fused"):
+            continue
+        if name == "fused" and case.name == "SGD" and dtype in (torch.bfloat16, torch.float16):
+            continue  # updates 8 of 1000 elements
+        if name != "for-loop" and tensor_options:
+            continue  # refused by foreach; the for-loop is enough
+        found.append(flags)
+    return found
+
+
+def run(optimizer: Optimizer, params: list[Parameter]) -> list[Tensor]:
+    """The parameters and states after STEPS steps, state by state."""
+    for t in range(STEPS):
+        set_grads(params, t)
+        optimizer.step()
+    keys = [k for k in optimizer.state[params[0]] if k != "step"] if optimizer.state else []
+    states = [torch.cat([optimizer.state[p][k].flatten() for p in params]) for k in keys]
+    return [torch.cat([p.detach().flatten() for p in params]), *states]
+
+
+def run_reference(
+    case: Case, options: dict[str, Any], dtype: torch.dtype
+) -> tuple[Array, dict[str, Array]]:
+    """The same run of the reference, flattened the same way."""
+    params = spread_params(dtype)
+    reference = Reference(case.name, options, params)
+    for t in range(STEPS):
+        set_grads(params, t)
+        reference.step([p.grad for p in params])
+    keys = [k for k in reference.states[0] if k != "step"]
+    found = {k: join([s[k] for s in reference.states]) for k in keys}
+    return join(reference.params), found
+
+
+def join(arrays: list[Array]) -> Array:
+    """One flat array of all."""
+    return np.concatenate([a.ravel() for a in arrays])
+
+
+def errors(values: Tensor, truth: Array) -> tuple[float, float]:
+    """The largest and the root mean square error; infinite where a result is not finite."""
+    difference = to_array(values) - truth
+    error = torch.from_numpy(difference.astype("float64")).nan_to_num(nan=torch.inf)
+    return error.abs().max().item(), error.square().mean().sqrt().item()
+
+
+@over(DTYPES, "dtype")
+@over(CASES, "case")
+def test_run_is_as_accurate_as_torch(case: Case, dtype: torch.dtype) -> None:
+    params = spread_params(dtype)
+    optimizer = case.make(params)
+    ours = run(optimizer, params)
+    keys = [k for k in optimizer.state[params[0]] if k != "step"] if optimizer.state else []
+    params_truth, states_truth = run_reference(case, optimizer.param_groups[0], dtype)
+    assert sorted(keys) == sorted(states_truth)
+    truth = [params_truth, *(states_truth[k] for k in keys)]
+    theirs = []
+    for flags in peers(case, dtype):
+        params = spread_params(dtype)
+        theirs.append(run(case.make(params, torch.optim, **flags), params))
+    for i, name in enumerate(["param", *keys]):
+        peer_errors = [errors(result[i], truth[i]) for result in theirs]
+        ulp = torch.finfo(dtype).eps * float(np.abs(truth[i]).max())
+        worst, typical = errors(ours[i], truth[i])
+        assert worst <= FACTOR * min(e[0] for e in peer_errors) + ulp / 2, name
+        assert typical <= FACTOR * min(e[1] for e in peer_errors) + ulp / 64, name
+
+
+def half_ulp(values: Array, dtype: torch.dtype) -> Array:
+    """Half the distance between neighbouring numbers of `dtype` around each value."""
+    info = torch.finfo(dtype)
+    _, exponent = np.frexp(values)
+    return np.maximum(np.ldexp(REAL(info.eps), exponent - 1), info.smallest_normal * info.eps) / 2
+
+
+@over([torch.bfloat16, torch.float16], "dtype")
+@over(CASES, "case")
+def test_low_precision_rounds_once(case: Case, dtype: torch.dtype) -> None:
+    """A step from a given state is computed in float32 and rounded once at the end."""
+    param = spread_params(dtype)[0]
+    optimizer = case.make([param])
+    options = optimizer.param_groups[0]
+    for t in range(STEPS):
+        set_grads([param], t)
+        before = {
+            k: v.item() if k == "step" else to_array(v)
+            for k, v in optimizer.state.get(param, {}).items()
+        }
+        p, g = to_array(param), to_array(param.grad)
+        exact, state = update(case.name, p, g, before, options)
+        optimizer.step()
+        for key in ["param", *(k for k in state if k != "step")]:
+            ours = param if key == "param" else optimizer.state[param][key]
+            old, new = (p, exact) if key == "param" else (before.get(key, 0), state[key])
+            size = np.abs(old) + np.abs(new)  # of what was added up; the sum may be far smaller
+            if options.get("centered") and key in ("param", "momentum_buffer"):
+                size = size * state["square_avg"] / (state["square_avg"] - state["grad_avg"] ** 2)
+            allowed = half_ulp(new, dtype) + ROUNDINGS * size * torch.finfo(torch.float32).eps / 2
+            worst = np.max(np.abs(to_array(ours) - new) / allowed)
+            assert worst <= 1, (t, key)
+
+
+@pytest.mark.parametrize("steps", [1, 100, 12345, 2**24 - 2])
+@over([c for c in CASES if c.label == "default" and c.name in ("Adam", "AdamW")], "case")
+def test_bias_correction_late_in_a_run(case: Case, steps: int) -> None:
+    """Powers of beta are right for small and large step counts."""
+    param = Parameter(random((64,), 1))
+    optimizer = case.make([param], betas=(0.9, 0.9999), eps=0.0, weight_decay=0.0)
+    set_grads([param], 0)
+    optimizer.step()
+    optimizer.state[param]["step"].fill_(steps)
+    before = {
+        k: v.item() if k == "step" else to_array(v) for k, v in optimizer.state[param].items()
+    }
+    options = optimizer.param_groups[0]
+    exact, _ = update(case.name, to_array(param), to_array(param.grad), before, options)
+    optimizer.step()
+    assert optimizer.state[param]["step"].item() == steps + 1
+    torch.testing.assert_close(
+        param.detach(), from_array(exact, torch.float64), rtol=1e-14, atol=1e-15
+    )
+
+
+@over(CASES, "case")
+def test_special_values_as_torch(case: Case) -> None:
+    """NaN, infinities, zeros and denormals in gradients and parameters end where torch's end."""
+    large = 3e18 if case.kwargs.get("centered") else 3e38  # torch's fused multiply-add: inf - inf
+    special = torch.tensor(
+        [torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 1e-40, -1e-45, large, 1.0]
+    )
+    results = []
+    for module in (None, torch.optim):
+        p = Parameter(special.repeat(9).clone())
+        optimizer = case.make([p]) if module is None else case.make([p], module)
+        for t in range(3):
+            p.grad = special.repeat_interleave(9) * (1 if t % 2 else -1)
+            optimizer.step()
+        results.append(p.detach())
+    ours, theirs = results
+    assert torch.equal(ours.isnan(), theirs.isnan())
+    assert torch.equal(ours.isinf(), theirs.isinf())
+    finite = ours.isfinite()
+    torch.testing.assert_close(ours[finite], theirs[finite], rtol=1e-5, atol=1e-30)

@@ -1,0 +1,268 @@
+"""Gradient scaling: `grad_scale` and `found_inf` inside the step, and torch's GradScaler around it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import CASES, DTYPES, LAYOUTS, MAIN_CASES, NAMES, Case, Layout, case, over, sliced
+from helpers import (
+    Make,
+    all_params,
+    assert_identical,
+    assert_unchanged,
+    contents,
+    make_params,
+    random,
+    set_grads,
+    step,
+    twins,
+)
+from torch.amp import GradScaler
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+import fusedopt
+
+
+def scaled_step(optimizer: Optimizer, scale: float | None, found_inf: float = 0.0) -> None:
+    """What GradScaler does around a step of an optimizer that scales by itself."""
+    optimizer.grad_scale = None if scale is None else torch.tensor(scale)
+    optimizer.found_inf = torch.tensor(found_inf)
+    optimizer.step()
+    del optimizer.grad_scale, optimizer.found_inf
+
+
+@over(DTYPES, "dtype")
+@over(CASES, "case")
+def test_grad_scale(case: Case, dtype: torch.dtype) -> None:
+    """With a power of two as scale, the same bits as with gradients divided beforehand."""
+    scaled, plain = make_params(dtype=dtype), make_params(dtype=dtype)
+    ours, expected = case.make(scaled), case.make(plain)
+    for t in range(3):
+        set_grads(scaled, t)
+        for p, q in zip(scaled, plain, strict=True):
+            q.grad = p.grad.clone()
+            p.grad = p.grad * 16
+        scaled_step(ours, 16.0)
+        expected.step()
+    assert_identical(contents(ours), contents(expected))  # gradients are left unscaled
+
+
+@pytest.mark.parametrize("scale", [3.0, 1000.0])
+@over(MAIN_CASES, "case")
+def test_any_scale(case: Case, scale: float) -> None:
+    def scenario(make: Make) -> Optimizer:
+        params = make_params()
+        optimizer = make(params)
+        ours = type(optimizer).__module__.startswith("fusedopt")
+        for t in range(3):
+            set_grads(params, t)
+            if ours:
+                for p in params:
+                    p.grad = p.grad * scale
+                scaled_step(optimizer, scale)
+            else:
+                optimizer.step()
+        return optimizer
+
+    twins(case, scenario)
+
+
+@over(MAIN_CASES, "case")
+@over(LAYOUTS, "layout")
+def test_gradients_of_any_layout_are_unscaled(case: Case, layout: Layout) -> None:
+    """In place, element by element, each element once, also where elements share memory."""
+    values = random(layout.shape, 0, torch.float32)
+    scaled, plain = Parameter(layout.param(values)), Parameter(layout.param(values))
+    grad = layout.grad(random(layout.shape, 1, torch.float32))
+    scaled.grad, plain.grad = layout.grad(grad * 8), grad
+    ours, expected = case.make([scaled]), case.make([plain])
+    scaled_step(ours, 8.0)
+    expected.step()
+    assert_identical(scaled.grad, grad, "gradient")
+    assert_identical(scaled.detach(), plain.detach(), "parameter")
+
+
+def test_memory_around_a_gradient_is_not_touched() -> None:
+    around = torch.full((20, 30), 7.0)
+    param = Parameter(random((9, 8), 0, torch.float32))
+    param.grad = around[2:11, 3:19:2].fill_(4.0)
+    scaled_step(fusedopt.AdamW([param]), 4.0)
+    assert (param.grad == 1).all()
+    assert around.sum() == 7 * (600 - 72) + 72
+
+
+@pytest.mark.parametrize("scale", [None, 8.0])
+@over(CASES, "case")
+def test_found_inf_on_the_first_step(case: Case, scale: float | None) -> None:
+    """Nothing is changed, and no state made; the next step is the first."""
+    params, twin = make_params(), make_params()
+    ours, expected = case.make(params), case.make(twin)
+    set_grads(params, 0)
+    params[1].grad[3] = torch.inf
+    before = contents(ours)
+    keys = len(ours.state)
+    scaled_step(ours, scale, found_inf=1.0)
+    assert_unchanged(ours, before)
+    assert len(ours.state) == keys
+    for t in range(2):
+        step(ours, t)
+        step(expected, t)
+    assert_identical(contents(ours), contents(expected))
+
+
+@over(CASES, "case")
+def test_found_inf_later(case: Case) -> None:
+    params = make_params()
+    optimizer = case.make(params)
+    step(optimizer, 0)
+    set_grads(params, 1)
+    params[0].grad[0, 0] = torch.nan
+    for value in (1.0, 2.0):  # GradScaler adds up the devices' flags
+        before = contents(optimizer)
+        scaled_step(optimizer, 4.0, found_inf=value)
+        assert_unchanged(optimizer, before)
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_scale_as_a_one_element_vector(shape: tuple[int, ...]) -> None:
+    param = Parameter(torch.ones(3))
+    param.grad = torch.full((3,), 8.0)
+    optimizer = fusedopt.SGD([param], lr=1.0)
+    optimizer.grad_scale = torch.full(shape, 8.0)
+    optimizer.found_inf = torch.zeros(shape)
+    optimizer.step()
+    assert param.tolist() == [0.0] * 3
+    assert param.grad.tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_step_supports_amp_scaling(name: str) -> None:
+    """GradScaler asks this; torch's own code can't scale, so not where all groups run it."""
+    cls = getattr(fusedopt, name)
+    a, b = make_params([(3,), (3,)])
+    assert cls([a])._step_supports_amp_scaling
+    assert cls([a], foreach=True)._step_supports_amp_scaling
+    assert not cls([a], fused=False)._step_supports_amp_scaling
+    mixed = cls([{"params": [a], "fused": False}, {"params": [b]}])
+    assert mixed._step_supports_amp_scaling
+
+
+@pytest.mark.parametrize("kind", ["fused_false", "complex"])
+@over(MAIN_CASES, "case")
+def test_fallback_is_scaled_too(case: Case, kind: str) -> None:
+    """Parameters that torch's own code steps, beside ones that ours does."""
+    results = []
+    for scale in (1.0, 8.0):
+        a, b = make_params([(5,), (6,)])
+        if kind == "complex":
+            b = Parameter(torch.complex(random((6,), 1), random((6,), 2)))
+        flags = {"fused": False} if kind == "fused_false" else {}
+        optimizer = case.make([{"params": [a]}, {"params": [b], **flags}])
+        for t in range(3):
+            set_grads([a, b], t)
+            for p in (a, b):
+                p.grad = p.grad * scale
+            scaled_step(optimizer, scale)
+        before = contents(optimizer)
+        scaled_step(optimizer, scale, found_inf=1.0)
+        assert_unchanged(optimizer, before)
+        results.append(before)
+    assert_identical(results[1], results[0])
+
+
+@over(MAIN_CASES, "case")
+def test_scale_of_a_shared_layout(case: Case) -> None:
+    """A strided gradient of a strided parameter, several steps, unscaled each time."""
+    results = []
+    for scale in (1.0, 4.0):
+        param = Parameter(sliced(random((7, 9), 0)))
+        optimizer = case.make([param])
+        for t in range(3):
+            param.grad = sliced(random((7, 9), t + 1) * scale)
+            scaled_step(optimizer, scale)
+        results.append(contents(optimizer))
+    assert_identical(results[1], results[0])
+
+
+SCRIPT = [0, 1, 0, 0, 1, 0]  # 1: the loss overflows in this iteration
+
+
+def scaler_run(case: Case, make: Make, clip: bool, script: list[int]) -> Optimizer:
+    """A training loop as in torch's AMP documentation."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1)
+    ).double()
+    optimizer = make(model.parameters())
+    scaler = GradScaler("cpu", init_scale=2.0**8, growth_interval=2)
+    for t, overflow in enumerate(script):
+        optimizer.zero_grad()
+        loss = model(random((8, 6), t)).square().mean()
+        scaler.scale(loss * torch.inf if overflow else loss).backward()
+        if clip:
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        scaler.step(optimizer)
+        scaler.update()
+    assert not hasattr(optimizer, "grad_scale")
+    assert not hasattr(optimizer, "found_inf")
+    for p in all_params(optimizer):
+        p.grad = None
+    return optimizer
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["first_good", "first_overflows"])
+@pytest.mark.parametrize("clip", [False, True], ids=["plain", "unscale_and_clip"])
+@over(MAIN_CASES, "case")
+def test_grad_scaler(case: Case, clip: bool, first: int) -> None:
+    """The same run as torch's optimizer, which the scaler itself unscales for and skips."""
+    twins(case, lambda make: scaler_run(case, make, clip, [first, *SCRIPT]))
+
+
+@over(MAIN_CASES, "case")
+def test_grad_scaler_leaves_gradients_unscaled(case: Case) -> None:
+    params = make_params(dtype=torch.float32)
+    optimizer = case.make(params)
+    scaler = GradScaler("cpu", init_scale=2.0**10)
+    loss = torch.stack([(p * p).sum() for p in params]).sum()
+    expected = [2 * p.detach() for p in params]
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    for p, grad in zip(params, expected, strict=True):
+        assert torch.equal(p.grad, grad)
+
+
+def test_disabled_grad_scaler() -> None:
+    twins(
+        case("AdamW-all"),
+        lambda make: _disabled_run(make(make_params())),
+    )
+
+
+def _disabled_run(optimizer: Optimizer) -> Optimizer:
+    scaler = GradScaler("cpu", enabled=False)
+    for t in range(2):
+        set_grads(all_params(optimizer), t)
+        scaler.step(optimizer)
+        scaler.update()
+    return optimizer
+
+
+def test_half_precision_gradients_with_autocast() -> None:
+    """bfloat16 autocast around float32 parameters, the usual CPU set-up."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(8, 1)
+    optimizer = fusedopt.AdamW(model.parameters(), lr=0.05)
+    scaler = GradScaler("cpu")
+    x = torch.randn(32, 8)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = (model(x).float() - x.sum(1, keepdim=True)).square().mean()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]

@@ -1,0 +1,359 @@
+"""What the kernels don't cover is stepped by torch's own code, beside what they do cover."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from cases import CLASS_CASES, MAIN_CASES, NAMES, Case, case, over
+from helpers import (
+    Make,
+    assert_identical,
+    assert_unchanged,
+    contents,
+    make_params,
+    random,
+    set_grads,
+    step,
+    twins,
+)
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+import fusedopt
+
+
+def kernels(optimizer: Optimizer) -> set[str]:
+    """Which kernels `explain` says the parameters use."""
+    return {row.kernel for row in fusedopt.explain(optimizer).rows}
+
+
+@pytest.mark.parametrize("flags", [{}, {"fused": True}], ids=str)
+@over([case("SGD-default"), case("SGD-momentum"), case("Adagrad-default")], "case")
+def test_sparse_gradients(case: Case, flags: dict[str, Any]) -> None:
+    """An embedding with sparse gradients, between dense parameters of the same group."""
+
+    def scenario(make: Make) -> Optimizer:
+        torch.manual_seed(0)
+        table = torch.nn.Embedding(9, 4, sparse=True, dtype=torch.float64)
+        layers = [torch.nn.Linear(4, 4, dtype=torch.float64) for _ in range(2)]
+        params = [*layers[0].parameters(), *table.parameters(), *layers[1].parameters()]
+        is_ours = getattr(make, "keywords", {}).get("module") is fusedopt
+        optimizer = make(params, **(flags if is_ours else {}))
+        for t in range(4):
+            optimizer.zero_grad()
+            index = torch.tensor([1, 3, 3, t])
+            layers[1](layers[0](table(index)).relu()).square().sum().backward()
+            assert table.weight.grad.is_sparse
+            optimizer.step()
+        optimizer.zero_grad()
+        for p in params:
+            p.grad = None
+        return optimizer
+
+    ours, _ = twins(case, scenario)
+    set_grads(ours.param_groups[0]["params"], 0)
+    if case.label == "default":  # a momentum buffer stays sparse
+        assert kernels(ours) == {case.name.lower()}
+    weight = ours.param_groups[0]["params"][2]
+    weight.grad = weight.grad.to_sparse()
+    assert kernels(ours) == {case.name.lower(), "torch"}
+
+
+@pytest.mark.parametrize("name", ["RMSprop", "Adadelta", "Adam", "AdamW"])
+def test_sparse_gradients_refused_as_torch_refuses(name: str) -> None:
+    dense, sparse = make_params([(3,), (4,)])
+    optimizer = getattr(fusedopt, name)([dense, sparse])
+    set_grads([dense, sparse], 0)
+    sparse.grad = sparse.grad.to_sparse()
+    start = [dense.detach().clone(), sparse.detach().clone()]
+    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
+        optimizer.step()
+    assert torch.equal(dense, start[0])
+    assert torch.equal(sparse, start[1])
+    # torch leaves an empty state for the parameter it stopped at
+    assert not any(dict(state) for state in optimizer.state.values())
+
+
+def test_sparse_with_weight_decay_is_torchs_error() -> None:
+    dense, sparse = make_params([(3,), (4,)])
+    optimizer = fusedopt.Adagrad([dense, sparse], weight_decay=0.1)
+    set_grads([dense, sparse], 0)
+    sparse.grad = sparse.grad.to_sparse()
+    start = dense.detach().clone()
+    with pytest.raises(RuntimeError, match="weight_decay option is not compatible"):
+        optimizer.step()
+    assert torch.equal(dense, start)
+
+
+@over(MAIN_CASES, "case")
+def test_complex_parameters(case: Case) -> None:
+    def scenario(make: Make) -> Optimizer:
+        params = make_params([(4,), (5,), (6,)])
+        params[1] = Parameter(torch.complex(random((5,), 1), random((5,), 2)))
+        optimizer = make(params)
+        for t in range(4):
+            set_grads(params, t)
+            params[1].grad = torch.complex(random((5,), t + 7), random((5,), t + 8))
+            optimizer.step()
+        return optimizer
+
+    ours, _ = twins(case, scenario)
+    assert kernels(ours) == {case.name.lower(), "torch"}
+
+
+@over(CLASS_CASES, "case")
+def test_differentiable(case: Case) -> None:
+    """Autograd goes through the step, as through torch's."""
+    found = []
+    for module in (fusedopt, torch.optim):
+        leaf = random((4,), 0).requires_grad_()
+        param = leaf.clone()
+        optimizer = case.make([param], module, differentiable=True)
+        param.grad = (leaf * 2).detach()
+        optimizer.step()
+        (derivative,) = torch.autograd.grad(param.square().sum(), leaf)
+        found.append((param.detach(), derivative))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+@over(MAIN_CASES, "case")
+def test_fused_false_is_torchs_own_code(case: Case) -> None:
+    """The same bits as torch's, and none of our kernels."""
+    params = [make_params(dtype=torch.float32) for _ in range(2)]
+    ours = case.make(params[0], fused=False)
+    theirs = case.make(params[1], torch.optim, foreach=None)
+    for t in range(3):
+        step(ours, t)
+        step(theirs, t)
+    assert_identical([p.detach() for p in params[0]], [p.detach() for p in params[1]])
+    for p, q in zip(*params, strict=True):
+        assert_identical(dict(ours.state.get(p, {})), dict(theirs.state.get(q, {})))
+    assert kernels(ours) == {"torch"}
+
+
+def test_fused_false_per_group() -> None:
+    a, b = make_params([(3,), (4,)])
+    optimizer = fusedopt.Adam([{"params": [a]}, {"params": [b], "fused": False}])
+    assert [row.kernel for row in fusedopt.explain(optimizer).rows] == ["adam", "torch"]
+    optimizer.param_groups[1]["fused"] = None
+    assert kernels(optimizer) == {"adam"}
+    optimizer.param_groups[0]["foreach"] = True
+    assert kernels(optimizer) == {"adam"}
+
+
+class Wrapper(torch.Tensor):
+    """A tensor without memory of its own, as distributed and quantised tensors are."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor, requires_grad: bool = False) -> Wrapper:  # noqa: PLW0211
+        out = torch.Tensor._make_wrapper_subclass(
+            cls, inner.shape, dtype=inner.dtype, requires_grad=requires_grad
+        )
+        out.inner = inner
+        return out
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        def unwrap(x: Any) -> Any:
+            return x.inner if isinstance(x, Wrapper) else x
+
+        plain_args, plain_kwargs = torch.utils._pytree.tree_map(unwrap, (args, kwargs or {}))
+        out = func(*plain_args, **plain_kwargs)
+        if func._schema.name.endswith("_") and isinstance(args[0], Wrapper):
+            return args[0]
+        return torch.utils._pytree.tree_map_only(Tensor, Wrapper, out)
+
+
+@over(MAIN_CASES, "case")
+def test_wrapper_subclass(case: Case) -> None:
+    results = []
+    for module in (fusedopt, torch.optim):
+        plain = make_params([(5,)])[0]
+        inner = random((6,), 1)
+        wrapped = Parameter(Wrapper(inner))
+        optimizer = case.make([plain, wrapped], module)
+        for t in range(3):
+            plain.grad = random((5,), t)
+            wrapped.grad = Wrapper(random((6,), t + 5))
+            optimizer.step()
+        results.append([plain.detach(), inner])
+        if module is fusedopt:
+            assert kernels(optimizer) == {case.name.lower(), "torch"}
+    torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
+
+
+@over(CLASS_CASES, "case")
+def test_plain_subclass_runs_on_the_kernels(case: Case) -> None:
+    """A subclass without a dispatch of its own is a tensor like any other."""
+
+    class Named(Parameter):
+        pass
+
+    def scenario(make: Make) -> Optimizer:
+        optimizer = make([Named(random((5,), 0)), torch.nn.Buffer(random((3,), 1))])
+        for t in range(3):
+            step(optimizer, t)
+        return optimizer
+
+    ours, _ = twins(case, scenario)
+    assert kernels(ours) == {case.name.lower()}
+
+
+@over(MAIN_CASES, "case")
+def test_lazily_negated_gradients(case: Case) -> None:
+    """`x.conj().imag` is a view with a bit that says: the memory holds the negated values."""
+
+    def scenario(make: Make) -> Optimizer:
+        params = make_params([(5, 7), (3,)])
+        optimizer = make(params)
+        for t in range(3):
+            set_grads(params, t)
+            params[0].grad = torch.complex(random((5, 7), t), random((5, 7), t + 9)).conj().imag
+            assert params[0].grad.is_neg()
+            optimizer.step()
+        return optimizer
+
+    twins(case, scenario)
+
+
+@over(MAIN_CASES, "case")
+def test_lazily_negated_parameters(case: Case) -> None:
+    def scenario(make: Make) -> Optimizer:
+        params = [Parameter(torch._neg_view(random((6,), 0))), *make_params([(3,)])]
+        assert params[0].is_neg()
+        optimizer = make(params)
+        for t in range(3):
+            step(optimizer, t)
+        return optimizer
+
+    twins(case, scenario)
+
+
+@pytest.mark.filterwarnings("ignore:.*duplicate parameters")
+@over(MAIN_CASES, "case")
+def test_parameter_listed_twice(case: Case) -> None:
+    def scenario(make: Make) -> Optimizer:
+        a, b = make_params([(4,), (5,)])
+        optimizer = make([a, b, a])
+        for t in range(3):
+            step(optimizer, t)
+        return optimizer
+
+    ours, _ = twins(case, scenario)
+    assert "torch" in kernels(ours)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@over(MAIN_CASES, "case")
+def test_parameters_that_share_memory(case: Case, groups: int) -> None:
+    """One after the other, as torch's loop does it."""
+
+    def scenario(make: Make) -> Optimizer:
+        memory = random((20,), 0)
+        params = [Parameter(memory[:12]), Parameter(memory[8:]), Parameter(memory[3:9:2])]
+        lists = [params] if groups == 1 else [params[:1], params[1:]]
+        optimizer = make([{"params": each} for each in lists])
+        for t in range(3):
+            step(optimizer, t)
+        return optimizer
+
+    twins(case, scenario)
+
+
+@over(MAIN_CASES, "case")
+def test_interleaved_parameters_are_separate(case: Case) -> None:
+    """Even and odd columns of a matrix: the same range of memory, no common element."""
+
+    def scenario(make: Make) -> Optimizer:
+        memory = random((6, 8), 0)
+        optimizer = make([Parameter(memory[:, ::2]), Parameter(memory[:, 1::2])])
+        for t in range(3):
+            step(optimizer, t)
+        return optimizer
+
+    twins(case, scenario)
+
+
+@over(CLASS_CASES, "case")
+def test_inference_mode(case: Case) -> None:
+    """Parameters made in inference mode have no version counter; they can be stepped there."""
+
+    def scenario(make: Make) -> Optimizer:
+        with torch.inference_mode():
+            params = make_params()
+            assert params[0].is_inference()
+            optimizer = make(params)
+            for t in range(3):
+                step(optimizer, t)
+        return optimizer
+
+    twins(case, scenario)
+
+
+@over(CLASS_CASES, "case")
+def test_inference_tensors_outside_inference_mode(case: Case) -> None:
+    """Refused, as by torch: autograd couldn't notice the change."""
+    with torch.inference_mode():
+        param = Parameter(random((4,), 0))
+    for module in (torch.optim, fusedopt):
+        optimizer = case.make([param], module)
+        with torch.inference_mode():
+            param.grad = random((4,), 1)
+        before = contents(optimizer)
+        with pytest.raises(RuntimeError, match="[Ii]nference"):
+            optimizer.step()
+    assert_unchanged(optimizer, before)
+
+
+@over(CLASS_CASES, "case")
+def test_meta_parameters(case: Case) -> None:
+    """Another device than the CPU: torch's own step, whatever that device is."""
+    params = [Parameter(torch.randn(3)), Parameter(torch.randn(4, device="meta"))]
+    optimizer = case.make(params)
+    params[0].grad, params[1].grad = torch.ones(3), torch.ones(4, device="meta")
+    optimizer.step()
+    assert kernels(optimizer) == {case.name.lower(), "torch"}
+    assert params[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_integer_parameters_as_torch(name: str) -> None:
+    """Whatever torch's loop says about integers, ours says too."""
+    outcomes = []
+    for module in (torch.optim, fusedopt):
+        param = torch.arange(5)
+        optimizer = getattr(module, name)([param])
+        param.grad = torch.ones_like(param)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                optimizer.step()
+            outcomes.append(param.tolist())
+        except (RuntimeError, TypeError) as error:
+            outcomes.append(type(error))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_a_mixture_of_everything() -> None:
+    """All reasons to fall back in one optimizer with ordinary parameters."""
+    ordinary = make_params([(33,), (4, 5)])
+    shared = random((8,), 3)
+    others = [
+        Parameter(torch.complex(random((3,), 1), random((3,), 2))),
+        Parameter(shared[:5]),
+        Parameter(shared[3:]),
+    ]
+    optimizer = fusedopt.Adagrad([ordinary[0], *others, ordinary[1]], lr=0.1)
+    for t in range(3):
+        step(optimizer, t)
+    rows = fusedopt.explain(optimizer).rows
+    assert sum(r.tensors for r in rows) == 5
+    assert sum(r.elements for r in rows) == 33 + 20 + 3 + 5 + 5
+    assert all(math.isfinite(p.detach().abs().sum().item()) for p in [*ordinary, *others])
