@@ -1,4 +1,4 @@
-"""The table of cases: each optimizer with each of its options, the dtypes and the memory layouts."""
+"""The table of cases: every optimizer with each of its options, the dtypes, the memory layouts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all tests share: a fixed seed, one thread, and no setting that one test leaves to the next."""
+"""What all tests share: a fixed seed, one thread, no setting left from one test to the next."""
 
 from __future__ import annotations
 

@@ -51,13 +51,18 @@ def all_params(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
+def kernels(optimizer: Optimizer) -> set[str]:
+    """Which kernels `explain` says the parameters use."""
+    return {row.kernel for row in fusedopt.explain(optimizer).rows}
+
+
 def contents(optimizer: Optimizer) -> list[Any]:
     """Copies of all values that a step may change, in a fixed order."""
     found: list[Any] = []
     for group in optimizer.param_groups:
         found.append({k: _copy(v) for k, v in group.items() if k != "params"})
         for p in group["params"]:
-            state = optimizer.state[p] if p in optimizer.state else {}
+            state = optimizer.state.get(p, {})
             found.append(_copy(p.detach()))
             found.append(_copy(p.grad))
             found.append({k: _copy(v) for k, v in state.items()})
@@ -110,8 +115,8 @@ def assert_same(
             assert (p.grad is None) == (q.grad is None), where
             if q.grad is not None:
                 close(p.grad, q.grad, msg=label)
-            p_state = ours.state[p] if p in ours.state else {}
-            q_state = theirs.state[q] if q in theirs.state else {}
+            p_state = ours.state.get(p, {})
+            q_state = theirs.state.get(q, {})
             assert list(p_state) == list(q_state), where  # the same keys in the same order
             for key, value in q_state.items():
                 close(p_state[key], value, msg=partial("{0} {1}: {2}".format, where, key))

@@ -1,6 +1,7 @@
-"""The update rules in numpy, written from the papers and torch's documentation, one element type wide.
+"""The update rules in numpy, written from the papers and torch's documentation.
 
-`numpy.longdouble` by default: 64 bits of mantissa or more, so that float64 results can be judged too.
+They compute in `numpy.longdouble`, where it has more bits than float64: so that float64 results can
+be judged too.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def adadelta(p: Array, g: Array, s: State, o: Mapping[str, Any]) -> Array:
 
 
 def adam(p: Array, g: Array, s: State, o: Mapping[str, Any]) -> Array:
-    """Kingma and Ba 2015; decoupled decay: Loshchilov and Hutter 2019; amsgrad: Reddi et al. 2018."""
+    """Kingma and Ba 2015; decoupled decay: Loshchilov, Hutter 2019; amsgrad: Reddi et al. 2018."""
     beta1, beta2 = (real(b) for b in o["betas"])
     lr, decay = real(o["lr"]), real(o["weight_decay"])
     t = s["step"] = s.get("step", 0) + 1

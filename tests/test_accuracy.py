@@ -21,6 +21,8 @@ from torch.optim import Optimizer
 
 STEPS = 8
 SHAPES = ((40, 53), (129,), ())
+# Measured at most: 1.27 for the root mean square error (exp_avg, where torch's lerp has a rounding
+# less than the published formula), 1.98 for the largest, which half a unit of slack covers.
 FACTOR = 1.5
 ROUNDINGS = 8
 PEERS: dict[str, dict[str, Any]] = {
@@ -170,9 +172,7 @@ def test_bias_correction_late_in_a_run(case: Case, steps: int) -> None:
 def test_special_values_as_torch(case: Case) -> None:
     """NaN, infinities, zeros and denormals in gradients and parameters end where torch's end."""
     large = 3e18 if case.kwargs.get("centered") else 3e38  # torch's fused multiply-add: inf - inf
-    special = torch.tensor(
-        [torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 1e-40, -1e-45, large, 1.0]
-    )
+    special = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 1e-40, -1e-45, large, 1.0])
     results = []
     for module in (None, torch.optim):
         p = Parameter(special.repeat(9).clone())

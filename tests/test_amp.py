@@ -1,4 +1,4 @@
-"""Gradient scaling: `grad_scale` and `found_inf` inside the step, and torch's GradScaler around it."""
+"""Gradient scaling: `grad_scale` and `found_inf` in the step, and torch's GradScaler around it."""
 
 from __future__ import annotations
 

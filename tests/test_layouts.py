@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+import pytest
 import torch
 from cases import DTYPES, LAYOUTS, MAIN_CASES, Case, Layout, case, dense, over, sliced
 from helpers import assert_identical, random
@@ -137,3 +140,16 @@ def test_all_layouts_and_dtypes_in_one_optimizer() -> None:
         for p in alone:
             c.make([p]).step()
         assert_identical([p.detach() for p in together], [p.detach() for p in alone], c.id)
+
+
+@pytest.mark.skipif("FUSEDOPT_TEST_LARGE" not in os.environ, reason="takes 5 GiB and a minute")
+def test_more_than_2_31_elements() -> None:
+    """Sizes and offsets are 64 bits wide, with strides and without."""
+    size = 2**31 + 37
+    values = torch.ones(size, dtype=torch.bfloat16)
+    for param in (Parameter(values), Parameter(values[:-3].view(-1, 3).t())):
+        param.data.fill_(1.0)
+        param.grad = torch.full((1,) * param.dim(), 2.0, dtype=torch.bfloat16).expand(param.shape)
+        case("SGD-default").make([param], lr=0.25).step()
+        low, high = param.detach().aminmax()
+        assert low == high == 0.5

@@ -128,5 +128,5 @@ def test_training_with_the_listed_schedulers(name: str, index: int) -> None:
         loss = optimizer.step(closure)
         for scheduler in schedulers:
             plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
-            scheduler.step(loss) if plateau else scheduler.step()
+            scheduler.step(loss.detach()) if plateau else scheduler.step()
     assert closure().item() < start

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 import fusedopt
 
-PROFILE = settings(derandomize=True, deadline=None, max_examples=120)
+PROFILE = settings(derandomize=True, database=None, deadline=None, max_examples=120)
 
 small = st.sampled_from([0.0, 1e-3, 0.1, 0.5])
 booleans = st.booleans()

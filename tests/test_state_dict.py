@@ -1,4 +1,4 @@
-"""Checkpoints: they move between torch.optim and fusedopt in both directions in the middle of a run."""
+"""Checkpoints move between torch.optim and fusedopt, in both directions, in the middle of a run."""
 
 from __future__ import annotations
 

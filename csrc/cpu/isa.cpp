@@ -1,9 +1,21 @@
 // Run-time detection and choice of the instruction set.
 #include "cpu/isa.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace fusedopt::cpu {
 
 namespace {
+
+#if defined(__x86_64__)
+// clang 14's __builtin_cpu_supports doesn't know f16c.
+bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
 
 int best_isa() {
   int best = 0;
@@ -30,10 +42,11 @@ bool isa_detected(int isa) {
   __builtin_cpu_init();
   switch (isa) {
     case 1:
-      return __builtin_cpu_supports("avx2");
+      return __builtin_cpu_supports("avx2") && has_f16c();
     case 2:
-      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+      return has_f16c() && __builtin_cpu_supports("avx512f") &&
+             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("avx512vl");
     default:
       break;
   }

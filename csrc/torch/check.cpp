@@ -6,9 +6,9 @@
 
 #include <algorithm>
 #include <set>
-#include <sstream>
 #include <stdexcept>
 
+#include "torch/operand.h"
 #include "torch/overlap.h"
 #include "torch/plan.h"
 
@@ -19,75 +19,17 @@ namespace {
 // Group index and parameter indices.
 using Places = std::vector<std::pair<int, std::vector<int>>>;
 
-// A dense tensor in this process' memory and nothing else: no subclass with a dispatch of its own,
-// no lazy negation or conjugation, no functorch or functionalization wrapper.
-bool is_plain_cpu(const c10::TensorImpl& tensor) {
-  constexpr c10::DispatchKeySet kPlain({c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU,
-                                        c10::DispatchKey::ADInplaceOrView,
-                                        c10::DispatchKey::AutocastCPU});
-  return (tensor.key_set().raw_repr() & ~kPlain.raw_repr()) == 0;
-}
-
-bool to_dtype(at::ScalarType type, Dtype& dtype) {
-  switch (type) {
-    case at::kFloat:
-      dtype = Dtype::kFloat32;
-      return true;
-    case at::kDouble:
-      dtype = Dtype::kFloat64;
-      return true;
-    case at::kBFloat16:
-      dtype = Dtype::kBFloat16;
-      return true;
-    case at::kHalf:
-      dtype = Dtype::kFloat16;
-      return true;
-    default:
-      return false;
+const char* why_not_covered(const c10::TensorImpl& tensor, Dtype& dtype) {
+  if (is_plain_cpu(tensor) && to_dtype(tensor, dtype)) {
+    return is_allocated(tensor) ? nullptr : "its memory is not allocated";
   }
-}
-
-const char* why_not_covered(const c10::TensorImpl& tensor, const char* subclass, Dtype& dtype) {
-  if (tensor.layout() != at::kStrided) return "sparse layout";
+  if (tensor.layout() != c10::kStrided) return "sparse layout";
   if (!tensor.device().is_cpu()) return "no kernels for this device";
-  if (!is_plain_cpu(tensor))
-    return tensor.key_set().has(c10::DispatchKey::Python) ? subclass : "not a plain tensor";
-  const auto type = c10::typeMetaToScalarType(tensor.dtype());
-  if (!to_dtype(type, dtype))
-    return c10::isComplexType(type) ? "complex" : "no kernels for this dtype";
-  return nullptr;
-}
-
-// A storage that was resized to nothing, as sharding frameworks do: torch's own operators know how
-// to refuse it.
-const char* why_not_allocated(const c10::TensorImpl& tensor) {
-  return tensor.storage_initialized() ? nullptr : "its memory is not allocated";
-}
-
-bool is_expanded(const c10::TensorImpl& tensor) {
-  if (tensor.layout() != at::kStrided) return false;
-  for (int64_t d = 0; d < tensor.dim(); ++d) {
-    if (tensor.size(d) > 1 && tensor.stride(d) == 0) return true;
-  }
-  return false;
-}
-
-// The same elements at the same offsets: equal strides, wherever a dimension has more than one
-// element.
-bool same_strides(const c10::TensorImpl& a, const c10::TensorImpl& b) {
-  if (a.is_contiguous() && b.is_contiguous()) return true;
-  const auto sizes = a.sizes();
-  for (size_t d = 0; d < sizes.size(); ++d) {
-    if (sizes[d] != 1 && a.strides()[d] != b.strides()[d]) return false;
-  }
-  return true;
-}
-
-std::string describe(const c10::TensorImpl& tensor) {
-  std::ostringstream text;
-  text << "shape " << tensor.sizes() << ", dtype " << c10::typeMetaToScalarType(tensor.dtype())
-       << ", device " << tensor.device();
-  return text.str();
+  if (tensor.key_set().has(c10::DispatchKey::Python)) return "tensor subclass";
+  if (!is_plain_cpu(tensor)) return "not a plain tensor";
+  return c10::isComplexType(c10::typeMetaToScalarType(tensor.dtype()))
+             ? "complex"
+             : "no kernels for this dtype";
 }
 
 }  // namespace
@@ -133,35 +75,25 @@ const char* Plan::check_slot(int index, Work& work) const {
   const Group& group = groups_[slot.group];
   if (group.torch_only != nullptr) return group.torch_only;
   c10::TensorImpl* param = THPVariable_Unpack(slot.param).unsafeGetTensorImpl();
-  if (const char* reason = why_not_covered(*param, "tensor subclass", work.dtype)) return reason;
-  if (const char* reason = why_not_allocated(*param)) return reason;
-  c10::TensorImpl* grad = param->grad().defined() ? param->grad().unsafeGetTensorImpl() : nullptr;
-  if (grad != nullptr) {
-    if (grad->layout() != at::kStrided) return "sparse gradient";
-    if (grad->dtype() != param->dtype() || grad->device() != param->device() ||
-        grad->sizes() != param->sizes()) {
-      throw std::runtime_error(name_of(slot) + ": its gradient has " + describe(*grad) +
-                               ", expected " + describe(*param));
-    }
-    if (!is_plain_cpu(*grad)) return "its gradient is not a plain tensor";
-    if (const char* reason = why_not_allocated(*grad)) return reason;
+  if (const char* reason = why_not_covered(*param, work.dtype)) return reason;
+  const at::Tensor& gradient = param->grad();
+  c10::TensorImpl* grad = gradient.defined() ? gradient.unsafeGetTensorImpl() : nullptr;
+  const bool dense = param->is_non_overlapping_and_dense();
+  work.dense = dense;
+  if (grad != nullptr && !fits(*grad, *param)) {
+    if (const char* reason = check_gradient(slot, *grad, *param)) return reason;
+    work.dense = dense && same_strides(*grad, *param);
   }
   if (param->is_inference() && !c10::InferenceMode::is_enabled()) {
     throw std::runtime_error(name_of(slot) +
                              " is an inference tensor: it can only be changed in inference mode");
   }
-  if (!param->is_non_overlapping_and_dense()) {
-    const auto sizes = param->sizes();
-    if (is_expanded(*param)) {
-      throw std::runtime_error(name_of(slot) +
-                               ": more than one element of it refers to a single memory location; "
-                               "expected a tensor that is not expanded, such as its clone()");
-    }
-    if (!is_injective(static_cast<int>(sizes.size()), sizes.data(), param->strides().data()) &&
-        param->numel() != 0) {
-      return "its elements may share memory";
-    }
+  if (!dense && is_expanded(*param)) {
+    throw std::runtime_error(name_of(slot) +
+                             ": more than one element of it refers to a single memory location; "
+                             "expected a tensor that is not expanded, such as its clone()");
   }
+  if (!dense && may_overlap_itself(*param)) return "its elements may share memory";
   work.slot = index;
   work.step = nullptr;
   std::fill_n(work.operands, kMaxOperands, nullptr);
@@ -169,11 +101,19 @@ const char* Plan::check_slot(int index, Work& work) const {
   work.operands[1] = grad;
   const char* reason = nullptr;
   check_state(slot, group, work, &reason);
-  work.dense = param->is_non_overlapping_and_dense();
-  for (int k = 1; work.dense && k < 2 + group.variant.cpu->states; ++k) {
-    if (work.operands[k] != nullptr) work.dense = same_strides(*param, *work.operands[k]);
-  }
   return reason;
+}
+
+const char* Plan::check_gradient(const Slot& slot, const c10::TensorImpl& grad,
+                                 const c10::TensorImpl& param) const {
+  if (grad.layout() != c10::kStrided) return "sparse gradient";
+  if (grad.dtype() != param.dtype() || grad.device() != param.device() ||
+      !same_sizes(grad, param)) {
+    throw std::runtime_error(name_of(slot) + ": its gradient has " + describe(grad) +
+                             ", expected " + describe(param));
+  }
+  if (!is_plain_cpu(grad)) return "its gradient is not a plain tensor";
+  return is_allocated(grad) ? nullptr : "its gradient's memory is not allocated";
 }
 
 void Plan::check_state(const Slot& slot, const Group& group, Work& work,
@@ -192,13 +132,14 @@ void Plan::check_state(const Slot& slot, const Group& group, Work& work,
   PyObject* values[kMaxStates + 1];
   read_state(slot.state, values);
   if (optimizer_->counts_steps) check_step(slot, values[state_keys_.size()], work);
+  const c10::TensorImpl& param = *work.operands[0];
   for (int k = 0; k < states; ++k) {
-    const char* key = optimizer_->keys[group.variant.keys[k]];
     PyObject* value = values[group.variant.keys[k]];
     if (!optimizer_->counts_steps && (value == nullptr || value == Py_None)) {
       work.first = work.fresh = true;
       return;
     }
+    const char* key = optimizer_->keys[group.variant.keys[k]];
     if (value == nullptr) {
       throw py::key_error(name_of(slot) + ": its state has no '" + key +
                           "', which these options need");
@@ -208,28 +149,30 @@ void Plan::check_state(const Slot& slot, const Group& group, Work& work,
                            Py_TYPE(value)->tp_name);
     }
     c10::TensorImpl* tensor = THPVariable_Unpack(value).unsafeGetTensorImpl();
-    const c10::TensorImpl& param = *work.operands[0];
-    const bool fits =
-        tensor->dtype() == param.dtype() ||
-        (!group.variant.lerp && c10::isFloatingType(c10::typeMetaToScalarType(tensor->dtype())));
-    if (!fits || tensor->layout() != at::kStrided || tensor->sizes() != param.sizes() ||
-        tensor->device() != param.device() || is_expanded(*tensor)) {
-      throw std::runtime_error(name_of(slot) + ": state['" + key + "'] has " + describe(*tensor) +
-                               (is_expanded(*tensor) ? ", expanded" : "") + ", expected " +
-                               describe(param));
-    }
-    if (tensor->dtype() != param.dtype()) *reason = "its state has another dtype";
-    if (!is_plain_cpu(*tensor)) *reason = "its state is not a plain tensor";
-    if (*reason == nullptr) *reason = why_not_allocated(*tensor);
-    if (*reason != nullptr) return;
-    if (!tensor->is_non_overlapping_and_dense() &&
-        !is_injective(static_cast<int>(tensor->dim()), tensor->sizes().data(),
-                      tensor->strides().data())) {
-      *reason = "its state's elements may share memory";
-      return;
-    }
     work.operands[2 + k] = tensor;
+    if (fits(*tensor, param) && tensor->is_non_overlapping_and_dense()) continue;
+    *reason = check_state_tensor(slot, key, *tensor, param, group.variant.lerp);
+    if (*reason != nullptr) return;
+    work.dense = work.dense && same_strides(*tensor, param);
   }
+}
+
+// What doesn't fit at first sight: torch's own step may be able to deal with it, or nobody.
+const char* Plan::check_state_tensor(const Slot& slot, const char* key,
+                                     const c10::TensorImpl& tensor, const c10::TensorImpl& param,
+                                     bool same_dtype) const {
+  const bool dtype_fits =
+      tensor.dtype() == param.dtype() ||
+      (!same_dtype && c10::isFloatingType(c10::typeMetaToScalarType(tensor.dtype())));
+  if (!dtype_fits || tensor.layout() != c10::kStrided || tensor.device() != param.device() ||
+      !same_sizes(tensor, param) || is_expanded(tensor)) {
+    throw std::runtime_error(name_of(slot) + ": state['" + key + "'] has " + describe(tensor) +
+                             ", expected " + describe(param));
+  }
+  if (tensor.dtype() != param.dtype()) return "its state has another dtype";
+  if (!is_plain_cpu(tensor)) return "its state is not a plain tensor";
+  if (!is_allocated(tensor)) return "its state's memory is not allocated";
+  return may_overlap_itself(tensor) ? "its state's elements may share memory" : nullptr;
 }
 
 void Plan::check_step(const Slot& slot, PyObject* step, Work& work) const {
@@ -254,7 +197,7 @@ void Plan::find_overlaps() {
   for (const Work& work : works_) {
     for (int k = 0; k < kMaxOperands; ++k) {
       if (k == 1 || work.operands[k] == nullptr) continue;
-      const Address address{work.operands[k]->data(), work.operands[k]->numel()};
+      const Address address{address_of(*work.operands[k]), work.operands[k]->numel()};
       if (seen == addresses_.size()) addresses_.emplace_back();
       same = same && addresses_[seen] == address;
       addresses_[seen++] = address;

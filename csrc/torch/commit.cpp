@@ -37,8 +37,9 @@ at::Tensor tensor_of(c10::TensorImpl* impl) {
 // Adds 1 in the step's own dtype, as torch does, and returns the new count.
 double count_step(c10::TensorImpl* step) {
   step->bump_version();
-  if (step->device().is_cpu() && step->dtype() == caffe2::TypeMeta::Make<float>()) {
-    return *static_cast<float*>(step->mutable_data()) += 1.0f;
+  if (is_plain_cpu(*step) && step->dtype() == caffe2::TypeMeta::Make<float>() &&
+      is_allocated(*step)) {
+    return *reinterpret_cast<float*>(writable_address_of(*step)) += 1.0f;
   }
   const at::NoGradGuard no_grad;
   return tensor_of(step).add_(1).item().toDouble();
@@ -88,7 +89,7 @@ void Plan::create_states(const py::object& state, const py::dict& defaults) {
       slot.state = created.ptr();  // optimizer.state owns it
     }
     if (optimizer_->counts_steps) {
-      set_item(slot.state, py::str("step").ptr(), wrap(fresh.step).ptr());
+      set_item(slot.state, step_key_, wrap(fresh.step).ptr());
       fresh.work->step = fresh.step.unsafeGetTensorImpl();
     }
     for (int k = 0; k < group.variant.cpu->states; ++k) {
@@ -153,9 +154,11 @@ void Plan::fill_buckets(bool scaled) {
     const double step = optimizer_->counts_steps ? count_step(work.step) : (work.first ? 0 : 1);
     TensorEntry entry;
     for (int k = 0; k < operands; ++k) {
+      c10::TensorImpl& operand = *work.operands[k];
+      const bool written = k != 1 || scaled;
       entry.operands[k] =
-          k == 1 ? const_cast<void*>(work.operands[k]->data()) : work.operands[k]->mutable_data();
-      if (k != 1 || scaled) work.operands[k]->bump_version();
+          written ? writable_address_of(operand) : const_cast<char*>(address_of(operand));
+      if (written) operand.bump_version();
     }
     entry.numel = work.operands[0]->numel();
     if (entry.numel == 0) continue;

@@ -3,6 +3,7 @@
 
 #include "cpu/isa.h"
 #include "torch/plan.h"
+#include "torch/stream.h"
 
 namespace fusedopt {
 
@@ -25,6 +26,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("isa_built", [] { return isa_names(false); });
   module.def("isa_detected", [] { return isa_names(true); });
   module.def("cuda_built", [] { return false; });
+  module.def("stream", &stream, py::arg("read"), py::arg("updated"));
   py::class_<Plan>(module, "Plan")
       .def(py::init<const std::string&>(), py::arg("optimizer"))
       .def("step", &Plan::step)

@@ -1,10 +1,10 @@
 // Which tensors may share memory.
 #pragma once
 
-#include <c10/core/TensorImpl.h>
-
 #include <algorithm>
 #include <vector>
+
+#include "torch/operand.h"
 
 namespace fusedopt {
 
@@ -18,7 +18,7 @@ struct Range {
 inline Range range_of(const c10::TensorImpl& tensor, int owner) {
   int64_t last = 0;
   for (int64_t d = 0; d < tensor.dim(); ++d) last += (tensor.size(d) - 1) * tensor.stride(d);
-  const char* begin = static_cast<const char*>(tensor.data());
+  const char* begin = address_of(tensor);
   return {begin, begin + (last + 1) * static_cast<int64_t>(tensor.itemsize()), owner};
 }
 

@@ -24,7 +24,6 @@ struct Names {
   PyObject* capturable = intern("capturable");
   PyObject* differentiable = intern("differentiable");
   PyObject* fused = intern("fused");
-  PyObject* step = intern("step");
 };
 
 const Names& names() {
@@ -71,6 +70,7 @@ Plan::Plan(const std::string& optimizer) : optimizer_(find_optimizer(optimizer.c
     throw py::value_error("no kernels for an optimizer called " + optimizer);
   for (const char* key : optimizer_->options) option_keys_.push_back(intern(key));
   for (const char* key : optimizer_->keys) state_keys_.push_back(intern(key));
+  step_key_ = intern("step");
 }
 
 void Plan::read_group(PyObject* dict, int index, Group& group) {
@@ -164,22 +164,29 @@ void Plan::read_states(PyObject* state) {
   }
 }
 
-// values[k]: the object under state key k; values[keys]: the step. Keys from a checkpoint are not
-// interned, so a pointer that differs is compared as text.
+// values[k]: the object under state key k; values[keys]: the step. The entries mostly come in
+// torch's order, the step first. Keys from a checkpoint are not interned, so a pointer that differs
+// is compared as text.
 void Plan::read_state(PyObject* dict, PyObject** values) const {
   const size_t count = state_keys_.size();
+  const auto key_at = [&](size_t k) { return k < count ? state_keys_[k] : step_key_; };
   std::fill_n(values, count + 1, nullptr);
   PyObject *key, *value;
   Py_ssize_t position = 0;
+  size_t expected = optimizer_->counts_steps ? count : 0;
   while (PyDict_Next(dict, &position, &key, &value)) {
-    size_t found = count + 1;
-    for (size_t k = 0; k <= count && found > count; ++k) {
-      if (key == (k < count ? state_keys_[k] : names().step)) found = k;
+    size_t k = expected;
+    if (key_at(k) != key) {
+      for (k = 0; k <= count && key_at(k) != key; ++k) {
+      }
+      if (k > count && PyUnicode_Check(key)) {
+        for (k = 0; k <= count && PyUnicode_Compare(key, key_at(k)) != 0; ++k) {
+        }
+      }
+      if (k > count) continue;
     }
-    for (size_t k = 0; k <= count && found > count && PyUnicode_Check(key); ++k) {
-      if (PyUnicode_Compare(key, k < count ? state_keys_[k] : names().step) == 0) found = k;
-    }
-    if (found <= count) values[found] = value;
+    values[k] = value;
+    expected = k == count ? 0 : k + 1;
   }
 }
 
@@ -200,7 +207,8 @@ py::object Plan::torch_parameters() const {
 }
 
 py::object Plan::step(const py::list& groups, const py::object& state, const py::dict& defaults,
-                      const py::object& grad_scale, const py::object& found_inf, const py::object& stepped_by_torch) {
+                      const py::object& grad_scale, const py::object& found_inf,
+                      const py::object& stepped_by_torch) {
   std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
   if (!lock.owns_lock()) {  // another thread steps this optimizer, and may be waiting for the
                             // interpreter

@@ -91,7 +91,11 @@ class Plan {
   // check.cpp: from objects to Work, or the reason why not
   void check(const py::object& state, const py::object& stepped_by_torch);
   const char* check_slot(int slot, Work& work) const;
+  const char* check_gradient(const Slot& slot, const c10::TensorImpl& grad,
+                             const c10::TensorImpl& param) const;
   void check_state(const Slot& slot, const Group& group, Work& work, const char** reason) const;
+  const char* check_state_tensor(const Slot& slot, const char* key, const c10::TensorImpl& tensor,
+                                 const c10::TensorImpl& param, bool same_dtype) const;
   void check_step(const Slot& slot, PyObject* step, Work& work) const;
   void find_overlaps();
   std::string name_of(const Slot& slot) const;
@@ -106,6 +110,7 @@ class Plan {
   const Optimizer* optimizer_;
   std::vector<PyObject*> option_keys_;
   std::vector<PyObject*> state_keys_;
+  PyObject* step_key_;
   std::mutex mutex_;
   std::vector<Group> groups_;
   std::vector<Slot> slots_;

@@ -1,0 +1,50 @@
+// The rarer questions to a tensor.
+#include "torch/operand.h"
+
+#include <sstream>
+
+#include "engine/layout.h"
+
+namespace fusedopt {
+
+bool to_dtype(const c10::TensorImpl& tensor, Dtype& dtype) {
+  switch (c10::typeMetaToScalarType(tensor.dtype())) {
+    case c10::ScalarType::Float:
+      dtype = Dtype::kFloat32;
+      return true;
+    case c10::ScalarType::Double:
+      dtype = Dtype::kFloat64;
+      return true;
+    case c10::ScalarType::BFloat16:
+      dtype = Dtype::kBFloat16;
+      return true;
+    case c10::ScalarType::Half:
+      dtype = Dtype::kFloat16;
+      return true;
+    default:
+      return false;
+  }
+}
+
+bool is_expanded(const c10::TensorImpl& tensor) {
+  if (tensor.layout() != c10::kStrided) return false;
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    if (tensor.size(d) > 1 && tensor.stride(d) == 0) return true;
+  }
+  return false;
+}
+
+bool may_overlap_itself(const c10::TensorImpl& tensor) {
+  return !tensor.is_non_overlapping_and_dense() && tensor.numel() != 0 &&
+         !is_injective(static_cast<int>(tensor.dim()), tensor.sizes().data(),
+                       tensor.strides().data());
+}
+
+std::string describe(const c10::TensorImpl& tensor) {
+  std::ostringstream text;
+  text << "shape " << tensor.sizes() << ", dtype " << c10::typeMetaToScalarType(tensor.dtype())
+       << ", device " << tensor.device() << (is_expanded(tensor) ? ", expanded" : "");
+  return text.str();
+}
+
+}  // namespace fusedopt

@@ -1,0 +1,76 @@
+// Questions to a tensor that a kernel may be given, answered in a few instructions where all is as
+// usual.
+#pragma once
+
+#include <c10/core/TensorImpl.h>
+
+#include <string>
+
+#include "engine/dtype.h"
+
+namespace fusedopt {
+
+// A dense tensor in this process' memory and nothing else: no subclass with a dispatch of its own,
+// no lazy negation or conjugation, no functorch or functionalization wrapper.
+inline bool is_plain_cpu(const c10::TensorImpl& tensor) {
+  constexpr c10::DispatchKeySet kPlain({c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU,
+                                        c10::DispatchKey::ADInplaceOrView,
+                                        c10::DispatchKey::AutocastCPU});
+  return (tensor.key_set().raw_repr() & ~kPlain.raw_repr()) == 0;
+}
+
+// The address of a plain tensor's first element; null where nothing is allocated, as sharding
+// frameworks leave it. (TensorImpl::data() makes two virtual calls to learn the same.)
+inline const char* address_of(const c10::TensorImpl& tensor) {
+  const auto* base = static_cast<const char*>(tensor.unsafe_storage().data());
+  return base == nullptr ? nullptr : base + tensor.storage_offset() * tensor.itemsize();
+}
+
+// The same for writing: memory that is shared until somebody writes to it becomes the tensor's own.
+inline char* writable_address_of(c10::TensorImpl& tensor) {
+  return static_cast<char*>(tensor.unsafe_storage().mutable_data()) +
+         tensor.storage_offset() * tensor.itemsize();
+}
+
+inline bool is_allocated(const c10::TensorImpl& tensor) {
+  return tensor.unsafe_storage().data() != nullptr || tensor.numel() == 0;
+}
+
+// ArrayRef's == calls memcmp, which costs more than the one to four numbers compared.
+inline bool same_sizes(const c10::TensorImpl& a, const c10::TensorImpl& b) {
+  const auto first = a.sizes();
+  const auto second = b.sizes();
+  bool same = first.size() == second.size();
+  for (size_t d = 0; same && d < first.size(); ++d) same = first[d] == second[d];
+  return same;
+}
+
+// The same elements at the same offsets: equal strides, wherever a dimension has more than one
+// element. The sizes are equal.
+inline bool same_strides(const c10::TensorImpl& a, const c10::TensorImpl& b) {
+  if (a.is_contiguous() && b.is_contiguous()) return true;
+  const auto sizes = a.sizes();
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    if (sizes[d] != 1 && a.strides()[d] != b.strides()[d]) return false;
+  }
+  return true;
+}
+
+// Can the tensor stand beside this parameter without further questions?
+inline bool fits(const c10::TensorImpl& tensor, const c10::TensorImpl& param) {
+  return is_plain_cpu(tensor) && tensor.dtype() == param.dtype() && same_sizes(tensor, param) &&
+         same_strides(tensor, param) && is_allocated(tensor);
+}
+
+bool to_dtype(const c10::TensorImpl& tensor, Dtype& dtype);
+
+// Does more than one element refer to one place, by a stride of 0?
+bool is_expanded(const c10::TensorImpl& tensor);
+
+// May it, by any strides?
+bool may_overlap_itself(const c10::TensorImpl& tensor);
+
+// Shape, dtype and device, for a message.
+std::string describe(const c10::TensorImpl& tensor);
+
+}  // namespace fusedopt

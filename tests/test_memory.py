@@ -1,0 +1,97 @@
+"""Parameters listed twice or sharing memory, and those of inference mode."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import CLASS_CASES, MAIN_CASES, Case, over
+from helpers import (
+    Make,
+    assert_unchanged,
+    contents,
+    kernels,
+    make_params,
+    random,
+    step,
+    twins,
+)
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+import fusedopt
+
+
+@pytest.mark.filterwarnings("ignore:.*duplicate parameters")
+@over(MAIN_CASES, "case")
+def test_parameter_listed_twice(case: Case) -> None:
+    def scenario(make: Make) -> Optimizer:
+        a, b = make_params([(4,), (5,)])
+        optimizer = make([a, b, a])
+        for t in range(3):
+            step(optimizer, t)
+        return optimizer
+
+    ours, _ = twins(case, scenario)
+    assert "torch" in kernels(ours)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@over(MAIN_CASES, "case")
+def test_parameters_that_share_memory(case: Case, groups: int) -> None:
+    """One after the other, as torch's loop does it."""
+
+    def scenario(make: Make) -> Optimizer:
+        memory = random((20,), 0)
+        params = [Parameter(memory[:12]), Parameter(memory[8:]), Parameter(memory[3:9:2])]
+        lists = [params] if groups == 1 else [params[:1], params[1:]]
+        optimizer = make([{"params": each} for each in lists])
+        for t in range(3):
+            step(optimizer, t)
+        return optimizer
+
+    twins(case, scenario)
+
+
+@over(MAIN_CASES, "case")
+def test_interleaved_parameters_are_separate(case: Case) -> None:
+    """Even and odd columns of a matrix: the same range of memory, no common element."""
+
+    def scenario(make: Make) -> Optimizer:
+        memory = random((6, 8), 0)
+        optimizer = make([Parameter(memory[:, ::2]), Parameter(memory[:, 1::2])])
+        for t in range(3):
+            step(optimizer, t)
+        return optimizer
+
+    twins(case, scenario)
+
+
+@over(CLASS_CASES, "case")
+def test_inference_mode(case: Case) -> None:
+    """Parameters made in inference mode have no version counter; they can be stepped there."""
+
+    def scenario(make: Make) -> Optimizer:
+        with torch.inference_mode():
+            params = make_params()
+            assert params[0].is_inference()
+            optimizer = make(params)
+            for t in range(3):
+                step(optimizer, t)
+        return optimizer
+
+    twins(case, scenario)
+
+
+@over(CLASS_CASES, "case")
+def test_inference_tensors_outside_inference_mode(case: Case) -> None:
+    """Refused, as by torch: autograd couldn't notice the change."""
+    with torch.inference_mode():
+        param = Parameter(random((4,), 0))
+    for module in (torch.optim, fusedopt):
+        optimizer = case.make([param], module)
+        with torch.inference_mode():
+            param.grad = random((4,), 1)
+        before = contents(optimizer)
+        with pytest.raises(RuntimeError, match="[Ii]nference"):
+            optimizer.step()
+    assert_unchanged(optimizer, before)
