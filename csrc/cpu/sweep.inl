@@ -34,8 +34,8 @@ inline void for_each_run(const Layout& layout, int k, int64_t begin, int64_t n, 
 }
 
 // float16 in hardware, eight at a time, with the same bits as Storage<kFloat16>: how many of n are
-// done. Measured on an EPYC Milan, Adam in cache, ns per element: 1.1 with it, 3.2 without (AVX2,
-// g++ 12).
+// done. A rule with two states, in cache, on an EPYC Milan with AVX2 and g++ 12: 1.1 ns per element
+// with it, 3.2 without.
 inline int64_t load_halves([[maybe_unused]] float* tile, [[maybe_unused]] const void* source,
                            [[maybe_unused]] int64_t n) {
   int64_t i = 0;
