@@ -53,14 +53,14 @@ $(TOOLED): pyproject.toml Makefile
 
 $(BUILT): $(TOOLED) $(SOURCES)
 	@echo 'Building fusedopt: a few minutes the first time.'
-	$(PIP) --quiet --no-build-isolation --editable '.[train,test,dev]'
+	$(PIP) --quiet --no-build-isolation --editable '.[bench,train,test,dev]'
 	@mkdir -p $(@D) && touch $@
 
 train: build
 	$(PY) -m fusedopt.train $(ARGS)
 
 bench: build
-	$(PY) -m benchmarks.step $(ARGS)
+	$(PY) -m benchmarks.step --json build/bench.json --chart build/bench.png $(ARGS)
 
 test: cpp-test sanitize
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) tests $(ARGS)

@@ -148,8 +148,8 @@ def _step_by_torch(
     chosen = []
     for index, params in rest:
         group = {**groups[index], "params": [groups[index]["params"][i] for i in params]}
-        if group.get("fused"):
-            group["fused"] = None  # asked for, and not to be had for these
+        if group.get("fused") and any(p.device.type == "cpu" for p in group["params"]):
+            group["fused"] = None  # what our kernels don't cover there, torch's don't either
         chosen.append(group)
     params = [param for group in chosen for param in group["params"]]
     scaled = [param.grad for param in params]

@@ -1,5 +1,4 @@
 // The part of a step that changes something: new state, step counts, tables, the sweep.
-#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/zeros.h>
@@ -11,15 +10,12 @@
 
 #include "engine/tuning.h"
 #include "torch/overlap.h"
+#include "torch/parallel.h"
 #include "torch/plan.h"
 
 namespace fusedopt {
 
 namespace {
-
-void parallel_for(int64_t n, int64_t grain, void (*body)(void*, int64_t, int64_t), void* context) {
-  at::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(context, begin, end); });
-}
 
 py::object wrap(const at::Tensor& tensor) {
   return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor));

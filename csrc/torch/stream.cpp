@@ -1,19 +1,15 @@
 // From tensors to the stream kernel.
 #include "torch/stream.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include "cpu/stream.h"
+#include "torch/parallel.h"
 
 namespace fusedopt {
 
 namespace {
-
-void parallel_for(int64_t n, int64_t grain, void (*body)(void*, int64_t, int64_t), void* context) {
-  at::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(context, begin, end); });
-}
 
 const at::Tensor& checked(pybind11::handle object) {
   if (!THPVariable_Check(object.ptr())) throw pybind11::type_error("stream takes tensors");

@@ -1,0 +1,1 @@
+"""Benchmarks of fusedopt against torch and others; see README.md for method and results."""

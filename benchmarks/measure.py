@@ -1,0 +1,173 @@
+"""Measuring one case: every implementation of one optimizer over one workload, in one process."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from benchmarks import floor, memory
+from benchmarks.implementations import IMPLEMENTATIONS, Absent, Implementation, check
+from benchmarks.optimizers import Choice
+from benchmarks.results import Row
+from benchmarks.timing import Samples, Spread, Step, clock_for, interleave
+from benchmarks.workloads import Workload
+
+FLOOR = "floor"
+CONTIGUOUS = "fusedopt, contiguous"  # beside a workload that is not
+KEY = ("optimizer", "workload", "dtype", "device", "threads", "implementation")
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+}
+
+_check = functools.cache(check)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is stepped, and on what."""
+
+    choice: Choice
+    workload: Workload
+    dtype: str
+    device: str
+
+    @property
+    def element_size(self) -> int:
+        """Bytes per element."""
+        return DTYPES[self.dtype].itemsize
+
+    @property
+    def bytes_moved(self) -> int:
+        """What one step must read and write."""
+        return self.choice.bytes_moved(self.workload.elements, self.element_size)
+
+    def title(self, threads: int) -> str:
+        """A heading."""
+        where = f"{threads} thread{'s' * (threads != 1)}" if self.device == "cpu" else self.device
+        return f"{self.choice.name} · {self.workload.title} · {self.dtype} · {where}"
+
+
+def run_case(
+    case: Case,
+    implementations: Sequence[Implementation],
+    threads: Sequence[int],
+    seconds: float = 2.0,
+    seed: int = 0,
+    with_memory: bool = True,
+) -> list[Row]:
+    """Measures a case with each number of threads.
+
+    Parameters and gradients are shared by all implementations, as only one runs at a time; each
+    has its own state.
+
+    Args:
+        case: What to measure.
+        implementations: What to compare. Those that can't run it get a row that says why.
+        threads: For each number of threads all rows are measured.
+        seconds: Of measuring, for each number of threads.
+        seed: Of values and order.
+        with_memory: Whether to measure each implementation's peak memory.
+    """
+    missing = _too_large(case, len(implementations))
+    if missing:
+        return [_row(case, count, FLOOR, status=missing) for count in threads]
+    steps, status = _make_steps(case, implementations, seed)
+    peaks: dict[str, int | None] = {}
+    for name, step in steps.items():
+        step()  # creates the state
+        peaks[name] = memory.peak_during(step, case.device) if with_memory else None
+    steps[FLOOR] = floor.make_floor(
+        case.choice.states, case.workload.elements * case.element_size, case.device
+    )
+    rows = []
+    threads_before = torch.get_num_threads()
+    try:
+        for count in threads:
+            torch.set_num_threads(count)
+            samples = interleave(steps, clock_for(case.device), seconds, seed)
+            rows += _rows(case, count, samples, status, peaks)
+    finally:
+        torch.set_num_threads(threads_before)
+    return rows
+
+
+def _too_large(case: Case, implementations: int) -> str:
+    """Says that a case won't fit into memory, or nothing."""
+    operand = case.workload.elements * case.element_size
+    states = case.choice.states * (implementations + 1)
+    needed = operand * (3 + states + 3)  # parameter twice, gradient; state; foreach's temporaries
+    free = memory.available() if case.device == "cpu" else torch.cuda.mem_get_info()[0]
+    if free is None or needed < free:
+        return ""
+    return f"skipped: needs {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free"
+
+
+def _make_steps(
+    case: Case, implementations: Sequence[Implementation], seed: int
+) -> tuple[dict[str, Step], dict[str, str]]:
+    """Returns the step function of each implementation that can run, and each one's status."""
+    steps: dict[str, Step] = {}
+    status: dict[str, str] = {}
+    dtype = DTYPES[case.dtype]
+    params = case.workload.parameters(dtype, case.device, seed)
+    for implementation in implementations:
+        try:
+            status[implementation.name] = _check(implementation, case.choice, dtype, case.device)
+            steps[implementation.name] = implementation.make(case.choice, params).step
+        except Absent as reason:
+            status[implementation.name] = f"absent: {reason}"
+    if case.workload.channels_last and "fusedopt" in steps:
+        plain = dataclasses.replace(case.workload, channels_last=False)
+        params = plain.parameters(dtype, case.device, seed)
+        steps[CONTIGUOUS] = IMPLEMENTATIONS["fusedopt"].make(case.choice, params).step
+        status[CONTIGUOUS] = ""
+    return steps, status
+
+
+def _rows(
+    case: Case,
+    threads: int,
+    samples: dict[str, Samples],
+    status: dict[str, str],
+    peaks: dict[str, int | None],
+) -> list[Row]:
+    torch_paths = [
+        name
+        for name in samples
+        if name in IMPLEMENTATIONS and IMPLEMENTATIONS[name].is_torch and not status[name]
+    ]
+    medians = {name: Spread.of(samples[name].seconds).median for name in samples}
+    best = min(torch_paths, key=lambda name: medians[name], default=None)
+    rows = []
+    for name in [FLOOR, *status]:
+        row = _row(case, threads, name, status=status.get(name, ""))
+        if name in samples:
+            own = samples[name].seconds
+            row["seconds"] = dataclasses.asdict(Spread.of(own))
+            if case.device != "cpu":
+                row["host_seconds"] = dataclasses.asdict(Spread.of(samples[name].host))
+            row["gb_per_s"] = case.bytes_moved / medians[name] * 1e-9
+            row["floor_percent"] = 100 * Spread.of_ratios(samples[FLOOR].seconds, own).median
+            row["peak_bytes"] = peaks.get(name)
+            row["rounds"] = len(own)
+            if best is not None and name != FLOOR:
+                ratio = Spread.of_ratios(samples[best].seconds, own)
+                row["torch_best"], row["ratio"] = best, dataclasses.asdict(ratio)
+        rows.append(row)
+    return rows
+
+
+def _row(case: Case, threads: int, name: str, **fields: Any) -> Row:
+    values = (case.choice.name, case.workload.name, case.dtype, case.device, threads, name)
+    return {
+        **dict(zip(KEY, values, strict=True)),
+        "elements": case.workload.elements,
+        "tensors": len(case.workload.shapes),
+        "bytes": case.bytes_moved,
+        **fields,
+    }

@@ -1,0 +1,156 @@
+"""Writes the tables of README.md and benchmarks/README.md from result files, and the charts.
+
+A table stands between `<!-- begin table: KIND FILE -->` and `<!-- end table -->`, where FILE is a
+result file's name without its ending. Run `python -m benchmarks.report` after a measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import accuracy, chart, host, tables, train
+from benchmarks.measure import FLOOR
+from benchmarks.results import RESULTS, Row, load, provenance
+from benchmarks.targets import verdicts
+from benchmarks.workloads import WORKLOADS
+
+ROOT = Path(__file__).resolve().parents[1]
+READMES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+_TABLE = re.compile(r"(<!-- begin table: (\S+) (\S+) -->\n).*?(<!-- end table -->)", re.DOTALL)
+
+
+def _title(workload: str) -> str:
+    return WORKLOADS[workload].title if workload in WORKLOADS else workload
+
+
+def speed(result: dict[str, Any]) -> str:
+    """How many times faster than torch's fastest path: optimizers down, workloads across."""
+    parts = []
+    grouped = chart.panels(result["rows"])
+    for dtype in dict.fromkeys(dtype for _, dtype in grouped):
+        columns = [workload for workload, other in grouped if other == dtype]
+        cells: dict[str, dict[str, str]] = {}
+        for workload in columns:
+            for row in grouped[workload, dtype]:
+                text = f"{tables.digits(row['ratio']['median'])}×"
+                cells.setdefault(row["optimizer"], {})[workload] = text
+        head = [dtype, *map(_title, columns)]
+        body = [[name, *(row.get(w, "") for w in columns)] for name, row in cells.items()]
+        parts.append(tables.markdown([head, *body]))
+    return "\n\n".join(parts)
+
+
+def steps(result: dict[str, Any]) -> str:
+    """Everything about each case in one line."""
+    head = ["case", "fusedopt", "floor", "% of floor", "GB/s", "fused", "foreach", "for-loop",
+            "torch's best / ours", "peak memory, ours / foreach"]  # fmt: skip
+    groups: dict[tuple[str, int], dict[tuple[str, str], dict[str, Row]]] = {}
+    for row in result["rows"]:
+        cases = groups.setdefault((row["dtype"], row["threads"]), {})
+        case = cases.setdefault((row["optimizer"], row["workload"]), {})
+        case[row["implementation"]] = row
+    parts = []
+    for (dtype, threads), cases in groups.items():
+        body = [[f"{optimizer}, {workload}", *_step_line(case)]
+                for (optimizer, workload), case in cases.items()]  # fmt: skip
+        title = f"**{dtype}, {threads} thread{'s' * (threads != 1)}**"
+        parts.append(f"{title}\n\n{tables.markdown([head, *body])}")
+    return "\n\n".join(parts)
+
+
+def _step_line(case: dict[str, Row]) -> list[str]:
+    ours = case.get("fusedopt", {})
+    if "seconds" not in ours:
+        return [next(iter(case.values()))["status"], *[""] * 8]
+
+    def time(name: str) -> str:
+        row = case.get(name, {})
+        if "seconds" not in row:
+            return "–"
+        return tables.seconds_text(row["seconds"]["median"]) + " (wrong)" * bool(row["status"])
+
+    ratio = ours.get("ratio")
+    between = "" if not ratio else (
+        f"{tables.digits(ratio['median'])}× "
+        f"({tables.digits(ratio['p10'])}–{tables.digits(ratio['p90'])})"
+    )  # fmt: skip
+    peaks = [case.get(name, {}).get("peak_bytes") for name in ("fusedopt", "foreach")]
+    memory = " / ".join(tables.bytes_text(peak) or "–" for peak in peaks)
+    return [time("fusedopt"), time(FLOOR), f"{ours['floor_percent']:.0f} %",
+            tables.digits(ours["gb_per_s"]), time("fused"), time("foreach"), time("for-loop"),
+            between, memory]  # fmt: skip
+
+
+def targets(result: dict[str, Any]) -> str:
+    """Each target beside what was measured."""
+    body = [[v.what, v.target, v.text, "yes" if v.met else "**no**"]
+            for v in verdicts(result["rows"])]  # fmt: skip
+    return tables.markdown([["what", "target", "measured", "met"], *body])
+
+
+def host_costs(result: dict[str, Any]) -> str:
+    """Costs per parameter, in time and, if counted, in instructions."""
+    units = dict.fromkeys(row["unit"] for row in result["rows"])
+    return "\n\n".join(
+        f"**{unit} per parameter**\n\n{tables.markdown(host.table_rows(result['rows'], unit))}"
+        for unit in units
+    )
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "speed": speed,
+    "steps": steps,
+    "targets": targets,
+    "host": host_costs,
+    "train": lambda result: tables.markdown(train.table_rows(result["rows"])),
+    "accuracy": lambda result: tables.markdown(accuracy.table_rows(result["rows"])),
+}
+
+
+def render(kind: str, name: str, folder: Path = RESULTS) -> str:
+    """One table as Markdown, with a line on where it comes from.
+
+    Raises:
+        KeyError: There is no such kind of table.
+    """
+    make = TABLES[kind]
+    path = folder / f"{name}.json"
+    if not path.exists():
+        return f"(No `results/{name}.json` yet.)\n"
+    result = load(path)
+    return f"{make(result)}\n\n<sub>{provenance(result)}</sub>\n"
+
+
+def update(text: str, folder: Path = RESULTS) -> str:
+    """A README's text with its tables made anew."""
+    return _TABLE.sub(lambda m: m[1] + render(m[2], m[3], folder) + m[4], text)
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser("python -m benchmarks.report", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if it would")
+    options = parser.parse_args()
+    stale = []
+    for readme in filter(Path.exists, READMES):
+        text = readme.read_text()
+        made = update(text)
+        if made != text:
+            stale.append(str(readme.relative_to(ROOT)))
+            if not options.check:
+                readme.write_text(made)
+    if options.check and stale:
+        raise SystemExit(f"not made from the result files: {', '.join(stale)}")
+    if not options.check:
+        print(f"Wrote {', '.join(stale) or 'nothing new'}")
+        for path in sorted(RESULTS.glob("step*.json")):
+            chart.draw(load(path), path.with_suffix(".png"))
+            print(f"Drew {path.with_suffix('.png').relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Tables of results: aligned for the terminal, Markdown for the READMEs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from benchmarks.results import Row
+
+STEP_HEAD = ["", "one step", "p10–p90", "torch's best / it", "GB/s", "% of floor", "peak memory"]
+
+
+def seconds_text(seconds: float) -> str:
+    """Three digits with a unit, as in 12.3 µs."""
+    for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        if abs(seconds) * scale >= 1:
+            return f"{digits(seconds * scale)} {unit}"
+    return f"{digits(seconds * 1e9)} ns"
+
+
+def digits(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    if abs(value) >= 99.95:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 9.995 else f"{value:.2f}"
+
+
+def bytes_text(count: float | None) -> str:
+    """A size in MiB."""
+    return "" if count is None else f"{count / 2**20:,.1f} MiB"
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """A table for the terminal: the first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  " + "  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table for a README: the first row is its head."""
+    rule = ["---", *["---:"] * (len(rows[0]) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], rule, *rows[1:]])
+
+
+def step_cells(row: Row) -> list[str]:
+    """One implementation's line in the table of a case."""
+    name = row["implementation"]
+    if "seconds" not in row:
+        return [name, row["status"], "", "", "", "", ""]
+    seconds, ratio = row["seconds"], row.get("ratio")
+    between = "–".join(seconds_text(seconds[key]) for key in ("p10", "p90"))
+    ratio_text = ""
+    if ratio is not None:
+        ratio_text = f"{digits(ratio['median'])}× ({digits(ratio['p10'])}–{digits(ratio['p90'])})"
+    return [
+        name if not row["status"] else f"{name} ({row['status']})",
+        seconds_text(seconds["median"]),
+        between,
+        ratio_text,
+        digits(row["gb_per_s"]),
+        f"{row['floor_percent']:.0f} %",
+        bytes_text(row["peak_bytes"]),
+    ]
+
+
+def step_table(rows: Iterable[Row]) -> str:
+    """The table of one case for the terminal; what couldn't run is named below it."""
+    all_rows = list(rows)
+    measured = [row for row in all_rows if "seconds" in row]
+    missing = [f"  {row['implementation']}: {row['status']}" for row in all_rows
+               if "seconds" not in row]  # fmt: skip
+    table = [align([STEP_HEAD, *map(step_cells, measured)])] if measured else []
+    return "\n".join([*table, *missing])

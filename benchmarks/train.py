@@ -1,0 +1,102 @@
+"""Times whole training steps, forward and backward pass included: `python -m benchmarks.train`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks import results, tables
+from benchmarks.implementations import IMPLEMENTATIONS, Implementation
+from benchmarks.optimizers import OPTIMIZERS, Choice
+from benchmarks.results import Row
+from benchmarks.timing import Spread, Step, clock_for, interleave
+
+KEY = ("optimizer", "model", "batch", "device", "threads", "implementation")
+# What torch.optim does where nothing is asked for, and its other paths.
+NAMES = ("fusedopt", "default", "fused", "foreach", "for-loop")
+
+
+def _training_step(model: nn.Module, make: Implementation, choice: Choice, batch: int) -> Step:
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn((batch, 1, 16, 16), generator=generator).to(device)  # the digits' size
+    labels = torch.randint(0, 10, (batch,), generator=generator).to(device)
+    optimizer = make.make(choice, list(model.parameters()))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def measure(choice: Choice, batch: int, device: str, seconds: float, seed: int = 0) -> list[Row]:
+    """Trains a ResNet-20 of its own with each implementation, by turns, and times whole steps."""
+    from fusedopt.train.models import ResNet20
+
+    steps: dict[str, Step] = {}
+    for name in NAMES:
+        torch.manual_seed(seed)
+        model = ResNet20(num_classes=10, in_channels=1).to(device)
+        chosen = IMPLEMENTATIONS.get(name, Implementation("default", "torch.optim"))
+        if chosen.has(choice):
+            steps[name] = _training_step(model, chosen, choice, batch)
+    samples = interleave(steps, clock_for(device), seconds, seed)
+    rows = []
+    for name in steps:
+        own = samples[name].seconds
+        values = (choice.name, "resnet20", batch, device, torch.get_num_threads(), name)
+        row: Row = dict(zip(KEY, values, strict=True))
+        row["seconds"] = dataclasses.asdict(Spread.of(own))
+        row["ratio"] = dataclasses.asdict(Spread.of_ratios(samples["default"].seconds, own))
+        rows.append(row)
+    return rows
+
+
+def table_rows(rows: Sequence[Row]) -> list[list[str]]:
+    """The table: one line per optimizer and implementation."""
+    head = ["optimizer", "implementation", "one step", "torch's default / it", "p10–p90"]
+    return [head, *(
+        [row["optimizer"], row["implementation"], tables.seconds_text(row["seconds"]["median"]),
+         f"{row['ratio']['median']:.2f}×",
+         "–".join(f"{row['ratio'][key]:.2f}" for key in ("p10", "p90"))]
+        for row in rows
+    )]  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.train",
+        description="Times whole training steps of ResNet-20 on images of the digits' size.",
+    )
+    parser.add_argument(
+        "--optimizer", nargs="+", choices=OPTIMIZERS, default=["sgd-momentum", "adamw"]
+    )
+    parser.add_argument("--batch", type=int, default=64, help="(default: 64)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each (default: 20)")
+    parser.add_argument("--json", type=Path, help="write a result file")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no CUDA device")
+    result = results.new_result("benchmarks.train", arguments, [])
+    for name in options.optimizer:
+        result["rows"] += measure(OPTIMIZERS[name], options.batch, options.device, options.seconds)
+    print(tables.align(table_rows(result["rows"])))
+    if options.json:
+        results.save(result, options.json)
+        print(f"Wrote {options.json}")
+
+
+if __name__ == "__main__":
+    main()

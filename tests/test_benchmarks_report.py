@@ -1,0 +1,185 @@
+"""The benchmarks' command lines, result files, and the tables and charts made from them."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import (  # noqa: E402
+    accuracy,
+    chart,
+    host,
+    instructions,
+    report,
+    results,
+    step,
+    targets,
+    timing,
+    train,
+)
+from benchmarks.implementations import IMPLEMENTATIONS  # noqa: E402
+from benchmarks.measure import Case, run_case  # noqa: E402
+from benchmarks.optimizers import OPTIMIZERS  # noqa: E402
+from benchmarks.workloads import WORKLOADS, Workload  # noqa: E402
+
+TINY = Workload("tiny", "two tensors", ((3, 4), (5,)))
+PATHS = [IMPLEMENTATIONS[name] for name in ("fusedopt", "fused", "foreach", "for-loop")]
+
+
+@pytest.fixture(autouse=True)
+def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "SAMPLE_SECONDS", 1e-5)
+
+
+def run_step(*arguments: str) -> None:
+    step.main([*arguments, "--seconds", "0"])
+
+
+@pytest.fixture
+def own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    name = "another_network_of_a_user"
+    (tmp_path / f"{name}.py").write_text("import torch\ndef make(): return torch.nn.Linear(3, 2)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return name
+
+
+def test_the_command_prints_tables_and_writes_a_result_file(
+    own_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "new" / "result.json"
+    arguments = [
+        "--model",
+        f"{own_network}:make",
+        "--optimizer",
+        "sgd",
+        "adamw",
+        "--json",
+        str(path),
+    ]
+    run_step(*arguments, "--threads", "1")
+    printed = capsys.readouterr().out
+    assert "adamw · make, 2 tensors · float32 · 1 thread\n" in printed
+    assert "apex: absent: doesn't run on cpu" in printed
+    result = results.load(path)
+    assert result["command"].startswith("python -m benchmarks.step --model")
+    assert {"cpu", "cores", "load"} <= result["machine"].keys()
+    assert {"python", "torch", "fusedopt", "compiler", "isa"} <= result["versions"].keys()
+    assert {row["optimizer"] for row in result["rows"]} == {"sgd", "adamw"}
+    assert {"fusedopt", "fused", "deepspeed"} <= {row["implementation"] for row in result["rows"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "nothing"], "write package.module:factory"),
+        (["--workload", "nothing"], "invalid choice"),
+        (["--threads", "0"], "at least 1"),
+        (["--threads", "many"], "many"),
+    ],
+)
+def test_the_command_refuses_what_makes_no_sense(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run_step(*arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_runs_are_merged_by_their_medians() -> None:
+    key = ("name",)
+    runs = [
+        [{"name": "a", "seconds": {"median": s}, "ratio": {"median": r}, "torch_best": b}]
+        for s, r, b in ((3.0, 1.0, "fused"), (1.0, 5.0, "fused"), (2.0, 2.0, "foreach"))
+    ]
+    (row,) = results.merge(runs, key)
+    assert row["seconds"]["median"] == 2.0 and row["ratio"]["median"] == 2.0
+    assert row["torch_best"] == "fused" and row["runs"] == 3
+    assert row["ratio_of_runs"] == [1.0, 5.0]
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one small result file of each kind."""
+    folder = tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "SAMPLE_SECONDS", 1e-5)
+        choice = OPTIMIZERS["adamw"]
+        rows = {
+            "step": run_case(Case(choice, WORKLOADS["1"], "float32", "cpu"), PATHS, [1], 0),
+            "host": host.time_split(choice, TINY, 0),
+            "accuracy": accuracy.errors(choice, "float32", steps=2),
+            "train": train.measure(choice, 2, "cpu", 0),
+        }
+    for name, values in rows.items():
+        results.save(results.new_result("benchmarks.x", ["--y"], values), folder / f"{name}.json")
+    return folder
+
+
+@pytest.mark.parametrize("kind", report.TABLES)
+def test_tables_are_made_from_result_files(kind: str, example: Path) -> None:
+    name = kind if kind in ("host", "accuracy", "train") else "step"
+    text = f"before\n<!-- begin table: {kind} {name} -->\nold\n<!-- end table -->\nafter\n"
+    made = report.update(text, example)
+    assert "old" not in made and "| --- |" in made and "python -m benchmarks.x --y" in made
+    assert made.startswith("before\n") and made.endswith("after\n")
+    assert report.update(made, example) == made
+
+
+@pytest.mark.parametrize("readme", report.READMES, ids=lambda path: path.parent.name)
+def test_the_readmes_tables_match_the_result_files(readme: Path) -> None:
+    if not readme.exists():
+        pytest.skip(f"there is no {readme.relative_to(ROOT)}")
+    text = readme.read_text()
+    assert text.count("<!-- begin table") == len(report._TABLE.findall(text))
+    assert report.update(text) == text, "run python -m benchmarks.report"
+
+
+def test_a_chart_is_drawn(example: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    chart.draw(results.load(example / "step.json"), tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_targets_are_compared_with_what_was_measured() -> None:
+    def row(workload: str, ratio: float, percent: float) -> dict[str, Any]:
+        return {
+            "optimizer": "adamw", "workload": workload, "dtype": "float32", "device": "cpu",
+            "threads": 2, "implementation": "fusedopt", "seconds": {}, "torch_best": "fused",
+            "ratio": {"median": ratio}, "floor_percent": percent,
+        }  # fmt: skip
+
+    found = targets.verdicts([row("1000x64", 39.0, 5), row("resnet50", 1.1, 96)])
+    assert [(v.measured, v.met) for v in found] == [(39.0, False), (1.1, True), (96, True)]
+
+
+def test_the_parts_of_a_step_are_named(example: Path) -> None:
+    ours, fused, *_ = results.load(example / "host.json")["rows"]
+    assert {"total", "python", "check", "fill", "kernel"} <= ours.keys()
+    assert {"total", "python", "kernel"} <= fused.keys()
+    assert all(math.isfinite(ours[part]) for part in host.PARTS)
+
+
+def test_instructions_are_read_from_callgrinds_report() -> None:
+    text = (
+        "9,709,005 (100.0%)  PROGRAM TOTALS\n\n"
+        "9,247,512 (95.25%)  ???:fusedopt::Plan::step(pybind11::list const&) [/x/_C.so]\n"
+        "1,657,482 (17.07%)  ???:fusedopt::Plan::fill_buckets(bool)'2 [/x/_C.so]\n"
+        "1,416,810 (14.59%)  ???:fusedopt::cpu::run(fusedopt::cpu::Kernel const&) [/x/_C.so]\n"
+    )
+    parts = instructions.parse(text)
+    assert parts == {"total": 9709005, "step": 9247512, "fill": 1657482, "kernel": 1416810}
+
+
+def test_errors_are_small_in_double_and_larger_in_half(example: Path) -> None:
+    choice = OPTIMIZERS["adam"]
+    double = accuracy.errors(choice, "float64", steps=3)
+    half = accuracy.errors(choice, "bfloat16", steps=3)
+    assert double[0]["implementation"] == half[0]["implementation"] == "fusedopt"
+    assert double[0]["max"] < 1e-12 < half[0]["max"]
