@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     columns = min(len(grouped), 3)
     lines = -(-len(grouped) // columns)
     tallest = max(len(rows) for rows in grouped.values())
-    size = (4.6 * columns, lines * (0.32 * tallest + 1.0) + 1.0)
+    size = (max(4.6 * columns, 7.0), lines * (0.32 * tallest + 1.0) + 1.0)
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(lines, columns, squeeze=False).flat
@@ -51,8 +52,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
         _bars(axis, rows)
     for axis in list(axes)[len(grouped) :]:
         axis.set_visible(False)
-    figure.suptitle("optimizer.step(): how many times faster than torch's fastest path (1×)")
-    figure.supxlabel(provenance(result).replace("; ", "\n", 1), fontsize=6, color="#666666")
+    figure.suptitle("optimizer.step(): how many times faster than torch's fastest path (1×)",
+                    fontsize=11)  # fmt: skip
+    source = "\n".join(textwrap.wrap(provenance(result), int(size[0] * 22)))
+    figure.supxlabel(source, fontsize=6, color="#666666")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
@@ -71,7 +74,11 @@ def _bars(axis: Any, rows: list[Row]) -> None:
     axis.set_yticks(places, [row["optimizer"] for row in rows])
     axis.invert_yaxis()
     axis.set_xscale("log")
-    axis.set_xlim(min(0.5, *values, 0.5) * 0.9, max(2.0, *values, 2.0) * 2.2)
+    ends = [row["ratio"][key] for row in rows for key in ("median", "p10", "p90")]
+    low, high = min(0.7, *ends), max(2.0, *ends)
+    axis.set_xlim(low * 0.9, high * (high / low) ** 0.25)  # room for the labels
+    ticks = [m * 10.0**e for e in range(-2, 4) for m in (1, 2, 5)]
+    axis.set_xticks([tick for tick in ticks if low <= tick <= high])
     axis.axvline(1, color=_TORCH, linewidth=2, zorder=0)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
     axis.minorticks_off()

@@ -30,6 +30,7 @@ class Implementation:
         classes: From torch.optim's class names to this module's and further keyword arguments;
             a class that is not listed doesn't exist there. None: the same names.
         devices: Where it runs.
+        ignores: Options that its constructors accept without heeding them.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Implementation:
     options: Mapping[str, Any] = field(default_factory=dict)
     classes: Mapping[str, tuple[str, Mapping[str, Any]]] | None = None
     devices: tuple[str, ...] = ("cpu", "cuda")
+    ignores: tuple[str, ...] = ()
 
     @property
     def is_torch(self) -> bool:
@@ -63,6 +65,9 @@ class Implementation:
         package = self.module.partition(".")[0]
         if importlib.util.find_spec(package) is None:
             raise Absent("not installed")
+        ignored = [option for option in self.ignores if choice.options.get(option)]
+        if ignored:
+            raise Absent(f"has no {', '.join(ignored)}")
         name, extra = choice.cls, {}
         if self.classes is not None:
             if choice.cls not in self.classes:
@@ -82,10 +87,6 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:150]
 
 
-def _same(*names: str) -> dict[str, tuple[str, dict[str, Any]]]:
-    return {name: (name, {}) for name in names}
-
-
 _ALL = (
     Implementation("fusedopt", "fusedopt"),
     Implementation("fused", "torch.optim", {"fused": True}),
@@ -95,7 +96,7 @@ _ALL = (
         "deepspeed", "deepspeed.ops.adam", classes={
             "Adam": ("DeepSpeedCPUAdam", {"adamw_mode": False}),
             "AdamW": ("DeepSpeedCPUAdam", {"adamw_mode": True, "weight_decay": 1e-2}),
-        }, devices=("cpu",),
+        }, devices=("cpu",), ignores=("amsgrad",),
     ),
     Implementation(
         "deepspeed-adagrad", "deepspeed.ops.adagrad",
@@ -105,7 +106,7 @@ _ALL = (
         "bitsandbytes", "bitsandbytes.optim", classes={
             "Adam": ("Adam32bit", {}), "AdamW": ("AdamW32bit", {}), "SGD": ("SGD32bit", {}),
             "RMSprop": ("RMSprop32bit", {}), "Adagrad": ("Adagrad32bit", {}),
-        },
+        }, ignores=("amsgrad",),
     ),
     # 8-bit states: fewer bytes to move, and less exact.
     Implementation(
@@ -115,7 +116,7 @@ _ALL = (
     Implementation(
         "optimi", "optimi", classes={
             "SGD": ("SGD", {}), "Adam": ("Adam", {"lr": 1e-3}),
-            "AdamW": ("AdamW", {"lr": 1e-3}), "RMSprop": ("RMSprop", {}),
+            "AdamW": ("AdamW", {"lr": 1e-3}),
         },
     ),
     Implementation(

@@ -128,6 +128,11 @@ def test_a_path_that_does_not_do_the_work_is_found_out(monkeypatch: pytest.Monke
         (IMPLEMENTATIONS["apex"], "adam", "doesn't run on cpu"),
         (Implementation("x", "no_such_package.optim"), "adam", "not installed"),
         (Implementation("x", "torch.optim", classes={}), "adam", "has no Adam"),
+        (
+            Implementation("x", "torch.optim", ignores=("amsgrad",)),
+            "adamw-amsgrad",
+            "has no amsgrad",
+        ),
         (Implementation("x", "torch.no_such_module"), "adam", "ModuleNotFoundError"),
     ],
 )

@@ -80,7 +80,12 @@ const char* Plan::check_slot(int index, Work& work) const {
   c10::TensorImpl* grad = gradient.defined() ? gradient.unsafeGetTensorImpl() : nullptr;
   const bool dense = param->is_non_overlapping_and_dense();
   work.dense = dense;
-  if (grad != nullptr && !fits(*grad, *param)) {
+  std::fill_n(work.operands, kMaxOperands, nullptr);
+  std::fill_n(work.addresses, kMaxOperands, nullptr);
+  work.operands[0] = param;
+  work.operands[1] = grad;
+  work.addresses[0] = address_of(*param);
+  if (grad != nullptr && !fits(*grad, *param, &work.addresses[1])) {
     if (const char* reason = check_gradient(slot, *grad, *param)) return reason;
     work.dense = dense && same_strides(*grad, *param);
   }
@@ -96,9 +101,6 @@ const char* Plan::check_slot(int index, Work& work) const {
   if (!dense && may_overlap_itself(*param)) return "its elements may share memory";
   work.slot = index;
   work.step = nullptr;
-  std::fill_n(work.operands, kMaxOperands, nullptr);
-  work.operands[0] = param;
-  work.operands[1] = grad;
   const char* reason = nullptr;
   check_state(slot, group, work, &reason);
   return reason;
@@ -150,7 +152,9 @@ void Plan::check_state(const Slot& slot, const Group& group, Work& work,
     }
     c10::TensorImpl* tensor = THPVariable_Unpack(value).unsafeGetTensorImpl();
     work.operands[2 + k] = tensor;
-    if (fits(*tensor, param) && tensor->is_non_overlapping_and_dense()) continue;
+    if (fits(*tensor, param, &work.addresses[2 + k]) && tensor->is_non_overlapping_and_dense()) {
+      continue;
+    }
     *reason = check_state_tensor(slot, key, *tensor, param, group.variant.lerp);
     if (*reason != nullptr) return;
     work.dense = work.dense && same_strides(*tensor, param);
@@ -192,19 +196,17 @@ void Plan::check_step(const Slot& slot, PyObject* step, Work& work) const {
 // works through them one after the other. Searched for only where some address differs from the
 // last step's.
 void Plan::find_overlaps() {
-  size_t seen = 0;
-  bool same = overlapping_.size() == slots_.size();
-  for (const Work& work : works_) {
-    for (int k = 0; k < kMaxOperands; ++k) {
-      if (k == 1 || work.operands[k] == nullptr) continue;
-      const Address address{address_of(*work.operands[k]), work.operands[k]->numel()};
-      if (seen == addresses_.size()) addresses_.emplace_back();
-      same = same && addresses_[seen] == address;
-      addresses_[seen++] = address;
-    }
+  bool same = overlapping_.size() == slots_.size() && written_.size() == works_.size();
+  written_.resize(works_.size());
+  for (size_t i = 0; i < works_.size(); ++i) {
+    const Work& work = works_[i];
+    const Written now{{work.addresses[0], work.addresses[2], work.addresses[3], work.addresses[4]},
+                      work.operands[0]->numel()};
+    const Written& before = written_[i];
+    same = same && now.numel == before.numel &&
+           std::equal(now.addresses, now.addresses + 1 + kMaxStates, before.addresses);
+    written_[i] = now;
   }
-  same = same && addresses_.size() == seen;
-  addresses_.resize(seen);
   if (!same) {
     std::vector<Range> ranges;
     for (const Work& work : works_) {

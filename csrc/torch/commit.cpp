@@ -125,12 +125,11 @@ void Plan::separate_gradients() {
   }
 }
 
-Bucket& Plan::bucket_for(const Work& work) {
-  const cpu::Kernel* kernel = groups_[slots_[work.slot].group].variant.cpu;
+Bucket& Plan::bucket_for(const cpu::Kernel& kernel, Dtype dtype) {
   for (Bucket& bucket : buckets_) {
-    if (bucket.kernel == kernel && bucket.dtype == work.dtype) return bucket;
+    if (bucket.kernel == &kernel && bucket.dtype == dtype) return bucket;
   }
-  buckets_.push_back({kernel, work.dtype, {}, {}, {}, -1, 0});
+  buckets_.push_back({&kernel, dtype, {}, {}, {}});
   return buckets_.back();
 }
 
@@ -139,38 +138,42 @@ void Plan::fill_buckets(bool scaled) {
   for (Bucket& bucket : buckets_) {
     bucket.tensors.clear();
     bucket.rules.clear();
+    bucket.rule_count = 0;
     bucket.layouts.clear();
     bucket.group = -1;
   }
   layouts_.clear();
+  Bucket* bucket = nullptr;
   for (const Work& work : works_) {
     const int group_index = slots_[work.slot].group;
     const Group& group = groups_[group_index];
-    const int operands = 2 + group.variant.cpu->states;
+    const cpu::Kernel* kernel = group.variant.cpu;
+    const int operands = 2 + kernel->states;
     const double step = optimizer_->counts_steps ? count_step(work.step) : (work.first ? 0 : 1);
     TensorEntry entry;
     for (int k = 0; k < operands; ++k) {
       c10::TensorImpl& operand = *work.operands[k];
       const bool written = k != 1 || scaled;
       entry.operands[k] =
-          written ? writable_address_of(operand) : const_cast<char*>(address_of(operand));
+          written ? writable_address_of(operand) : const_cast<char*>(work.addresses[k]);
       if (written) operand.bump_version();
     }
     entry.numel = work.operands[0]->numel();
     if (entry.numel == 0) continue;
-    Bucket& bucket = bucket_for(work);
-    const int compute = cpu::Kernel::compute(work.dtype);
-    if (bucket.group != group_index || bucket.step != step) {
-      bucket.group = group_index;
-      bucket.step = step;
-      bucket.rules.resize(bucket.rules.size() + bucket.kernel->rule_bytes[compute]);
-      bucket.kernel->prepare[compute](
-          group.numbers, step,
-          bucket.rules.data() + bucket.rules.size() - bucket.kernel->rule_bytes[compute]);
+    if (bucket == nullptr || bucket->kernel != kernel || bucket->dtype != work.dtype) {
+      bucket = &bucket_for(*kernel, work.dtype);
     }
-    entry.rule = static_cast<int32_t>(bucket.rules.size() / bucket.kernel->rule_bytes[compute]) - 1;
+    const size_t bytes = kernel->rule_bytes[cpu::Kernel::compute(work.dtype)];
+    if (bucket->group != group_index || bucket->step != step) {
+      bucket->group = group_index;
+      bucket->step = step;
+      bucket->rules.resize((bucket->rule_count + 1) * bytes);
+      kernel->prepare[cpu::Kernel::compute(work.dtype)](
+          group.numbers, step, bucket->rules.data() + bucket->rule_count++ * bytes);
+    }
+    entry.rule = bucket->rule_count - 1;
     entry.start =
-        bucket.tensors.empty() ? 0 : bucket.tensors.back().start + bucket.tensors.back().numel;
+        bucket->tensors.empty() ? 0 : bucket->tensors.back().start + bucket->tensors.back().numel;
     entry.maximize = group.maximize;
     entry.layout = -1;
     if (!work.dense) {
@@ -178,10 +181,10 @@ void Plan::fill_buckets(bool scaled) {
       for (int k = 0; k < operands; ++k) strides.push_back(work.operands[k]->strides().data());
       const auto sizes = work.operands[0]->sizes();
       layouts_.push_back(make_layout(static_cast<int>(sizes.size()), sizes.data(), strides));
-      entry.layout = static_cast<int32_t>(bucket.layouts.size());
-      bucket.layouts.push_back(layouts_.back().view());
+      entry.layout = static_cast<int32_t>(bucket->layouts.size());
+      bucket->layouts.push_back(layouts_.back().view());
     }
-    bucket.tensors.push_back(entry);
+    bucket->tensors.push_back(entry);
   }
 }
 

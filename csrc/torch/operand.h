@@ -22,7 +22,8 @@ inline bool is_plain_cpu(const c10::TensorImpl& tensor) {
 // The address of a plain tensor's first element; null where nothing is allocated, as sharding
 // frameworks leave it. (TensorImpl::data() makes two virtual calls to learn the same.)
 inline const char* address_of(const c10::TensorImpl& tensor) {
-  const auto* base = static_cast<const char*>(tensor.unsafe_storage().data());
+  const auto* base =
+      tensor.unsafe_storage() ? static_cast<const char*>(tensor.unsafe_storage().data()) : nullptr;
   return base == nullptr ? nullptr : base + tensor.storage_offset() * tensor.itemsize();
 }
 
@@ -48,18 +49,20 @@ inline bool same_sizes(const c10::TensorImpl& a, const c10::TensorImpl& b) {
 // The same elements at the same offsets: equal strides, wherever a dimension has more than one
 // element. The sizes are equal.
 inline bool same_strides(const c10::TensorImpl& a, const c10::TensorImpl& b) {
-  if (a.is_contiguous() && b.is_contiguous()) return true;
   const auto sizes = a.sizes();
-  for (size_t d = 0; d < sizes.size(); ++d) {
-    if (sizes[d] != 1 && a.strides()[d] != b.strides()[d]) return false;
-  }
-  return true;
+  const auto first = a.strides();
+  const auto second = b.strides();
+  bool same = true;
+  for (size_t d = 0; same && d < sizes.size(); ++d) same = first[d] == second[d] || sizes[d] == 1;
+  return same;
 }
 
-// Can the tensor stand beside this parameter without further questions?
-inline bool fits(const c10::TensorImpl& tensor, const c10::TensorImpl& param) {
+// Can the tensor stand beside this parameter without further questions? Its address, if so.
+inline bool fits(const c10::TensorImpl& tensor, const c10::TensorImpl& param,
+                 const char** address) {
+  *address = address_of(tensor);
   return is_plain_cpu(tensor) && tensor.dtype() == param.dtype() && same_sizes(tensor, param) &&
-         same_strides(tensor, param) && is_allocated(tensor);
+         same_strides(tensor, param) && (*address != nullptr || param.numel() == 0);
 }
 
 bool to_dtype(const c10::TensorImpl& tensor, Dtype& dtype);

@@ -47,11 +47,15 @@ struct Work {
   bool first;  // no step has been made with this state (matters where steps aren't counted)
   bool dense;  // all operands share one dense layout
   c10::TensorImpl* operands[kMaxOperands];  // null: fresh state
+  const char* addresses[kMaxOperands];      // of the operands' first elements
   c10::TensorImpl* step;
 };
 
-// Where a tensor lies, and its number of elements.
-using Address = std::pair<const void*, int64_t>;
+// Where a parameter and its states lay.
+struct Written {
+  const char* addresses[1 + kMaxStates];
+  int64_t numel;
+};
 
 // Everything in one step that one kernel sweeps in one dtype.
 struct Bucket {
@@ -60,6 +64,7 @@ struct Bucket {
   std::vector<TensorEntry> tensors;
   std::vector<char> rules;
   std::vector<Layout> layouts;
+  int32_t rule_count = 0;
   int group = -1;  // of the newest rule
   double step = 0;
 };
@@ -104,7 +109,7 @@ class Plan {
   void create_states(const py::object& state, const py::dict& defaults);
   void separate_gradients();
   void fill_buckets(bool scaled);
-  Bucket& bucket_for(const Work& work);
+  Bucket& bucket_for(const cpu::Kernel& kernel, Dtype dtype);
   void sweep(bool scaled, double grad_scale);
 
   const Optimizer* optimizer_;
@@ -117,7 +122,7 @@ class Plan {
   std::vector<int> state_order_;  // the slot of each entry of optimizer.state, as last seen
   std::vector<Work> works_;
   std::vector<const char*> reasons_;  // by slot: why torch's own step takes it, or null
-  std::vector<Address> addresses_;    // of all memory written in the last step
+  std::vector<Written> written_;        // by Work, in the last step
   std::vector<char> overlapping_;     // by slot
   std::deque<Bucket> buckets_;
   std::deque<LayoutBuffer> layouts_;
