@@ -13,17 +13,23 @@ namespace {
 // The calling thread's rounding and subnormals (torch.set_flush_denormal) hold in every thread, or
 // the bits would depend on which thread an element falls to.
 #if defined(__x86_64__)
-unsigned float_mode() { return _mm_getcsr(); }
-void set_float_mode(unsigned mode) { _mm_setcsr(mode); }
-#else
-unsigned float_mode() { return 0; }
-void set_float_mode(unsigned) {}
+using FloatMode = unsigned;
+FloatMode float_mode() { return _mm_getcsr(); }
+void set_float_mode(FloatMode mode) { _mm_setcsr(mode); }
+#elif defined(__aarch64__)
+using FloatMode = uint64_t;
+FloatMode float_mode() {
+  FloatMode mode;
+  asm volatile("mrs %0, fpcr" : "=r"(mode));
+  return mode;
+}
+void set_float_mode(FloatMode mode) { asm volatile("msr fpcr, %0" : : "r"(mode)); }
 #endif
 
 struct Job {
   void (*sweep)(const Table&, int64_t, int64_t);
   const Table* table;
-  unsigned mode;
+  FloatMode mode;
 };
 
 }  // namespace
@@ -41,7 +47,7 @@ void run(const Kernel& kernel, Dtype dtype, const Table& table, ParallelFor para
       elements, kParallelElements / 2,
       [](void* context, int64_t begin, int64_t end) {
         const auto& shared = *static_cast<const Job*>(context);
-        const unsigned mode = float_mode();
+        const FloatMode mode = float_mode();
         set_float_mode(shared.mode);
         shared.sweep(*shared.table, begin, end);
         set_float_mode(mode);

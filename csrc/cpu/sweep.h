@@ -79,6 +79,7 @@ void prepare(const double* options, double step, void* rule) {
 // From one rule, for float and for double.
 template <typename Float, typename Double>
 constexpr Kernel make_kernel() {
+  static_assert(Float::kStates <= kMaxStates && Double::kStates == Float::kStates);
   return {
       Float::kStates,
       sizeof(typename Float::Options) / sizeof(double),

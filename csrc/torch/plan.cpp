@@ -69,6 +69,10 @@ Plan::Plan(const std::string& optimizer) : optimizer_(find_optimizer(optimizer.c
   if (optimizer_ == nullptr)
     throw py::value_error("no kernels for an optimizer called " + optimizer);
   for (const char* key : optimizer_->options) option_keys_.push_back(intern(key));
+  const auto betas = std::count(option_keys_.begin(), option_keys_.end(), names().betas);
+  if (option_keys_.size() + betas > kMaxOptions || optimizer_->keys.size() > kMaxStates) {
+    throw std::logic_error("kMaxOptions or kMaxStates is too small for " + optimizer);
+  }
   for (const char* key : optimizer_->keys) state_keys_.push_back(intern(key));
   step_key_ = intern("step");
 }
