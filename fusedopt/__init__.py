@@ -12,7 +12,7 @@ from fusedopt._check import check as _check_build
 _check_build()
 
 import torch.optim as _torch_optim  # noqa: E402
-from torch.optim import lr_scheduler, swa_utils  # noqa: E402
+from torch.optim import lr_scheduler, swa_utils  # noqa: E402, F401
 
 from fusedopt._build_info import VERSION as __version__  # noqa: E402, F401
 from fusedopt.adadelta import Adadelta  # noqa: E402, F401
@@ -24,8 +24,9 @@ from fusedopt.rmsprop import RMSprop  # noqa: E402, F401
 from fusedopt.sgd import SGD  # noqa: E402, F401
 
 # So that `from fusedopt.lr_scheduler import …` works as it does for torch.optim.
-for _module in (lr_scheduler, swa_utils):
-    _sys.modules[f"fusedopt.{_module.__name__.rpartition('.')[2]}"] = _module
+for _name, _module in list(_sys.modules.items()):
+    if _name.startswith("torch.optim."):
+        _sys.modules.setdefault("fusedopt" + _name.removeprefix("torch.optim"), _module)
 
 __all__ = sorted(
     {name for name in dir(_torch_optim) if not name.startswith("_")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from fusedopt import _C
@@ -57,11 +58,16 @@ def explain(optimizer: Optimizer) -> Explanation:
     Returns:
         The table, a `Row` for each device, dtype, kernel and reason.
 
+    Raises:
+        TypeError: If it is no optimizer.
+
     Example:
         >>> explain(fusedopt.AdamW(torch.nn.Linear(10, 10).parameters()))  # doctest: +SKIP
         device  dtype    tensors  elements  kernel  isa   reason
         cpu     float32  2        110       adamw   avx2
     """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"explain takes an optimizer, got {type(optimizer).__name__}")
     if isinstance(optimizer, FusedOptimizer):
         kernel = optimizer._kernels.lower()
         found = optimizer._plan.explain(optimizer.param_groups, optimizer.state)
@@ -78,7 +84,7 @@ def explain(optimizer: Optimizer) -> Explanation:
         key = (str(param.device), str(param.dtype).removeprefix("torch."), reason)
         count = counts.setdefault(key, [0, 0])
         count[0] += 1
-        count[1] += param.numel()
+        count[1] += 0 if is_lazy(param) else param.numel()
     rows = [
         Row(
             device,

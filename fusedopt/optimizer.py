@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim import optimizer as torch_optimizer
 
 from fusedopt import _C
 
@@ -25,6 +26,15 @@ class FusedOptimizer(Optimizer):
     """
 
     _kernels: ClassVar[str]  # the name under which the extension knows the rule
+    # A subclass that overrides torch's _init_group means torch's step, which calls it.
+    _initializes_groups_itself: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        owner = next((base for base in cls.__mro__ if "_init_group" in base.__dict__), None)
+        cls._initializes_groups_itself = owner is not None and not owner.__module__.startswith(
+            "torch.optim"
+        )
 
     @property
     def _plan(self) -> Any:
@@ -35,8 +45,23 @@ class FusedOptimizer(Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Tells GradScaler to leave unscaling and skipping to `step`; torch's code can't do it."""
-        return any(_wants_kernels(group) for group in self.param_groups)
+        """Tells GradScaler to leave unscaling and skipping to `step`.
+
+        Not where somebody else's code runs around the kernels (an overridden `step`, hooks): it
+        expects what it gets with torch.optim, gradients that the scaler has unscaled already.
+        """
+        step = getattr(type(self).step, "__wrapped__", type(self).step)
+        hooks = (
+            self._optimizer_step_pre_hooks,
+            self._optimizer_step_post_hooks,
+            torch_optimizer._global_optimizer_pre_hooks,
+            torch_optimizer._global_optimizer_post_hooks,
+        )
+        return (
+            step is FusedOptimizer.step
+            and not any(hooks)
+            and any(_wants_kernels(group) for group in self.param_groups)
+        )
 
     @_step_supports_amp_scaling.setter
     def _step_supports_amp_scaling(self, value: bool) -> None:
@@ -66,6 +91,11 @@ class FusedOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         scaler = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        if self._initializes_groups_itself:
+            groups = enumerate(self.param_groups)
+            everything = [(i, list(range(len(group["params"])))) for i, group in groups]
+            _step_by_torch(self, everything, *scaler)
+            return loss
         plan, stepped_by_torch = self._plan, None
         while True:
             rest = plan.step(
@@ -147,7 +177,8 @@ def _step_by_torch(
     }
     chosen = []
     for index, params in rest:
-        group = {**groups[index], "params": [groups[index]["params"][i] for i in params]}
+        listed = list(groups[index]["params"])
+        group = {**groups[index], "params": [listed[i] for i in params]}
         if group.get("fused") and any(p.device.type == "cpu" for p in group["params"]):
             group["fused"] = None  # what our kernels don't cover there, torch's don't either
         chosen.append(group)
@@ -156,7 +187,7 @@ def _step_by_torch(
     try:
         if grad_scale is not None:
             inverse = 1.0 / float(grad_scale)
-            for param in params:
+            for param in (p for p in params if p.grad is not None):
                 param.grad = param.grad * inverse
         optimizer.param_groups = chosen
         _torch_step_function(type(optimizer))(optimizer)
@@ -173,3 +204,8 @@ def _step_by_torch(
 def _step_outside_graph(optimizer: FusedOptimizer, closure: Callable[[], Any] | None) -> Any:
     """Steps eagerly from within code that torch.compile traces: the kernels are already fused."""
     return FusedOptimizer.step(optimizer, closure)
+
+
+def __getattr__(name: str) -> Any:
+    """Resolves the other names of torch.optim.optimizer."""
+    return getattr(torch_optimizer, name)

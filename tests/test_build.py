@@ -192,7 +192,7 @@ def test_every_hot_loop_uses_the_registers_of_its_instruction_set(isa: str) -> N
 def test_the_baseline_has_no_newer_instruction() -> None:
     for path in kernel_objects().values():
         for function, instructions in functions(path).items():
-            # The stream kernel's variants are the compiler's own: [clone .avx2], chosen by the loader.
+            # The stream kernel's variants are the compiler's own, such as [clone .avx2].
             if isa_of(function) in (None, "baseline") and "[clone .a" not in function:
                 newer = [m for m, o in instructions if m.startswith("v") or re.search("%[yz]mm", o)]
                 assert newer == [], function

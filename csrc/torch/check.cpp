@@ -1,7 +1,6 @@
 // Checking, before anything is changed: which parameters a kernel can step, and whether their
 // tensors fit.
 #include <ATen/core/Tensor.h>
-#include <c10/core/InferenceMode.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
@@ -30,6 +29,19 @@ const char* why_not_covered(const c10::TensorImpl& tensor, Dtype& dtype) {
   return c10::isComplexType(c10::typeMetaToScalarType(tensor.dtype()))
              ? "complex"
              : "no kernels for this dtype";
+}
+
+// Is the gradient's memory written under another name, element by other element?
+bool shares_memory_with_gradient(const Work& work) {
+  const auto* storage = work.operands[1]->unsafe_storage().unsafeGetStorageImpl();
+  for (int k = 0; k < kMaxOperands; ++k) {
+    if (k == 1 || work.operands[k] == nullptr) continue;
+    if (work.operands[k]->unsafe_storage().unsafeGetStorageImpl() == storage &&
+        !(work.addresses[k] == work.addresses[1] && work.dense)) {
+      return work.operands[0]->numel() != 0;
+    }
+  }
+  return false;
 }
 
 }  // namespace
@@ -89,10 +101,7 @@ const char* Plan::check_slot(int index, Work& work) const {
     if (const char* reason = check_gradient(slot, *grad, *param)) return reason;
     work.dense = dense && same_strides(*grad, *param);
   }
-  if (param->is_inference() && !c10::InferenceMode::is_enabled()) {
-    throw std::runtime_error(name_of(slot) +
-                             " is an inference tensor: it can only be changed in inference mode");
-  }
+  refuse_inference(slot, "", *param);
   if (!dense && is_expanded(*param)) {
     throw std::runtime_error(name_of(slot) +
                              ": more than one element of it refers to a single memory location; "
@@ -103,7 +112,17 @@ const char* Plan::check_slot(int index, Work& work) const {
   work.step = nullptr;
   const char* reason = nullptr;
   check_state(slot, group, work, &reason);
+  if (reason == nullptr && grad != nullptr && shares_memory_with_gradient(work)) {
+    reason = "shares memory with its gradient";
+  }
   return reason;
+}
+
+void Plan::refuse_inference(const Slot& slot, const std::string& what,
+                            const c10::TensorImpl& tensor) const {
+  if (!is_frozen_inference(tensor)) return;
+  throw std::runtime_error(name_of(slot) + what +
+                           " is an inference tensor: it can only be changed in inference mode");
 }
 
 const char* Plan::check_gradient(const Slot& slot, const c10::TensorImpl& grad,
@@ -115,6 +134,7 @@ const char* Plan::check_gradient(const Slot& slot, const c10::TensorImpl& grad,
                              ", expected " + describe(param));
   }
   if (!is_plain_cpu(grad)) return "its gradient is not a plain tensor";
+  refuse_inference(slot, ": its gradient", grad);
   return is_allocated(grad) ? nullptr : "its gradient's memory is not allocated";
 }
 
@@ -133,7 +153,10 @@ void Plan::check_state(const Slot& slot, const Group& group, Work& work,
   }
   PyObject* values[kMaxStates + 1];
   read_state(slot.state, values);
-  if (optimizer_->counts_steps) check_step(slot, values[state_keys_.size()], work);
+  if (optimizer_->counts_steps) {
+    *reason = check_step(slot, values[state_keys_.size()], work);
+    if (*reason != nullptr) return;
+  }
   const c10::TensorImpl& param = *work.operands[0];
   for (int k = 0; k < states; ++k) {
     PyObject* value = values[group.variant.keys[k]];
@@ -173,23 +196,28 @@ const char* Plan::check_state_tensor(const Slot& slot, const char* key,
     throw std::runtime_error(name_of(slot) + ": state['" + key + "'] has " + describe(tensor) +
                              ", expected " + describe(param));
   }
+  refuse_inference(slot, std::string(": state['") + key + "']", tensor);
   if (tensor.dtype() != param.dtype()) return "its state has another dtype";
   if (!is_plain_cpu(tensor)) return "its state is not a plain tensor";
   if (!is_allocated(tensor)) return "its state's memory is not allocated";
   return may_overlap_itself(tensor) ? "its state's elements may share memory" : nullptr;
 }
 
-void Plan::check_step(const Slot& slot, PyObject* step, Work& work) const {
+const char* Plan::check_step(const Slot& slot, PyObject* step, Work& work) const {
   if (step == nullptr) throw py::key_error(name_of(slot) + ": its state has no 'step'");
   if (!THPVariable_Check(step)) {
     throw py::type_error(name_of(slot) + ": state['step'] must be a tensor, got " +
                          Py_TYPE(step)->tp_name);
   }
   work.step = THPVariable_Unpack(step).unsafeGetTensorImpl();
-  if (work.step->numel() != 1) {
+  const auto type = c10::typeMetaToScalarType(work.step->dtype());
+  if (work.step->numel() != 1 || type == c10::kBool || c10::isComplexType(type)) {
     throw std::runtime_error(name_of(slot) + ": state['step'] has " + describe(*work.step) +
-                             ", expected one element");
+                             ", expected one real number");
   }
+  if (!is_plain_cpu(*work.step) || !is_allocated(*work.step)) return "its step count is elsewhere";
+  refuse_inference(slot, ": state['step']", *work.step);
+  return nullptr;
 }
 
 // Parameters and states that may share memory (or be listed twice) go to torch's own step, which
@@ -200,10 +228,15 @@ void Plan::find_overlaps() {
   written_.resize(works_.size());
   for (size_t i = 0; i < works_.size(); ++i) {
     const Work& work = works_[i];
-    const Written now{{work.addresses[0], work.addresses[2], work.addresses[3], work.addresses[4]},
-                      work.operands[0]->numel()};
+    Written now{{work.addresses[0], work.addresses[2], work.addresses[3], work.addresses[4]},
+                work.operands[0]->numel() * static_cast<int64_t>(work.operands[0]->itemsize())};
+    if (!work.dense) {  // other strides at the same addresses reach other memory
+      for (int k = 0; k < kMaxOperands; ++k) {
+        if (k != 1 && work.operands[k] != nullptr) now.extent += extent_of(*work.operands[k]) << k;
+      }
+    }
     const Written& before = written_[i];
-    same = same && now.numel == before.numel &&
+    same = same && now.extent == before.extent &&
            std::equal(now.addresses, now.addresses + 1 + kMaxStates, before.addresses);
     written_[i] = now;
   }

@@ -43,61 +43,66 @@ double count_step(c10::TensorImpl* step) {
 
 }  // namespace
 
-// Makes all missing state before putting any of it in place: running out of memory leaves nothing
-// half done.
-void Plan::create_states(const py::object& state, const py::dict& defaults) {
+// Makes all missing state before putting any of it in place, and takes back what is in place if
+// that fails: running out of memory or an interrupt leaves nothing half done. Returns whether there
+// was any; `created` gets the parameters.
+bool Plan::create_states(const py::object& state, const py::dict& defaults,
+                         std::vector<at::Tensor>& created) {
   struct Fresh {
-    Work* work;
-    at::Tensor step;
-    std::vector<at::Tensor> tensors;
+    py::object param;  // owned: putting state in place runs Python code
+    py::object state;  // optimizer.state[param]; null: not there yet
+    std::vector<std::pair<PyObject*, at::Tensor>> entries;
   };
   std::vector<Fresh> all;
   const at::NoGradGuard no_grad;
-  double initial = 0;
-  for (Work& work : works_) {
+  for (const Work& work : works_) {
     if (!work.fresh) continue;
-    const Group& group = groups_[slots_[work.slot].group];
-    if (optimizer_->initial_value != nullptr && all.empty()) {
+    const Slot& slot = slots_[work.slot];
+    const Group& group = groups_[slot.group];
+    double initial = 0;
+    if (optimizer_->initial_value != nullptr) {
       initial = defaults[optimizer_->initial_value].cast<double>();
     }
-    Fresh fresh{&work, {}, {}};
+    Fresh fresh{py::reinterpret_borrow<py::object>(slot.param),
+                py::reinterpret_borrow<py::object>(slot.state),
+                {}};
     if (optimizer_->counts_steps) {
       const bool wide =
           !group.fused && c10::get_default_dtype() == caffe2::TypeMeta::Make<double>();
-      fresh.step = at::zeros(
-          {}, at::TensorOptions().dtype(wide ? at::kDouble : at::kFloat).device(at::kCPU));
+      const auto dtype = wide ? at::kDouble : at::kFloat;
+      fresh.entries.emplace_back(step_key_,
+                                 at::zeros({}, at::TensorOptions().dtype(dtype).device(at::kCPU)));
     }
     const at::Tensor param = tensor_of(work.operands[0]);
     for (int k = 0; k < group.variant.cpu->states; ++k) {
-      fresh.tensors.push_back(initial == 0
-                                  ? at::zeros_like(param, {}, at::MemoryFormat::Preserve)
-                                  : at::full_like(param, initial, {}, at::MemoryFormat::Preserve));
+      fresh.entries.emplace_back(state_keys_[group.variant.keys[k]],
+                                 at::full_like(param, initial, {}, at::MemoryFormat::Preserve));
     }
+    created.push_back(param);
     all.push_back(std::move(fresh));
   }
-  for (Fresh& fresh : all) {
-    Slot& slot = slots_[fresh.work->slot];
-    const Group& group = groups_[slot.group];
-    if (slot.state == nullptr) {
-      const py::dict created;
-      if (PyObject_SetItem(state.ptr(), slot.param, created.ptr()) != 0)
-        throw py::error_already_set();
-      slot.state = created.ptr();  // optimizer.state owns it
+  size_t placed = 0;
+  try {
+    for (; placed < all.size(); ++placed) {
+      Fresh& fresh = all[placed];
+      py::dict entries;
+      for (const auto& [key, tensor] : fresh.entries)
+        set_item(entries.ptr(), key, wrap(tensor).ptr());
+      const int failed = fresh.state
+                             ? PyDict_Update(fresh.state.ptr(), entries.ptr())
+                             : PyObject_SetItem(state.ptr(), fresh.param.ptr(), entries.ptr());
+      if (failed != 0) throw py::error_already_set();
     }
-    if (optimizer_->counts_steps) {
-      set_item(slot.state, step_key_, wrap(fresh.step).ptr());
-      fresh.work->step = fresh.step.unsafeGetTensorImpl();
+  } catch (...) {
+    for (size_t i = 0; i < placed; ++i) {
+      for (const auto& [key, tensor] : all[i].entries) {
+        if (all[i].state && PyDict_DelItem(all[i].state.ptr(), key) != 0) PyErr_Clear();
+      }
+      if (!all[i].state && PyObject_DelItem(state.ptr(), all[i].param.ptr()) != 0) PyErr_Clear();
     }
-    for (int k = 0; k < group.variant.cpu->states; ++k) {
-      set_item(slot.state, state_keys_[group.variant.keys[k]], wrap(fresh.tensors[k]).ptr());
-      fresh.work->operands[2 + k] = fresh.tensors[k].unsafeGetTensorImpl();
-    }
+    throw;
   }
-  for (const Fresh& fresh : all) {
-    // zeros_like lays out a sliced parameter's state densely, so look again.
-    const c10::TensorImpl& param = *fresh.work->operands[0];
-    fresh.work->dense = fresh.work->dense && fresh.tensors[0].strides() == param.strides();
-  }
+  return !all.empty();
 }
 
 // A gradient that is written (unscaled) must not be read under another name: where one is expanded,

@@ -1,6 +1,8 @@
 // The rarer questions to a tensor.
 #include "torch/operand.h"
 
+#include <c10/core/InferenceMode.h>
+
 #include <sstream>
 
 #include "engine/layout.h"
@@ -38,6 +40,11 @@ bool may_overlap_itself(const c10::TensorImpl& tensor) {
   return !tensor.is_non_overlapping_and_dense() && tensor.numel() != 0 &&
          !is_injective(static_cast<int>(tensor.dim()), tensor.sizes().data(),
                        tensor.strides().data());
+}
+
+bool is_frozen_inference(const c10::TensorImpl& tensor) {
+  // is_inference() isn't declared const.
+  return const_cast<c10::TensorImpl&>(tensor).is_inference() && !c10::InferenceMode::is_enabled();
 }
 
 std::string describe(const c10::TensorImpl& tensor) {

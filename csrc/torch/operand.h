@@ -12,11 +12,13 @@ namespace fusedopt {
 
 // A dense tensor in this process' memory and nothing else: no subclass with a dispatch of its own,
 // no lazy negation or conjugation, no functorch or functionalization wrapper.
+inline uint64_t plain_keys() {
+  return c10::DispatchKeySet({c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU,
+                              c10::DispatchKey::ADInplaceOrView, c10::DispatchKey::AutocastCPU})
+      .raw_repr();
+}
 inline bool is_plain_cpu(const c10::TensorImpl& tensor) {
-  constexpr c10::DispatchKeySet kPlain({c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU,
-                                        c10::DispatchKey::ADInplaceOrView,
-                                        c10::DispatchKey::AutocastCPU});
-  return (tensor.key_set().raw_repr() & ~kPlain.raw_repr()) == 0;
+  return (tensor.key_set().raw_repr() & ~plain_keys()) == 0;
 }
 
 // The address of a plain tensor's first element; null where nothing is allocated, as sharding
@@ -61,8 +63,10 @@ inline bool same_strides(const c10::TensorImpl& a, const c10::TensorImpl& b) {
 inline bool fits(const c10::TensorImpl& tensor, const c10::TensorImpl& param,
                  const char** address) {
   *address = address_of(tensor);
-  return is_plain_cpu(tensor) && tensor.dtype() == param.dtype() && same_sizes(tensor, param) &&
-         same_strides(tensor, param) && (*address != nullptr || param.numel() == 0);
+  // All the keys: an inference tensor lacks some.
+  return tensor.key_set().raw_repr() == plain_keys() && tensor.dtype() == param.dtype() &&
+         same_sizes(tensor, param) && same_strides(tensor, param) &&
+         (*address != nullptr || param.numel() == 0);
 }
 
 bool to_dtype(const c10::TensorImpl& tensor, Dtype& dtype);
@@ -72,6 +76,9 @@ bool is_expanded(const c10::TensorImpl& tensor);
 
 // May it, by any strides?
 bool may_overlap_itself(const c10::TensorImpl& tensor);
+
+// Would counting up its version fail?
+bool is_frozen_inference(const c10::TensorImpl& tensor);
 
 // Shape, dtype and device, for a message.
 std::string describe(const c10::TensorImpl& tensor);

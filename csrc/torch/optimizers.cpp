@@ -29,37 +29,41 @@ Variant adam(const double* o) {
   return {&cpu::kAdam[amsgrad], {0, 1, 2}, true};
 }
 
-const std::vector<const char*> kAdamOptions = {
-    "lr", "betas", "eps", "weight_decay", "decoupled_weight_decay", "amsgrad"};
+const std::vector<const char*> kAdamOptions = {"lr", "betas", "eps", "weight_decay"};
+const std::vector<const char*> kAdamFlags = {"decoupled_weight_decay", "amsgrad"};
 const std::vector<const char*> kAdamKeys = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
 
 const Optimizer kOptimizers[] = {
     {"SGD",
-     {"lr", "momentum", "dampening", "weight_decay", "nesterov"},
+     {"lr", "momentum", "dampening", "weight_decay"},
+     {"nesterov"},
      {"momentum_buffer"},
      false,
      nullptr,
      sgd},
     {"Adagrad",
      {"lr", "lr_decay", "eps", "weight_decay"},
+     {},
      {"sum"},
      true,
      "initial_accumulator_value",
      adagrad},
     {"RMSprop",
-     {"lr", "alpha", "eps", "weight_decay", "momentum", "centered"},
+     {"lr", "alpha", "eps", "weight_decay", "momentum"},
+     {"centered"},
      {"square_avg", "momentum_buffer", "grad_avg"},
      true,
      nullptr,
      rmsprop},
     {"Adadelta",
      {"lr", "rho", "eps", "weight_decay"},
+     {},
      {"square_avg", "acc_delta"},
      true,
      nullptr,
      adadelta},
-    {"Adam", kAdamOptions, kAdamKeys, true, nullptr, adam},
-    {"AdamW", kAdamOptions, kAdamKeys, true, nullptr, adam},
+    {"Adam", kAdamOptions, kAdamFlags, kAdamKeys, true, nullptr, adam},
+    {"AdamW", kAdamOptions, kAdamFlags, kAdamKeys, true, nullptr, adam},
 };
 
 }  // namespace

@@ -22,8 +22,9 @@ struct Variant {
 
 struct Optimizer {
   const char* name;
-  // Group keys in the order of Numbers; "betas" gives two numbers.
+  // Group keys in the order of Numbers: numbers ("betas" gives two), then what is true or false.
   std::vector<const char*> options;
+  std::vector<const char*> flags;
   // State keys of full-sized tensors, in the order in which torch creates them.
   std::vector<const char*> keys;
   // Is there a state["step"]? Without it (SGD) the rule is told 0 earlier steps or 1, and state

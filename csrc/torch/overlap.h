@@ -15,11 +15,15 @@ struct Range {
   int owner;
 };
 
-inline Range range_of(const c10::TensorImpl& tensor, int owner) {
+inline int64_t extent_of(const c10::TensorImpl& tensor) {
   int64_t last = 0;
   for (int64_t d = 0; d < tensor.dim(); ++d) last += (tensor.size(d) - 1) * tensor.stride(d);
+  return (last + 1) * static_cast<int64_t>(tensor.itemsize());
+}
+
+inline Range range_of(const c10::TensorImpl& tensor, int owner) {
   const char* begin = address_of(tensor);
-  return {begin, begin + (last + 1) * static_cast<int64_t>(tensor.itemsize()), owner};
+  return {begin, begin + extent_of(tensor), owner};
 }
 
 // The owners of all ranges that overlap another, some more than once. Tensors that interleave

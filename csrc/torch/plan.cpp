@@ -2,14 +2,24 @@
 #include "torch/plan.h"
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <stdexcept>
 #include <unordered_map>
+#include <unordered_set>
 
 namespace fusedopt {
 
 namespace {
+
+// Runs something at the end of a scope.
+template <typename Action>
+struct Finally {
+  Action action;
+  ~Finally() { action(); }
+};
 
 PyObject* intern(const char* text) {
   PyObject* string = PyUnicode_InternFromString(text);  // kept for as long as the process lives
@@ -53,11 +63,15 @@ double to_number(PyObject* value, const Name& name) {
   if (PyFloat_Check(value)) return PyFloat_AS_DOUBLE(value);
   if (THPVariable_Check(value)) {
     const at::Tensor& tensor = THPVariable_Unpack(value);
-    if (tensor.numel() == 1 && !tensor.is_complex()) return tensor.item().toDouble();
+    if (tensor.numel() == 1 && !tensor.is_complex() && !tensor.is_meta()) {
+      return tensor.item().toDouble();
+    }
   } else if (PyNumber_Check(value) && !PyComplex_Check(value)) {
     const py::object number = py::reinterpret_steal<py::object>(PyNumber_Float(value));
-    if (!number) throw py::error_already_set();
-    return PyFloat_AS_DOUBLE(number.ptr());
+    if (number) return PyFloat_AS_DOUBLE(number.ptr());
+    py::error_already_set cause;
+    py::raise_from(cause, PyExc_TypeError, (name() + " can't be read as a number").c_str());
+    throw py::error_already_set();
   }
   throw py::type_error(name() + " must be a number or a tensor of one element, got " +
                        Py_TYPE(value)->tp_name);
@@ -65,12 +79,15 @@ double to_number(PyObject* value, const Name& name) {
 
 }  // namespace
 
-Plan::Plan(const std::string& optimizer) : optimizer_(find_optimizer(optimizer.c_str())) {
+Plan::Plan(const std::string& optimizer)
+    : optimizer_(find_optimizer(optimizer.c_str())), lock_(new Lock{{}, {}, getpid()}) {
   if (optimizer_ == nullptr)
     throw py::value_error("no kernels for an optimizer called " + optimizer);
   for (const char* key : optimizer_->options) option_keys_.push_back(intern(key));
+  for (const char* key : optimizer_->flags) flag_keys_.push_back(intern(key));
   const auto betas = std::count(option_keys_.begin(), option_keys_.end(), names().betas);
-  if (option_keys_.size() + betas > kMaxOptions || optimizer_->keys.size() > kMaxStates) {
+  if (option_keys_.size() + flag_keys_.size() + betas > kMaxOptions ||
+      optimizer_->keys.size() > kMaxStates) {
     throw std::logic_error("kMaxOptions or kMaxStates is too small for " + optimizer);
   }
   for (const char* key : optimizer_->keys) state_keys_.push_back(intern(key));
@@ -80,10 +97,6 @@ Plan::Plan(const std::string& optimizer) : optimizer_(find_optimizer(optimizer.c
 void Plan::read_group(PyObject* dict, int index, Group& group) {
   if (!PyDict_Check(dict)) throw py::type_error(group_name(index) + " must be a dict");
   group.dict = dict;
-  group.params = look_up(dict, names().params);
-  if (group.params == nullptr || !PyList_Check(group.params)) {
-    throw py::type_error(group_name(index) + "['params'] must be a list of tensors");
-  }
   double* number = group.numbers;
   const char* key = nullptr;
   const auto name = [&] { return group_name(index) + "['" + key + "']"; };
@@ -95,15 +108,17 @@ void Plan::read_group(PyObject* dict, int index, Group& group) {
       *number++ = to_number(value, name);
       continue;
     }
-    if (!(PyTuple_Check(value) || PyList_Check(value)) || PySequence_Size(value) != 2) {
-      throw py::type_error(group_name(index) + "['betas'] must be a pair");
+    const auto pair = py::reinterpret_steal<py::object>(PySequence_Fast(value, ""));
+    if (!pair) PyErr_Clear();
+    if (!pair || PySequence_Fast_GET_SIZE(pair.ptr()) != 2) {
+      throw py::type_error(name() + " must be a pair");
     }
     for (int k = 0; k < 2; ++k) {
-      PyObject* beta =
-          PyTuple_Check(value) ? PyTuple_GET_ITEM(value, k) : PyList_GET_ITEM(value, k);
-      *number++ = to_number(beta, name);
+      *number++ = to_number(PySequence_Fast_GET_ITEM(pair.ptr(), k),
+                            [&] { return name() + "[" + std::to_string(k) + "]"; });
     }
   }
+  for (PyObject* flag : flag_keys_) *number++ = is_true(look_up(dict, flag));
   group.variant = optimizer_->variant(group.numbers);
   group.maximize = is_true(look_up(dict, names().maximize));
   group.capturable = is_true(look_up(dict, names().capturable));
@@ -114,17 +129,49 @@ void Plan::read_group(PyObject* dict, int index, Group& group) {
   if (is_true(look_up(dict, names().differentiable))) group.torch_only = "differentiable=True";
 }
 
-void Plan::read_groups(const py::list& groups) {
-  groups_.resize(groups.size());
+// First everything that may run Python code (a number's __float__, a tensor's item()), and only
+// then pointers to parameters, which that code could free.
+void Plan::read_groups(const py::object& groups) {
+  held_.clear();
+  const auto all = py::reinterpret_steal<py::object>(PySequence_Fast(groups.ptr(), ""));
+  if (!all || py::isinstance<py::str>(groups)) {
+    PyErr_Clear();
+    throw py::type_error("param_groups must be a list of dicts");
+  }
+  const auto count = PySequence_Fast_GET_SIZE(all.ptr());
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    held_.push_back(py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(all.ptr(), i)));
+  }
+  groups_.resize(count);
+  for (int i = 0; i < static_cast<int>(count); ++i) read_group(held_[i].ptr(), i, groups_[i]);
+  for (int i = 0; i < static_cast<int>(count); ++i) {
+    PyObject* params = look_up(groups_[i].dict, names().params);
+    held_.push_back(py::reinterpret_steal<py::object>(
+        params == nullptr || THPVariable_Check(params) ? nullptr : PySequence_Fast(params, "")));
+    groups_[i].params = held_.back().ptr();
+    if (groups_[i].params == nullptr) {
+      PyErr_Clear();
+      throw py::type_error(group_name(i) + "['params'] must be a list of tensors");
+    }
+  }
+  // Inside torch.func's transforms and under dispatch modes an operator is not what it seems.
+  const auto keys = c10::impl::tls_local_dispatch_key_set().included_;
+  if (keys.has(c10::DispatchKey::Python) || keys.has(c10::DispatchKey::Functionalize) ||
+      keys.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode)) {
+    for (Group& group : groups_) group.torch_only = "a dispatch mode or a transform is active";
+  }
+  read_slots();
+}
+
+void Plan::read_slots() {
   size_t count = 0;
   bool same = true;  // the same parameters as in the last step, in the same places
   for (int i = 0; i < static_cast<int>(groups_.size()); ++i) {
-    read_group(PyList_GET_ITEM(groups.ptr(), i), i, groups_[i]);
     PyObject* params = groups_[i].params;
-    const int size = static_cast<int>(PyList_GET_SIZE(params));
+    const int size = static_cast<int>(PySequence_Fast_GET_SIZE(params));
     if (slots_.size() < count + size) slots_.resize(count + size);
     for (int k = 0; k < size; ++k) {
-      PyObject* param = PyList_GET_ITEM(params, k);
+      PyObject* param = PySequence_Fast_GET_ITEM(params, k);
       if (!THPVariable_Check(param)) {
         throw py::type_error(group_name(i) + "['params'][" + std::to_string(k) +
                              "] must be a tensor, got " + Py_TYPE(param)->tp_name);
@@ -148,7 +195,10 @@ void Plan::read_states(PyObject* state) {
   bool same = static_cast<Py_ssize_t>(state_order_.size()) == PyDict_Size(state);
   while (same && PyDict_Next(state, &position, &key, &value)) {
     const int slot = state_order_[entry++];
-    if (slot < 0) continue;  // an entry that belongs to no parameter
+    if (slot < 0) {  // an entry that belonged to no parameter; a tensor may be one's by now
+      same = !THPVariable_Check(key);
+      continue;
+    }
     same = slots_[slot].param == key;
     slots_[slot].state = value;
   }
@@ -210,15 +260,34 @@ py::object Plan::torch_parameters() const {
   return groups;
 }
 
-py::object Plan::step(const py::list& groups, const py::object& state, const py::dict& defaults,
-                      const py::object& grad_scale, const py::object& found_inf,
-                      const py::object& stepped_by_torch) {
-  std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-  if (!lock.owns_lock()) {  // another thread steps this optimizer, and may be waiting for the
-                            // interpreter
+// Waits for another thread that steps this optimizer without keeping the interpreter from it.
+std::unique_lock<std::mutex> Plan::lock() {
+  if (lock_->process != getpid()) lock_ = new Lock{{}, {}, getpid()};
+  std::unique_lock<std::mutex> lock(lock_->mutex, std::try_to_lock);
+  if (!lock.owns_lock()) {
+    if (lock_->owner == std::this_thread::get_id()) {
+      throw std::runtime_error("step() was called from within a step() of the same optimizer");
+    }
     py::gil_scoped_release release;
     lock.lock();
   }
+  lock_->owner = std::this_thread::get_id();
+  return lock;
+}
+
+py::object Plan::step(const py::object& groups, const py::object& state, const py::dict& defaults,
+                      const py::object& grad_scale, const py::object& found_inf,
+                      const py::object& stepped_by_torch) {
+  const bool scaled = !grad_scale.is_none();
+  const double scale =
+      scaled ? to_number(grad_scale.ptr(), [] { return std::string("grad_scale"); }) : 1;
+  const bool overflow = !found_inf.is_none() &&
+                        to_number(found_inf.ptr(), [] { return std::string("found_inf"); }) != 0;
+  const auto locked = lock();
+  const Finally finally{[this] {
+    held_.clear();
+    lock_->owner = std::thread::id();
+  }};
   read_groups(groups);
   check(state, stepped_by_torch);
   find_overlaps();
@@ -226,22 +295,32 @@ py::object Plan::step(const py::list& groups, const py::object& state, const py:
     py::object rest = torch_parameters();
     if (!rest.is_none()) return rest;
   }
-  const bool scaled = !grad_scale.is_none();
-  const double scale =
-      scaled ? to_number(grad_scale.ptr(), [] { return std::string("grad_scale"); }) : 1;
-  if (!found_inf.is_none() &&
-      to_number(found_inf.ptr(), [] { return std::string("found_inf"); }) != 0) {
-    return py::none();
+  if (overflow) return py::none();
+  // Putting state in place runs Python code (Tensor.__hash__, the garbage collector), which may do
+  // anything: all is looked at again.
+  std::vector<at::Tensor> created;
+  while (create_states(state, defaults, created)) {
+    read_slots();
+    check(state, stepped_by_torch);
+    find_overlaps();
   }
-  create_states(state, defaults);
+  if (!created.empty()) {
+    std::unordered_set<const c10::TensorImpl*> first;
+    for (const at::Tensor& param : created) first.insert(param.unsafeGetTensorImpl());
+    for (Work& work : works_) work.first = work.first || first.count(work.operands[0]) != 0;
+  }
   if (scaled) separate_gradients();
   fill_buckets(scaled);
   sweep(scaled, scale);
   return py::none();
 }
 
-py::list Plan::explain(const py::list& groups, const py::object& state) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+py::list Plan::explain(const py::object& groups, const py::object& state) {
+  const auto locked = lock();
+  const Finally finally{[this] {
+    held_.clear();
+    lock_->owner = std::thread::id();
+  }};
   read_groups(groups);
   const bool is_dict = PyDict_Check(state.ptr());
   if (is_dict) read_states(state.ptr());

@@ -3,11 +3,14 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
+#include <sys/types.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <atomic>
 #include <deque>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -54,7 +57,7 @@ struct Work {
 // Where a parameter and its states lay.
 struct Written {
   const char* addresses[1 + kMaxStates];
-  int64_t numel;
+  int64_t extent;  // bytes, of all together where they differ
 };
 
 // Everything in one step that one kernel sweeps in one dtype.
@@ -76,19 +79,21 @@ class Plan {
   // One step of all parameters that the kernels cover. If some are not covered, nothing is changed
   // and they are returned as a list of (group index, [parameter index]); the caller has torch step
   // them and calls again with that list as `stepped_by_torch`, which is None at first.
-  py::object step(const py::list& groups, const py::object& state, const py::dict& defaults,
+  py::object step(const py::object& groups, const py::object& state, const py::dict& defaults,
                   const py::object& grad_scale, const py::object& found_inf,
                   const py::object& stepped_by_torch);
 
   // (group index, parameter index, reason) of each parameter; an empty reason means our kernel.
-  py::list explain(const py::list& groups, const py::object& state);
+  py::list explain(const py::object& groups, const py::object& state);
 
   std::string optimizer() const { return optimizer_->name; }
 
  private:
   // plan.cpp: reading the Python side
-  void read_groups(const py::list& groups);
+  void read_groups(const py::object& groups);
   void read_group(PyObject* dict, int index, Group& group);
+  void read_slots();
+  std::unique_lock<std::mutex> lock();
   void read_states(PyObject* state);
   void read_state(PyObject* dict, PyObject** values) const;
   py::object torch_parameters() const;
@@ -101,12 +106,15 @@ class Plan {
   void check_state(const Slot& slot, const Group& group, Work& work, const char** reason) const;
   const char* check_state_tensor(const Slot& slot, const char* key, const c10::TensorImpl& tensor,
                                  const c10::TensorImpl& param, bool same_dtype) const;
-  void check_step(const Slot& slot, PyObject* step, Work& work) const;
+  const char* check_step(const Slot& slot, PyObject* step, Work& work) const;
+  void refuse_inference(const Slot& slot, const std::string& what,
+                        const c10::TensorImpl& tensor) const;
   void find_overlaps();
   std::string name_of(const Slot& slot) const;
 
   // commit.cpp: what changes something
-  void create_states(const py::object& state, const py::dict& defaults);
+  bool create_states(const py::object& state, const py::dict& defaults,
+                     std::vector<at::Tensor>& created);
   void separate_gradients();
   void fill_buckets(bool scaled);
   Bucket& bucket_for(const cpu::Kernel& kernel, Dtype dtype);
@@ -114,15 +122,23 @@ class Plan {
 
   const Optimizer* optimizer_;
   std::vector<PyObject*> option_keys_;
+  std::vector<PyObject*> flag_keys_;
   std::vector<PyObject*> state_keys_;
   PyObject* step_key_;
-  std::mutex mutex_;
+  struct Lock {
+    std::mutex mutex;
+    std::atomic<std::thread::id> owner{};
+    pid_t process;
+  };
+  Lock* lock_;  // left behind, not freed, where a fork has copied it locked
+  std::vector<py::object>
+      held_;  // groups and lists of this step, so that no Python code frees them
   std::vector<Group> groups_;
   std::vector<Slot> slots_;
   std::vector<int> state_order_;  // the slot of each entry of optimizer.state, as last seen
   std::vector<Work> works_;
   std::vector<const char*> reasons_;  // by slot: why torch's own step takes it, or null
-  std::vector<Written> written_;        // by Work, in the last step
+  std::vector<Written> written_;      // by Work, in the last step
   std::vector<char> overlapping_;     // by slot
   std::deque<Bucket> buckets_;
   std::deque<LayoutBuffer> layouts_;
