@@ -30,11 +30,11 @@ at::Tensor tensor_of(c10::TensorImpl* impl) {
   return at::Tensor(c10::intrusive_ptr<c10::TensorImpl>::reclaim_copy(impl));
 }
 
-// Adds 1 in the step's own dtype, as torch does, and returns the new count.
+// Adds 1 in the step's own dtype, as torch does, and returns the new count. check_step has seen
+// that it is a plain tensor.
 double count_step(c10::TensorImpl* step) {
   step->bump_version();
-  if (is_plain_cpu(*step) && step->dtype() == caffe2::TypeMeta::Make<float>() &&
-      is_allocated(*step)) {
+  if (step->dtype() == caffe2::TypeMeta::Make<float>()) {
     return *reinterpret_cast<float*>(writable_address_of(*step)) += 1.0f;
   }
   const at::NoGradGuard no_grad;
@@ -114,8 +114,7 @@ void Plan::separate_gradients() {
     const c10::TensorImpl& grad = *works_[i].operands[1];
     if (grad.numel() == 0) continue;
     ranges.push_back(range_of(grad, static_cast<int>(i)));
-    shared[i] =
-        !is_injective(static_cast<int>(grad.dim()), grad.sizes().data(), grad.strides().data());
+    shared[i] = may_overlap_itself(grad);
   }
   for (const int i : find_overlapping(ranges)) shared[i] = 1;
   const at::NoGradGuard no_grad;

@@ -31,7 +31,6 @@ struct Names {
   PyObject* betas = intern("betas");
   PyObject* params = intern("params");
   PyObject* maximize = intern("maximize");
-  PyObject* capturable = intern("capturable");
   PyObject* differentiable = intern("differentiable");
   PyObject* fused = intern("fused");
 };
@@ -121,7 +120,6 @@ void Plan::read_group(PyObject* dict, int index, Group& group) {
   for (PyObject* flag : flag_keys_) *number++ = is_true(look_up(dict, flag));
   group.variant = optimizer_->variant(group.numbers);
   group.maximize = is_true(look_up(dict, names().maximize));
-  group.capturable = is_true(look_up(dict, names().capturable));
   PyObject* fused = look_up(dict, names().fused);
   group.fused = is_true(fused);
   group.torch_only = nullptr;

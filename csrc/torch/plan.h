@@ -28,7 +28,6 @@ struct Group {
   Numbers numbers;
   Variant variant;
   bool maximize;
-  bool capturable;
   bool fused;              // fused=True was asked for: state["step"] is float32 then, as torch's
   const char* torch_only;  // why torch's own step takes the whole group, or null
 };
