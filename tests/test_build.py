@@ -196,3 +196,11 @@ def test_the_baseline_has_no_newer_instruction() -> None:
             if isa_of(function) in (None, "baseline") and "[clone .a" not in function:
                 newer = [m for m, o in instructions if m.startswith("v") or re.search("%[yz]mm", o)]
                 assert newer == [], function
+
+
+def test_steps_are_shared_among_threads() -> None:
+    """at::parallel_for is a loop on one thread unless its caller is compiled with OpenMP."""
+    from fusedopt import _C
+
+    symbols = Path(_C.__file__).read_bytes()
+    assert any(name in symbols for name in (b"GOMP_parallel", b"__kmpc_fork_call"))
