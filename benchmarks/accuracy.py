@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from benchmarks import results, tables
+from benchmarks import results, runs, tables
 from benchmarks.implementations import IMPLEMENTATIONS, Absent, Implementation
 from benchmarks.measure import DTYPES
 from benchmarks.optimizers import OPTIMIZERS, Choice
 from benchmarks.results import Row
 
 ELEMENTS = 4096
+CASE = ("optimizer", "dtype", "device")
 NAMES = ("fusedopt", "fused", "foreach", "for-loop")
 
 
@@ -92,22 +93,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--optimizer", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--steps", type=int, default=100, help="(default: 100)")
+    parser.add_argument("--steps", type=runs.number(int, 1), default=100, help="(default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
-    parser.add_argument("--json", type=Path, help="write a result file")
+    results.add_json(parser)
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device")
-    rows = [
-        row
-        for name in options.optimizer
-        for dtype in options.dtype
-        for row in errors(OPTIMIZERS[name], dtype, options.steps, options.device, options.seed)
-    ]
-    print(tables.align(table_rows(rows)))
-    if options.json:
-        results.save(results.new_result("benchmarks.accuracy", arguments, rows), options.json)
-        print(f"Wrote {options.json}")
+    with results.recording(parser, "accuracy", arguments, options.json, CASE) as record:
+        for name, dtype in itertools.product(options.optimizer, options.dtype):
+            choice = OPTIMIZERS[name]
+            record.add(errors(choice, dtype, options.steps, options.device, options.seed))
+        print(tables.align(table_rows(record.result["rows"])))
 
 
 if __name__ == "__main__":

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 from torch.optim import Optimizer
 
-from benchmarks import instructions, results, tables
+from benchmarks import instructions, results, runs, tables
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.optimizers import OPTIMIZERS, Choice
 from benchmarks.results import Row
@@ -21,6 +20,7 @@ from benchmarks.workloads import WORKLOADS, Workload
 
 TORCH = ("fused", "foreach", "for-loop")
 PARTS = ("python", "check", "fill", "kernel")
+CASE = ("optimizer", "workload", "unit")
 HEAD = ["optimizer", "workload", "implementation", "total", *PARTS]
 
 
@@ -166,30 +166,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--workload", nargs="+", choices=WORKLOADS, default=["1000x64", "10000x16", "1"]
     )
-    parser.add_argument("--seconds", type=float, default=3.0, help="to measure each (default: 3)")
+    parser.add_argument(
+        "--seconds", type=runs.number(float, 0), default=3.0, help="to measure each (default: 3)"
+    )
     parser.add_argument(
         "--instructions", action="store_true",
         help="count instructions too: a minute for each line, needs valgrind and a C compiler",
     )  # fmt: skip
-    parser.add_argument("--json", type=Path, help="write a result file")
+    results.add_json(parser)
     options = parser.parse_args(arguments)
     if options.instructions and instructions.why_not():
         parser.error(f"--instructions: {instructions.why_not()}")
-    result = results.new_result("benchmarks.host", arguments, [])
     cases = [(OPTIMIZERS[o], WORKLOADS[w]) for o in options.optimizer for w in options.workload]
+    with results.recording(parser, "host", arguments, options.json, CASE) as record:
+        _measure(cases, options, record)
+
+
+def _measure(
+    cases: Sequence[tuple[Choice, Workload]], options: argparse.Namespace, record: results.Record
+) -> None:
     for case in cases:
-        result["rows"] += time_split(*case, options.seconds)
-    print("Time per parameter\n" + tables.align(table_rows(result["rows"], "seconds")), flush=True)
+        record.add(time_split(*case, options.seconds))
+    rows = record.result["rows"]
+    print("Time per parameter\n" + tables.align(table_rows(rows, "seconds")), flush=True)
     if options.instructions:
         for case in cases:
-            result["rows"] += instruction_split(*case)
-        table = tables.align(table_rows(result["rows"], "instructions"))
+            record.add(instruction_split(*case))
+        table = tables.align(table_rows(record.result["rows"], "instructions"))
         print(f"\nInstructions per parameter\n{table}")
     elif not instructions.why_not():
         print("\n--instructions counts instructions, too.")
-    if options.json:
-        results.save(result, options.json)
-        print(f"Wrote {options.json}")
 
 
 if __name__ == "__main__":

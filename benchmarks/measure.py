@@ -17,8 +17,10 @@ from benchmarks.timing import Samples, Spread, Step, clock_for, interleave
 from benchmarks.workloads import Workload
 
 FLOOR = "floor"
+ABSENT = "absent:"
 CONTIGUOUS = "fusedopt, contiguous"  # beside a workload that is not
-KEY = ("optimizer", "workload", "dtype", "device", "threads", "implementation")
+CASE = ("optimizer", "workload", "dtype", "device", "threads")
+KEY = (*CASE, "implementation")
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -73,10 +75,12 @@ def run_case(
         seed: Of values and order.
         with_memory: Whether to measure each implementation's peak memory.
     """
-    missing = _too_large(case, len(implementations))
+    status = {each.name: _status(each, case) for each in implementations}
+    able = [each for each in implementations if not status[each.name].startswith(ABSENT)]
+    missing = _too_large(case, len(able))
     if missing:
         return [_row(case, count, FLOOR, status=missing) for count in threads]
-    steps, status = _make_steps(case, implementations, seed)
+    steps = _make_steps(case, able, status, seed)
     peaks: dict[str, int | None] = {}
     for name, step in steps.items():
         step()  # creates the state
@@ -107,26 +111,32 @@ def _too_large(case: Case, implementations: int) -> str:
     return f"skipped: needs {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free"
 
 
+def _status(implementation: Implementation, case: Case) -> str:
+    """Says what is wrong with an implementation, or why it can't run a case, or nothing."""
+    try:
+        return _check(implementation, case.choice, DTYPES[case.dtype], case.device)
+    except Absent as reason:
+        return f"{ABSENT} {reason}"
+
+
 def _make_steps(
-    case: Case, implementations: Sequence[Implementation], seed: int
-) -> tuple[dict[str, Step], dict[str, str]]:
-    """Returns the step function of each implementation that can run, and each one's status."""
+    case: Case, implementations: Sequence[Implementation], status: dict[str, str], seed: int
+) -> dict[str, Step]:
+    """Returns each implementation's step function; adds to `status` who can't run after all."""
     steps: dict[str, Step] = {}
-    status: dict[str, str] = {}
     dtype = DTYPES[case.dtype]
     params = case.workload.parameters(dtype, case.device, seed)
     for implementation in implementations:
         try:
-            status[implementation.name] = _check(implementation, case.choice, dtype, case.device)
             steps[implementation.name] = implementation.make(case.choice, params).step
         except Absent as reason:
-            status[implementation.name] = f"absent: {reason}"
+            status[implementation.name] = f"{ABSENT} {reason}"
     if case.workload.channels_last and "fusedopt" in steps:
         plain = dataclasses.replace(case.workload, channels_last=False)
         params = plain.parameters(dtype, case.device, seed)
         steps[CONTIGUOUS] = IMPLEMENTATIONS["fusedopt"].make(case.choice, params).step
         status[CONTIGUOUS] = ""
-    return steps, status
+    return steps
 
 
 def _rows(
@@ -158,6 +168,9 @@ def _rows(
             if best is not None and name != FLOOR:
                 ratio = Spread.of_ratios(samples[best].seconds, own)
                 row["torch_best"], row["ratio"] = best, dataclasses.asdict(ratio)
+            if name == "fusedopt" and CONTIGUOUS in samples:
+                over = Spread.of_ratios(own, samples[CONTIGUOUS].seconds)
+                row["over_contiguous"] = dataclasses.asdict(over)
         rows.append(row)
     return rows
 

@@ -49,10 +49,13 @@ def peak_during(step: Callable[[], object], device: str) -> int | None:
 
 
 def available() -> int | None:
-    """How many bytes the system could still hand out, or None where it doesn't tell."""
-    try:
+    """How many bytes could still be used, by system and container, or None if neither tells."""
+    free = []
+    with contextlib.suppress(OSError):
         text = Path("/proc/meminfo").read_text()
-    except OSError:
-        return None
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)
-    return int(found[1]) * 1024 if found else None
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)
+        free += [int(found[1]) * 1024] if found else []
+    with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        free.append(limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    return min(free, default=None)

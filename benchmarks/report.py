@@ -1,71 +1,73 @@
 """Writes the tables of README.md and benchmarks/README.md from result files, and the charts.
 
-A table stands between `<!-- begin table: KIND FILE -->` and `<!-- end table -->`, where FILE is a
-result file's name without its ending. Run `python -m benchmarks.report` after a measurement.
+A table stands between `<!-- begin table: KIND FILE... -->` and `<!-- end table -->`, where FILE is
+a result file's name without its ending. Run `python -m benchmarks.report` after a measurement.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, chart, host, tables, train
+from benchmarks import accuracy, chart, host, tables, targets, train
+from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.measure import FLOOR
+from benchmarks.optimizers import OPTIMIZERS
 from benchmarks.results import RESULTS, Row, load, provenance
-from benchmarks.targets import verdicts
 from benchmarks.workloads import WORKLOADS
 
 ROOT = Path(__file__).resolve().parents[1]
 READMES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
-_TABLE = re.compile(r"(<!-- begin table: (\S+) (\S+) -->\n).*?(<!-- end table -->)", re.DOTALL)
+_TABLE = re.compile(r"(<!-- begin table: (\S+) ([^>\n]+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 
 
 def _title(workload: str) -> str:
     return WORKLOADS[workload].title if workload in WORKLOADS else workload
 
 
-def speed(result: dict[str, Any]) -> str:
+def speed(result: dict[str, Any], dtypes: Sequence[str] = ()) -> str:
     """How many times faster than torch's fastest path: optimizers down, workloads across."""
     parts = []
     grouped = chart.panels(result["rows"])
-    for dtype in dict.fromkeys(dtype for _, dtype in grouped):
+    for dtype in dict.fromkeys(dtype for _, dtype in grouped if not dtypes or dtype in dtypes):
         columns = [workload for workload, other in grouped if other == dtype]
-        cells: dict[str, dict[str, str]] = {}
+        cells: dict[str, dict[str, str]] = {name: {} for name in OPTIMIZERS}
         for workload in columns:
             for row in grouped[workload, dtype]:
-                text = f"{tables.digits(row['ratio']['median'])}×"
-                cells.setdefault(row["optimizer"], {})[workload] = text
+                cells[row["optimizer"]][workload] = f"{tables.digits(row['ratio']['median'])}×"
         head = [dtype, *map(_title, columns)]
-        body = [[name, *(row.get(w, "") for w in columns)] for name, row in cells.items()]
+        body = [[name, *(row.get(w, "") for w in columns)] for name, row in cells.items() if row]
         parts.append(tables.markdown([head, *body]))
     return "\n\n".join(parts)
 
 
 def steps(result: dict[str, Any]) -> str:
-    """Everything about each case in one line."""
-    head = ["case", "fusedopt", "floor", "% of floor", "GB/s", "fused", "foreach", "for-loop",
-            "torch's best / ours", "peak memory, ours / foreach"]  # fmt: skip
+    """Everything about each case in one line, with a column for whoever was measured."""
     groups: dict[tuple[str, int], dict[tuple[str, str], dict[str, Row]]] = {}
-    for row in result["rows"]:
+    for row in sorted(result["rows"], key=chart.place):
         cases = groups.setdefault((row["dtype"], row["threads"]), {})
         case = cases.setdefault((row["optimizer"], row["workload"]), {})
         case[row["implementation"]] = row
     parts = []
     for (dtype, threads), cases in groups.items():
-        body = [[f"{optimizer}, {workload}", *_step_line(case)]
+        measured = {name for case in cases.values() for name in case if "seconds" in case[name]}
+        others = [name for name in IMPLEMENTATIONS if name in measured and name != "fusedopt"]
+        head = ["case", "fusedopt", "floor", "% of floor", "GB/s", *others, "torch's best / ours",
+                "peak memory, ours / foreach"]  # fmt: skip
+        body = [[f"{optimizer}, {workload}", *_step_line(case, others)]
                 for (optimizer, workload), case in cases.items()]  # fmt: skip
         title = f"**{dtype}, {threads} thread{'s' * (threads != 1)}**"
         parts.append(f"{title}\n\n{tables.markdown([head, *body])}")
     return "\n\n".join(parts)
 
 
-def _step_line(case: dict[str, Row]) -> list[str]:
+def _step_line(case: dict[str, Row], others: Sequence[str]) -> list[str]:
     ours = case.get("fusedopt", {})
     if "seconds" not in ours:
-        return [next(iter(case.values()))["status"], *[""] * 8]
+        return [next(iter(case.values()))["status"], *[""] * (5 + len(others))]
 
     def time(name: str) -> str:
         row = case.get(name, {})
@@ -81,15 +83,7 @@ def _step_line(case: dict[str, Row]) -> list[str]:
     peaks = [case.get(name, {}).get("peak_bytes") for name in ("fusedopt", "foreach")]
     memory = " / ".join(tables.bytes_text(peak) or "–" for peak in peaks)
     return [time("fusedopt"), time(FLOOR), f"{ours['floor_percent']:.0f} %",
-            tables.digits(ours["gb_per_s"]), time("fused"), time("foreach"), time("for-loop"),
-            between, memory]  # fmt: skip
-
-
-def targets(result: dict[str, Any]) -> str:
-    """Each target beside what was measured."""
-    body = [[v.what, v.target, v.text, "yes" if v.met else "**no**"]
-            for v in verdicts(result["rows"])]  # fmt: skip
-    return tables.markdown([["what", "target", "measured", "met"], *body])
+            tables.digits(ours["gb_per_s"]), *map(time, others), between, memory]  # fmt: skip
 
 
 def host_costs(result: dict[str, Any]) -> str:
@@ -102,27 +96,30 @@ def host_costs(result: dict[str, Any]) -> str:
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "speed": speed,
+    "speed": lambda result: speed(result, ["float32"]),
+    "speeds": speed,
     "steps": steps,
-    "targets": targets,
+    "targets": lambda result: targets.table(result["rows"]),
     "host": host_costs,
     "train": lambda result: tables.markdown(train.table_rows(result["rows"])),
     "accuracy": lambda result: tables.markdown(accuracy.table_rows(result["rows"])),
 }
 
 
-def render(kind: str, name: str, folder: Path = RESULTS) -> str:
-    """One table as Markdown, with a line on where it comes from.
+def render(kind: str, names: str, folder: Path = RESULTS) -> str:
+    """One table as Markdown, with a line on where each of its files comes from.
 
     Raises:
         KeyError: There is no such kind of table.
     """
     make = TABLES[kind]
-    path = folder / f"{name}.json"
-    if not path.exists():
-        return f"(No `results/{name}.json` yet.)\n"
-    result = load(path)
-    return f"{make(result)}\n\n<sub>{provenance(result)}</sub>\n"
+    paths = [folder / f"{name}.json" for name in names.split()]
+    found = [load(path) for path in paths if path.exists()]
+    sources = [f"<sub>{provenance(result)}</sub>" for result in found]
+    sources += [f"(No `results/{path.name}` yet.)" for path in paths if not path.exists()]
+    rows = [row for result in found for row in result["rows"]]
+    table = f"{make({'rows': rows})}\n\n" if found else ""
+    return table + "\n\n".join(sources) + "\n"
 
 
 def update(text: str, folder: Path = RESULTS) -> str:

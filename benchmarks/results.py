@@ -1,15 +1,19 @@
-"""Result files: what was measured, on which machine, with which versions, by which command."""
+"""Result files: what was measured, on which machine, with which versions, by which commands."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import re
-import statistics
-from collections.abc import Iterable, Sequence
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,7 @@ _PEERS = ("deepspeed", "bitsandbytes", "torchao", "torch-optimi", "apex")
 
 
 def machine() -> dict[str, Any]:
-    """Describes the machine: processors, caches, memory, load before the run, accelerator."""
+    """Describes the machine: processors, caches, memory, accelerator."""
     info: dict[str, Any] = {
         "cpu": _search(r"^model name\s*:\s*(.+)$", "/proc/cpuinfo") or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
@@ -29,7 +33,6 @@ def machine() -> dict[str, Any]:
         "l3": _cache_size(3),
         "memory_gib": round(int(_search(r"^MemTotal:\s+(\d+)", "/proc/meminfo") or 0) / 2**20, 1),
         "system": f"{platform.system()} {platform.release()}",
-        "load": round(os.getloadavg()[0], 2),
     }
     if torch.cuda.is_available():
         info["gpu"] = torch.cuda.get_device_name()
@@ -52,7 +55,7 @@ def _cache_size(level: int) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that takes part, and fusedopt's compiler and instruction set."""
+    """Versions of all that takes part; of fusedopt also compiler, instruction set and a hash."""
     import fusedopt
     from fusedopt import _C, _build_info
 
@@ -62,6 +65,7 @@ def versions() -> dict[str, str]:
         "fusedopt": fusedopt.__version__,
         "compiler": _build_info.COMPILER,
         "isa": _C.isa(),
+        "build": hashlib.sha256(Path(_C.__file__).read_bytes()).hexdigest()[:12],
     }
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
@@ -73,24 +77,138 @@ def versions() -> dict[str, str]:
     return found
 
 
-def new_result(module: str, arguments: Sequence[str], rows: list[Row]) -> dict[str, Any]:
-    """Puts rows together with where they come from."""
-    return {
-        "command": " ".join(["python -m", module, *arguments]),
+def new_result(module: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Says where rows come from that are going to be measured.
+
+    A result has one machine and one set of versions. It may be measured in parts; each has its
+    command, date and load average before it began, and each row says of which `part` it is.
+    """
+    part = {
+        "command": " ".join(["python -m", f"benchmarks.{module}", shlex.join(arguments)]).strip(),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "load": round(os.getloadavg()[0], 2),
+    }
+    return {
+        "benchmark": module,
         "machine": machine(),
         "versions": versions(),
-        "rows": rows,
+        "parts": [part],
+        "rows": [],
     }
 
 
+def extended(old: dict[str, Any], new: dict[str, Any], case: Sequence[str]) -> dict[str, Any]:
+    """Puts two results together: a case measured in both is taken from the new one.
+
+    Args:
+        old: The earlier result.
+        new: The later one.
+        case: The fields of a row that tell cases apart.
+
+    Raises:
+        ValueError: They are of different benchmarks, machines or versions.
+    """
+    for key in ("benchmark", "machine", "versions"):
+        if old.get(key) != new[key]:
+            raise ValueError(f"it has {_difference(key, old.get(key), new[key])}")
+
+    def case_of(row: Row) -> tuple[Any, ...]:
+        return tuple(row[name] for name in case)
+
+    again = {case_of(row) for row in new["rows"]}
+    kept = [row for row in old["rows"] if case_of(row) not in again]
+    used = sorted({row["part"] for row in kept})
+    rows = [{**row, "part": used.index(row["part"])} for row in kept]
+    rows += [{**row, "part": len(used)} for row in new["rows"]]
+    return {**new, "parts": [*(old["parts"][i] for i in used), *new["parts"]], "rows": rows}
+
+
+def _difference(key: str, old: Any, new: Any) -> str:
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return f"{key} {old}, not {new}"
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return "; ".join(f"{name} {old.get(name)}, not {new.get(name)}" for name in names)
+
+
+class Record:
+    """A measurement under way, whose result file is complete after each case."""
+
+    def __init__(self, result: dict[str, Any], path: Path | None, case: Sequence[str]) -> None:
+        self.result = result
+        self._path, self._case = path, case
+        if path is not None:
+            self._merged()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not os.access(path.parent, os.W_OK) or path.is_dir():
+                raise PermissionError(f"can't write {path}")
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Appends rows, and saves."""
+        self.replace([*self.result["rows"], *rows])
+
+    def replace(self, rows: Sequence[Row]) -> None:
+        """Sets all rows, and saves."""
+        self.result["rows"] = [{**row, "part": 0} for row in rows]
+        if self._path is not None and self.result["rows"]:
+            save(self._merged(), self._path)
+
+    def _merged(self) -> dict[str, Any]:
+        """The result together with what the file holds by now."""
+        if self._path is None or not self._path.is_file():
+            return self.result
+        try:
+            return extended(load(self._path), self.result, self._case)
+        except ValueError as error:
+            advice = "delete it, or name another file"
+            raise ValueError(f"can't extend {self._path}: {error} ({advice})") from error
+
+
+@contextlib.contextmanager
+def recording(
+    parser: argparse.ArgumentParser,
+    module: str,
+    arguments: Sequence[str],
+    path: Path | None,
+    case: Sequence[str],
+) -> Iterator[Record]:
+    """Gives a record to a command, and says what became of it.
+
+    A file that exists is extended: cases that are measured again are replaced, others kept. One
+    that can't be is refused before anything is measured. Ctrl-C leaves what was measured so far.
+    """
+    try:
+        record = Record(new_result(module, arguments), path, case)
+    except (OSError, ValueError) as error:
+        parser.error(f"--json: {error}")
+    try:
+        yield record
+    except KeyboardInterrupt:
+        kept = f"; {path} has what was measured" if path and record.result["rows"] else ""
+        print(f"\nStopped{kept}", file=sys.stderr)
+        raise SystemExit(130) from None
+    if path is not None:
+        print(f"Wrote {path}")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that names the result file."""
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write a result file; one that exists is extended, and the same cases are replaced",
+    )
+
+
 def save(result: dict[str, Any], path: Path) -> None:
-    """Writes a result file, one row per line."""
+    """Writes a result file, one row per line, in one go: readers see the old one or the new one."""
     head = {key: value for key, value in result.items() if key != "rows"}
     rows = ",\n".join("    " + json.dumps(_rounded(row)) for row in result["rows"])
     text = json.dumps(head, indent=2).removesuffix("\n}") + f',\n  "rows": [\n{rows}\n  ]\n}}\n'
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(text)
+    unfinished.replace(path)
 
 
 def _rounded(value: Any) -> Any:
@@ -101,52 +219,32 @@ def _rounded(value: Any) -> Any:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Reads a result file."""
-    return json.loads(path.read_text())
+    """Reads a result file.
+
+    Raises:
+        ValueError: It isn't one.
+    """
+    try:
+        result = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no result file: {error}") from error
+    if not isinstance(result, dict) or "parts" not in result or "rows" not in result:
+        raise ValueError(f"{path} is no result file of these benchmarks")
+    return result
 
 
-def provenance(result: dict[str, Any]) -> str:
-    """One line on where a result comes from."""
+def setting(result: dict[str, Any]) -> str:
+    """Machine, versions and dates in one line."""
     where, what = result["machine"], result["versions"]
     device = where.get("gpu") or f"{where['cpu']}, {where['cores']} cores, {what['isa']}"
+    dates = [part["date"] for part in result["parts"]]
+    when = dates[0] if len(dates) == 1 else f"{min(dates)} to {max(dates)}"
     return (
-        f"{device}; torch {what['torch']}, fusedopt {what['fusedopt']} ({what['compiler']}); "
-        f"{result['date']}; `{result['command']}`"
+        f"{device}; torch {what['torch']}, fusedopt {what['fusedopt']} ({what['compiler']}); {when}"
     )
 
 
-def merge(runs: Sequence[list[Row]], key: Iterable[str]) -> list[Row]:
-    """Merges the rows of several runs: of each number the median.
-
-    Args:
-        runs: The rows of each run, in the same order.
-        key: The fields that tell rows apart.
-    """
-    if len(runs) == 1:
-        return runs[0]
-    names = list(key)
-    by_key: dict[tuple[Any, ...], list[Row]] = {}
-    for rows in runs:
-        for row in rows:
-            by_key.setdefault(tuple(row[name] for name in names), []).append(row)
-    merged = []
-    for same in by_key.values():
-        row = _median_of(same)
-        row["runs"] = len(same)
-        ratios = [other["ratio"]["median"] for other in same if other.get("ratio")]
-        if ratios:
-            row["ratio_of_runs"] = [min(ratios), max(ratios)]
-        merged.append(row)
-    return merged
-
-
-def _median_of(values: Sequence[Any]) -> Any:
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    if isinstance(known[0], dict):
-        keys = dict.fromkeys(key for value in known for key in value)
-        return {key: _median_of([value.get(key) for value in known]) for key in keys}
-    if isinstance(known[0], int | float) and not isinstance(known[0], bool):
-        return known[0] if len(set(known)) == 1 else statistics.median(known)
-    return statistics.mode(known) if not isinstance(known[0], list) else known[0]
+def provenance(result: dict[str, Any]) -> str:
+    """The setting, and the command of each part."""
+    commands = " and ".join(f"`{part['command']}`" for part in result["parts"])
+    return f"{setting(result)}; {commands}"

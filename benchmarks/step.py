@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 
-from benchmarks import results, tables
+from benchmarks import results, runs, tables
 from benchmarks.implementations import IMPLEMENTATIONS
-from benchmarks.measure import DTYPES, KEY, Case, run_case
+from benchmarks.measure import CASE, DTYPES, KEY, Case, run_case
 from benchmarks.optimizers import OPTIMIZERS
-from benchmarks.results import Row
+from benchmarks.results import Record
 from benchmarks.workloads import WORKLOADS, Workload, from_model
 
 DESCRIPTION = """\
@@ -63,15 +62,23 @@ def make_parser() -> argparse.ArgumentParser:
         "--threads", nargs="+", default=["1", "all"], help="numbers, or all (default: 1 all)"
     )
     parser.add_argument(
-        "--seconds", type=float, default=2.0, help="to measure each table (default: 2)"
+        "--seconds",
+        type=runs.number(float, 0),
+        default=2.0,
+        help="to measure each table (default: 2)",
     )
     parser.add_argument(
-        "--runs", type=int, default=1, help="fresh processes to take the median of (default: 1)"
+        "--runs",
+        type=runs.number(int, 1),
+        default=1,
+        help="fresh processes to take the median of (default: 1)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of values and order (default: 0)")
     parser.add_argument("--no-memory", action="store_true", help="don't measure peak memory")
-    parser.add_argument("--json", type=Path, help="write a result file")
-    parser.add_argument("--chart", type=Path, help="draw a chart as PNG (needs matplotlib)")
+    results.add_json(parser)
+    parser.add_argument(
+        "--chart", type=Path, metavar="FILE", help="draw a chart as PNG (needs matplotlib)"
+    )
     return parser
 
 
@@ -82,6 +89,9 @@ def _select(chosen: Sequence[str], known: dict[str, object]) -> list[str]:
 def _thread_counts(values: Sequence[str], device: str) -> list[int]:
     if device != "cpu":
         return [torch.get_num_threads()]
+    wrong = [value for value in values if value != "all" and not value.isdecimal()]
+    if wrong:
+        raise ValueError(f"--threads: {wrong[0]!r} is neither a number nor all")
     counts = [torch.get_num_threads() if value == "all" else int(value) for value in values]
     if min(counts) < 1:
         raise ValueError("--threads: at least 1")
@@ -94,40 +104,32 @@ def _workloads(options: argparse.Namespace) -> list[Workload]:
     return [WORKLOADS[name] for name in _select(options.workload, WORKLOADS)]
 
 
-def measure_all(options: argparse.Namespace) -> list[Row]:
-    """Measures every combination that the options ask for, and prints each table at once."""
-    threads = _thread_counts(options.threads, options.device)
+def measure_all(
+    options: argparse.Namespace, threads: list[int], workloads: list[Workload], record: Record
+) -> None:
+    """Measures every combination that the options ask for; prints and records each at once."""
     implementations = [
         IMPLEMENTATIONS[name] for name in _select(options.implementation, IMPLEMENTATIONS)
     ]
-    rows = []
     for name, workload, dtype in itertools.product(
-        _select(options.optimizer, OPTIMIZERS), _workloads(options), _select(options.dtype, DTYPES)
+        _select(options.optimizer, OPTIMIZERS), workloads, _select(options.dtype, DTYPES)
     ):
         case = Case(OPTIMIZERS[name], workload, dtype, options.device)
         measured = run_case(
             case, implementations, threads, options.seconds, options.seed, not options.no_memory
         )
-        rows += measured
         for count in threads:
             table = tables.step_table(row for row in measured if row["threads"] == count)
             print(f"\n{case.title(count)}\n{table}", flush=True)
-    return rows
+        record.add(measured)
 
 
-def _run_again(arguments: Sequence[str], runs: int) -> list[list[Row]]:
-    """Runs the same command in fresh processes, and returns each one's rows."""
-    found = []
-    with tempfile.TemporaryDirectory() as folder:
-        for run in range(runs):
-            path = Path(folder) / f"{run}.json"
-            print(f"\nRun {run + 1} of {runs}", flush=True)
-            # Later arguments win. A chart is drawn of all runs together.
-            once = ["--runs", "1", "--json", str(path), "--seed", str(run)]
-            command = [sys.executable, "-m", "benchmarks.step", *arguments, *once]
-            subprocess.run(command, check=True)
-            found.append(results.load(path)["rows"])
-    return found
+def _check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends what would fail after a long measurement, before it."""
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no CUDA device")
+    if options.chart and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--chart needs matplotlib: pip install matplotlib")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -135,29 +137,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = make_parser()
     options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch finds no CUDA device")
-    result = results.new_result("benchmarks.step", arguments, [])  # the load before the run
+    _check_options(parser, options)
     try:
-        if options.runs > 1:
-            plain = _without_chart(arguments)
-            result["rows"] = results.merge(_run_again(plain, options.runs), KEY)
-        else:
-            result["rows"] = measure_all(options)
+        threads = _thread_counts(options.threads, options.device)
+        workloads = _workloads(options)
     except ValueError as error:
         parser.error(str(error))
-    print(f"\n{results.provenance(result)}")
-    if options.json:
-        results.save(result, options.json)
-        print(f"Wrote {options.json}")
+    with results.recording(parser, "step", arguments, options.json, CASE) as record:
+        if options.runs > 1:
+            runs.repeat(record, "step", _without_chart(arguments), options.runs, KEY)
+        else:
+            measure_all(options, threads, workloads, record)
+        print(f"\n{results.provenance(record.result)}")
     if options.chart:
         from benchmarks.chart import draw
 
-        draw(result, options.chart)
+        # A file that was extended has more than this run's cases; the chart shows them all.
+        draw(results.load(options.json) if options.json else record.result, options.chart)
         print(f"Drew {options.chart}")
 
 
 def _without_chart(arguments: Sequence[str]) -> list[str]:
+    """The chart is drawn of all runs together."""
     kept = list(arguments)
     while "--chart" in kept:
         at = kept.index("--chart")

@@ -18,7 +18,7 @@ def seconds_text(seconds: float) -> str:
 
 
 def digits(value: float) -> str:
-    """Three significant digits, without an exponent."""
+    """Three significant digits, without an exponent; of small values two decimals."""
     if abs(value) >= 99.95:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 9.995 else f"{value:.2f}"
@@ -73,7 +73,10 @@ def step_table(rows: Iterable[Row]) -> str:
     """The table of one case for the terminal; what couldn't run is named below it."""
     all_rows = list(rows)
     measured = [row for row in all_rows if "seconds" in row]
-    missing = [f"  {row['implementation']}: {row['status']}" for row in all_rows
-               if "seconds" not in row]  # fmt: skip
+    by_status: dict[str, list[str]] = {}
+    for row in all_rows:
+        if "seconds" not in row:
+            by_status.setdefault(row["status"], []).append(row["implementation"])
+    missing = [f"  {', '.join(names)}: {status}" for status, names in by_status.items()]
     table = [align([STEP_HEAD, *map(step_cells, measured)])] if measured else []
     return "\n".join([*table, *missing])

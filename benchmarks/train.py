@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from benchmarks import results, tables
+from benchmarks import results, runs, tables
 from benchmarks.implementations import IMPLEMENTATIONS, Implementation
 from benchmarks.optimizers import OPTIMIZERS, Choice
 from benchmarks.results import Row
 from benchmarks.timing import Spread, Step, clock_for, interleave
 
-KEY = ("optimizer", "model", "batch", "device", "threads", "implementation")
+CASE = ("optimizer", "model", "batch", "device", "threads")
+KEY = (*CASE, "implementation")
 # What torch.optim does where nothing is asked for, and its other paths.
 NAMES = ("fusedopt", "default", "fused", "foreach", "for-loop")
 
 
-def _training_step(model: nn.Module, make: Implementation, choice: Choice, batch: int) -> Step:
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randn((batch, 1, 16, 16), generator=generator).to(device)  # the digits' size
-    labels = torch.randint(0, 10, (batch,), generator=generator).to(device)
+def _training_step(
+    model: nn.Module, make: Implementation, choice: Choice, images: Tensor, labels: Tensor
+) -> Step:
     optimizer = make.make(choice, list(model.parameters()))
 
     def step() -> None:
@@ -40,15 +39,19 @@ def _training_step(model: nn.Module, make: Implementation, choice: Choice, batch
 
 def measure(choice: Choice, batch: int, device: str, seconds: float, seed: int = 0) -> list[Row]:
     """Trains a ResNet-20 of its own with each implementation, by turns, and times whole steps."""
+    from fusedopt.train.data import load_data
     from fusedopt.train.models import ResNet20
 
+    digits, *_ = load_data(seed=0)
+    chosen = torch.arange(batch) % len(digits)
+    images, labels = (tensor[chosen].to(device) for tensor in digits.tensors)
     steps: dict[str, Step] = {}
     for name in NAMES:
         torch.manual_seed(seed)
         model = ResNet20(num_classes=10, in_channels=1).to(device)
-        chosen = IMPLEMENTATIONS.get(name, Implementation("default", "torch.optim"))
-        if chosen.has(choice):
-            steps[name] = _training_step(model, chosen, choice, batch)
+        implementation = IMPLEMENTATIONS.get(name, Implementation("default", "torch.optim"))
+        if implementation.has(choice):
+            steps[name] = _training_step(model, implementation, choice, images, labels)
     samples = interleave(steps, clock_for(device), seconds, seed)
     rows = []
     for name in steps:
@@ -77,25 +80,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(
         "python -m benchmarks.train",
-        description="Times whole training steps of ResNet-20 on images of the digits' size.",
+        description="Times whole training steps of ResNet-20 on a batch of scikit-learn's digits.",
     )
     parser.add_argument(
         "--optimizer", nargs="+", choices=OPTIMIZERS, default=["sgd-momentum", "adamw"]
     )
-    parser.add_argument("--batch", type=int, default=64, help="(default: 64)")
+    parser.add_argument("--batch", type=runs.number(int, 2), default=64, help="(default: 64)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--seconds", type=float, default=20.0, help="for each (default: 20)")
-    parser.add_argument("--json", type=Path, help="write a result file")
+    parser.add_argument(
+        "--seconds", type=runs.number(float, 0), default=20.0, help="for each (default: 20)"
+    )
+    parser.add_argument(
+        "--runs",
+        type=runs.number(int, 1),
+        default=1,
+        help="fresh processes to take the median of (default: 1)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of weights and order (default: 0)")
+    results.add_json(parser)
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device")
-    result = results.new_result("benchmarks.train", arguments, [])
-    for name in options.optimizer:
-        result["rows"] += measure(OPTIMIZERS[name], options.batch, options.device, options.seconds)
-    print(tables.align(table_rows(result["rows"])))
-    if options.json:
-        results.save(result, options.json)
-        print(f"Wrote {options.json}")
+    if importlib.util.find_spec("sklearn") is None:
+        parser.error("needs scikit-learn for its digits: pip install scikit-learn")
+    with results.recording(parser, "train", arguments, options.json, CASE) as record:
+        if options.runs > 1:
+            runs.repeat(record, "train", arguments, options.runs, KEY)
+        else:
+            for name in options.optimizer:
+                choice, device = OPTIMIZERS[name], options.device
+                record.add(measure(choice, options.batch, device, options.seconds, options.seed))
+        print(tables.align(table_rows(record.result["rows"])))
 
 
 if __name__ == "__main__":

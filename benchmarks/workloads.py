@@ -133,8 +133,11 @@ def from_model(spec: str) -> Workload:
         made = factory()
     except Exception as error:
         raise ValueError(f"--model {spec}: {type(error).__name__}: {error}") from error
-    params = list(made.parameters() if isinstance(made, nn.Module) else made)  # type: ignore
+    given = made.parameters() if isinstance(made, nn.Module) else made
+    params = list(given) if isinstance(given, Iterable) else []
     if not params or not all(isinstance(param, Tensor) for param in params):
         raise ValueError(f"--model {spec}: returned neither a module with parameters nor tensors")
     shapes = tuple(tuple(param.shape) for param in params if param.requires_grad)
-    return Workload(path, f"{path}, {len(shapes)} tensors", shapes)
+    if not shapes:
+        raise ValueError(f"--model {spec}: none of its parameters requires a gradient")
+    return Workload(spec, f"{path}, {len(shapes)} tensors", shapes)

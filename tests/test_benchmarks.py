@@ -77,6 +77,8 @@ def own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "def tensors(): return [torch.ones(4, requires_grad=True)]\n"
         "def broken(): raise KeyError('x')\n"
         "def number(): return [1]\n"
+        "def none(): return None\n"
+        "def frozen(): return [torch.ones(4)]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, name, raising=False)
@@ -88,7 +90,7 @@ def test_a_users_network_gives_a_workload(own_network: str) -> None:
     assert from_model(f"{own_network}:tensors").shapes == ((4,),)
 
 
-@pytest.mark.parametrize("factory", ["", ":", ":nothing", ":broken", ":number"])
+@pytest.mark.parametrize("factory", ["", ":", ":nothing", ":broken", ":number", ":none", ":frozen"])
 def test_a_factory_that_fails_is_named(own_network: str, factory: str) -> None:
     with pytest.raises(ValueError, match=f"--model {own_network}{factory}"):
         from_model(own_network + factory)
@@ -172,6 +174,7 @@ def test_a_channels_last_workload_is_compared_with_a_contiguous_one() -> None:
     strided = Workload("w", "", ((2, 3, 4, 5),), channels_last=True)
     rows = run_case(Case(OPTIMIZERS["adam"], strided, "float32", "cpu"), PATHS[:2], [1], 0)
     assert [r["implementation"] for r in rows] == [FLOOR, "fusedopt", "fused", CONTIGUOUS]
+    assert ["over_contiguous" in r for r in rows] == [False, True, False, False]
 
 
 def test_what_does_not_fit_into_memory_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,13 +19,14 @@ from benchmarks import (  # noqa: E402
     instructions,
     report,
     results,
+    runs,
     step,
     targets,
     timing,
     train,
 )
 from benchmarks.implementations import IMPLEMENTATIONS  # noqa: E402
-from benchmarks.measure import Case, run_case  # noqa: E402
+from benchmarks.measure import DTYPES, Case, run_case  # noqa: E402
 from benchmarks.optimizers import OPTIMIZERS  # noqa: E402
 from benchmarks.workloads import WORKLOADS, Workload  # noqa: E402
 
@@ -66,11 +67,12 @@ def test_the_command_prints_tables_and_writes_a_result_file(
     run_step(*arguments, "--threads", "1")
     printed = capsys.readouterr().out
     assert "adamw · make, 2 tensors · float32 · 1 thread\n" in printed
-    assert "apex: absent: doesn't run on cpu" in printed
+    assert "  apex: absent: doesn't run on cpu" in printed
     result = results.load(path)
-    assert result["command"].startswith("python -m benchmarks.step --model")
-    assert {"cpu", "cores", "load"} <= result["machine"].keys()
-    assert {"python", "torch", "fusedopt", "compiler", "isa"} <= result["versions"].keys()
+    (part,) = result["parts"]
+    assert part["command"].startswith("python -m benchmarks.step --model")
+    assert {"date", "load"} <= part.keys() and {"cpu", "cores"} <= result["machine"].keys()
+    assert {"python", "torch", "fusedopt", "compiler", "isa", "build"} <= result["versions"].keys()
     assert {row["optimizer"] for row in result["rows"]} == {"sgd", "adamw"}
     assert {"fusedopt", "fused", "deepspeed"} <= {row["implementation"] for row in result["rows"]}
 
@@ -81,27 +83,116 @@ def test_the_command_prints_tables_and_writes_a_result_file(
         (["--model", "nothing"], "write package.module:factory"),
         (["--workload", "nothing"], "invalid choice"),
         (["--threads", "0"], "at least 1"),
-        (["--threads", "many"], "many"),
+        (["--threads", "many"], "'many' is neither a number nor all"),
+        (["--runs", "0"], "0 is not at least 1"),
+        (["--seconds", "-1"], "-1 is not at least 0"),
+        (["--seconds", "nan"], "nan is not at least 0"),
+        (["--seconds", "x"], "'x' is no number"),
+        (["--json", "/"], "can't write /"),
     ],
 )
 def test_the_command_refuses_what_makes_no_sense(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
-        run_step(*arguments)
+        step.main(["--seconds", "0", *arguments])
     assert message in capsys.readouterr().err
 
 
 def test_runs_are_merged_by_their_medians() -> None:
     key = ("name",)
-    runs = [
+    found = [
         [{"name": "a", "seconds": {"median": s}, "ratio": {"median": r}, "torch_best": b}]
         for s, r, b in ((3.0, 1.0, "fused"), (1.0, 5.0, "fused"), (2.0, 2.0, "foreach"))
     ]
-    (row,) = results.merge(runs, key)
+    (row,) = runs.merge(found, key)
     assert row["seconds"]["median"] == 2.0 and row["ratio"]["median"] == 2.0
     assert row["torch_best"] == "fused" and row["runs"] == 3
     assert row["ratio_of_runs"] == [1.0, 5.0]
+
+
+def small_result(path: Path, rows: list[dict[str, Any]], command: str = "") -> results.Record:
+    record = results.Record(results.new_result("x", [command]), path, case=["name"])
+    record.add(rows)
+    return record
+
+
+def test_a_result_file_is_extended_and_the_same_cases_are_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    first = [{"name": "a", "who": i} for i in range(2)] + [{"name": "b", "who": 0}]
+    small_result(path, first, "--first")
+    small_result(path, [{"name": "a", "who": 9}], "two words").add([{"name": "c", "who": 0}])
+    result = results.load(path)
+    assert [(row["name"], row["who"], row["part"]) for row in result["rows"]] == [
+        ("b", 0, 0), ("a", 9, 1), ("c", 0, 1),
+    ]  # fmt: skip
+    assert [part["command"].split(" ", 3)[3] for part in result["parts"]] == [
+        "--first", "'two words'",
+    ]  # fmt: skip
+    assert results.provenance(result).count("`python -m benchmarks.x") == 2
+    small_result(path, [{"name": "b", "who": 1}])
+    assert len(results.load(path)["parts"]) == 2  # of the first part nothing is left
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("benchmark", "y", "benchmark y, not x"),
+        ("machine", {"cpu": "another"}, "cpu another, not"),
+        ("versions", {"torch": "1.0"}, "torch 1.0, not"),
+    ],
+)
+def test_what_was_measured_elsewhere_is_not_extended(
+    key: str, value: Any, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "result.json"
+    small_result(path, [{"name": "a"}])
+    results.save({**results.load(path), key: value}, path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=f"can't extend .*{message}"):
+        small_result(path, [{"name": "b"}])
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"rows": []}'])
+def test_a_file_that_is_no_result_file_is_left_alone(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(text)
+    with pytest.raises(SystemExit, match="2"):
+        run_step("--workload", "1", "--json", str(path))
+    assert "is no result file" in capsys.readouterr().err
+    assert path.read_text() == text
+
+
+def test_an_interrupted_measurement_leaves_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(case: Case, *rest: Any) -> list[dict[str, Any]]:
+        if case.choice.name == "adam":
+            raise KeyboardInterrupt
+        return [our_row(case.workload.name, optimizer=case.choice.name, status="?") | {"x": 1}]
+
+    monkeypatch.setattr(step, "run_case", interrupted)
+    monkeypatch.setattr(step.tables, "step_table", lambda rows: "")
+    path = tmp_path / "result.json"
+    with pytest.raises(SystemExit, match="130"):
+        run_step("--optimizer", "sgd", "adam", "--workload", "1", "--json", str(path))
+    assert "Stopped; " in capsys.readouterr().err
+    assert [row["optimizer"] for row in results.load(path)["rows"]] == ["sgd"]
+
+
+def test_runs_in_fresh_processes_are_merged(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    run_step(
+        *["--workload", "1", "--threads", "1", "--implementation", "fusedopt", "for-loop"],
+        *["--runs", "2", "--no-memory", "--json", str(path)],
+    )
+    rows = results.load(path)["rows"]
+    assert [row["implementation"] for row in rows] == ["floor", "fusedopt", "for-loop"]
+    assert all(row["runs"] == 2 for row in rows)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +209,10 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "train": train.measure(choice, 2, "cpu", 0),
         }
     for name, values in rows.items():
-        results.save(results.new_result("benchmarks.x", ["--y"], values), folder / f"{name}.json")
+        record = results.Record(
+            results.new_result("x", ["--y"]), folder / f"{name}.json", case=["optimizer"]
+        )
+        record.add(values)
     return folder
 
 
@@ -143,20 +237,51 @@ def test_the_readmes_tables_match_the_result_files(readme: Path) -> None:
 
 def test_a_chart_is_drawn(example: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
+    result = results.load(example / "step.json")
+    slow = {"median": 0.5, "p10": 0.4, "p90": 0.6}
+    result["rows"].append(our_row("1", optimizer="sgd", ratio=slow) | {"dtype": "float16"})
+    result["rows"][-1]["threads"] = 1
+    chart.draw(result, tmp_path / "two.png")
+    assert (tmp_path / "two.png").stat().st_size > 10_000
     chart.draw(results.load(example / "step.json"), tmp_path / "chart.png")
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_targets_are_compared_with_what_was_measured() -> None:
-    def row(workload: str, ratio: float, percent: float) -> dict[str, Any]:
-        return {
-            "optimizer": "adamw", "workload": workload, "dtype": "float32", "device": "cpu",
-            "threads": 2, "implementation": "fusedopt", "seconds": {}, "torch_best": "fused",
-            "ratio": {"median": ratio}, "floor_percent": percent,
-        }  # fmt: skip
+def our_row(workload: str, **fields: Any) -> dict[str, Any]:
+    return {
+        "optimizer": "adamw", "workload": workload, "dtype": "float32", "device": "cpu",
+        "threads": 2, "implementation": "fusedopt", "seconds": {}, **fields,
+    }  # fmt: skip
 
-    found = targets.verdicts([row("1000x64", 39.0, 5), row("resnet50", 1.1, 96)])
-    assert [(v.measured, v.met) for v in found] == [(39.0, False), (1.1, True), (96, True)]
+
+def test_targets_are_compared_with_what_was_measured() -> None:
+    rows = [
+        our_row("1000x64", ratio={"median": 39.999}, floor_percent=5),
+        our_row("resnet50", ratio={"median": 1.1}, floor_percent=96),
+        our_row("resnet50-nhwc", over_contiguous={"median": 1.0501}),
+        our_row("1", ratio={"median": 9.0}, floor_percent=1) | {"threads": 1},
+        our_row("1", ratio={"median": 2.0}, floor_percent=1),
+        our_row("") | {"model": "resnet20", "ratio": {"median": 1.2}},
+    ]
+    found = [v for v in targets.verdicts(rows) if v.measured is not None]
+    assert [v.text for v in found] == [
+        "**✗ 39.99** (≥ 40)",
+        "✓ 2.00 (≥ 2)",
+        "✓ 1.10 (≥ 1)",
+        "✓ 96 % (≥ 95 %)",
+        "**✗ 1.06** (≤ 1.05)",
+        "✓ 1.20 (≥ 1.1)",
+    ]
+    text = targets.table(rows)
+    assert "4 met, 2 missed" in text and "medians of 1 run (" in text
+    assert "| – (≥ 40) |" in text  # what wasn't measured is shown, too
+
+
+def test_every_target_can_be_measured() -> None:
+    for target in targets.TARGETS:
+        assert target.workload in WORKLOADS or target.workload == "training"
+        assert target.dtype in DTYPES
+        assert target.bounds.keys() <= set(targets.OPTIMIZERS) <= OPTIMIZERS.keys()
 
 
 def test_the_parts_of_a_step_are_named(example: Path) -> None:
