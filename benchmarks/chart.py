@@ -91,10 +91,9 @@ def _finish(figure: Any, dtypes: Sequence[str], result: dict[str, Any], width: i
     if len(dtypes) == 1:
         patches = [Patch(color=_COLORS[dtypes[0]], label="faster"),
                    Patch(color=_SLOWER, label="slower")]  # fmt: skip
-    figure.legend(handles=patches, loc="outside upper right", ncols=len(patches), fontsize=8,
-                  frameon=False)  # fmt: skip
     source = "\n".join(textwrap.wrap(setting(result), width))
-    figure.supxlabel(source, fontsize=7, color="#666666")
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8,
+                  title=source, title_fontsize=7, frameon=False)  # fmt: skip
 
 
 def _bars(axis: Any, rows: Sequence[Row], one_dtype: bool) -> None:
@@ -129,7 +128,8 @@ def _scale(axis: Any, ends: Sequence[float]) -> None:
     axis.set_xscale("log")
     low, high = min(0.7, *ends), max(2.0, *ends)
     axis.set_xlim(low * 0.9, high * (high / low) ** 0.25)  # room for the labels
-    ticks = [m * 10.0**e for e in range(-2, 4) for m in (1, 2, 5)]
+    steps = (1, 2, 5) if high < 60 * low else (1,)
+    ticks = [step * 10.0**power for power in range(-2, 4) for step in steps]
     axis.set_xticks([tick for tick in ticks if low <= tick <= high])
     axis.axvline(1, color=_LINE, linewidth=2, zorder=0)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")

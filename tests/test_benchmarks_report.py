@@ -111,62 +111,6 @@ def test_runs_are_merged_by_their_medians() -> None:
     assert row["ratio_of_runs"] == [1.0, 5.0]
 
 
-def small_result(path: Path, rows: list[dict[str, Any]], command: str = "") -> results.Record:
-    record = results.Record(results.new_result("x", [command]), path, case=["name"])
-    record.add(rows)
-    return record
-
-
-def test_a_result_file_is_extended_and_the_same_cases_are_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "result.json"
-    first = [{"name": "a", "who": i} for i in range(2)] + [{"name": "b", "who": 0}]
-    small_result(path, first, "--first")
-    small_result(path, [{"name": "a", "who": 9}], "two words").add([{"name": "c", "who": 0}])
-    result = results.load(path)
-    assert [(row["name"], row["who"], row["part"]) for row in result["rows"]] == [
-        ("b", 0, 0), ("a", 9, 1), ("c", 0, 1),
-    ]  # fmt: skip
-    assert [part["command"].split(" ", 3)[3] for part in result["parts"]] == [
-        "--first", "'two words'",
-    ]  # fmt: skip
-    assert results.provenance(result).count("`python -m benchmarks.x") == 2
-    small_result(path, [{"name": "b", "who": 1}])
-    assert len(results.load(path)["parts"]) == 2  # of the first part nothing is left
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("benchmark", "y", "benchmark y, not x"),
-        ("machine", {"cpu": "another"}, "cpu another, not"),
-        ("versions", {"torch": "1.0"}, "torch 1.0, not"),
-    ],
-)
-def test_what_was_measured_elsewhere_is_not_extended(
-    key: str, value: Any, message: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "result.json"
-    small_result(path, [{"name": "a"}])
-    results.save({**results.load(path), key: value}, path)
-    before = path.read_bytes()
-    with pytest.raises(ValueError, match=f"can't extend .*{message}"):
-        small_result(path, [{"name": "b"}])
-    assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"rows": []}'])
-def test_a_file_that_is_no_result_file_is_left_alone(
-    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "mine.json"
-    path.write_text(text)
-    with pytest.raises(SystemExit, match="2"):
-        run_step("--workload", "1", "--json", str(path))
-    assert "is no result file" in capsys.readouterr().err
-    assert path.read_text() == text
-
-
 def test_an_interrupted_measurement_leaves_what_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
