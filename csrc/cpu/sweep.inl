@@ -124,6 +124,18 @@ __attribute__((noinline)) void apply(const Rule& of, typename Access::Type* p,
   }
 }
 
+// Short tensors lie scattered, where the hardware doesn't foresee them. Of a longer one it follows
+// the rest.
+template <typename Rule, Dtype kDtype>
+inline void prefetch(const TensorEntry& tensor) {
+  const int64_t bytes =
+      std::min<int64_t>(tensor.numel * sizeof(typename Storage<kDtype>::Type), kPrefetchBytes);
+  for (int k = 0; k < 2 + Rule::kStates; ++k) {
+    const char* operand = static_cast<const char*>(tensor.operands[k]);
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(operand + at, 1);
+  }
+}
+
 // Elements [begin, end) of one tensor through a tile: low precision, foreign strides, a gradient
 // scale.
 template <typename Rule, Dtype kDtype>
@@ -172,6 +184,7 @@ void sweep(const Table& table, int64_t begin, int64_t end) {
   for (int64_t i = find_tensor(table, begin); i < table.count; ++i) {
     const TensorEntry& tensor = table.tensors[i];
     if (tensor.start >= end) break;
+    if (i + kSweepAhead < table.count) prefetch<Rule, kDtype>(table.tensors[i + kSweepAhead]);
     const int64_t from = std::max<int64_t>(begin - tensor.start, 0);
     const int64_t to = std::min(end - tensor.start, tensor.numel);
     if (kDirect && tensor.layout < 0 && !table.scaled) {

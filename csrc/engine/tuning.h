@@ -16,4 +16,9 @@ inline constexpr int64_t kParallelElements = 32768;
 // tensors' storages meanwhile costs some 10 ns for each.
 inline constexpr int64_t kReleaseElements = 1 << 20;
 
+inline constexpr int kCheckAhead = 2;
+inline constexpr int kFillAhead = 4;
+inline constexpr int kSweepAhead = 2;
+inline constexpr int64_t kPrefetchBytes = 512;
+
 }  // namespace fusedopt

@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <set>
 #include <stdexcept>
+#include <utility>
 
+#include "engine/tuning.h"
 #include "torch/operand.h"
 #include "torch/overlap.h"
 #include "torch/plan.h"
@@ -31,17 +33,44 @@ const char* why_not_covered(const c10::TensorImpl& tensor, Dtype& dtype) {
              : "no kernels for this dtype";
 }
 
-// Is the gradient's memory written under another name, element by other element?
+// Is the gradient's memory written under another name, element by element other?
 bool shares_memory_with_gradient(const Work& work) {
-  const auto* storage = work.operands[1]->unsafe_storage().unsafeGetStorageImpl();
+  const Operand& grad = work.operands[1];
   for (int k = 0; k < kMaxOperands; ++k) {
-    if (k == 1 || work.operands[k] == nullptr) continue;
-    if (work.operands[k]->unsafe_storage().unsafeGetStorageImpl() == storage &&
-        !(work.addresses[k] == work.addresses[1] && work.dense)) {
-      return work.operands[0]->numel() != 0;
+    const Operand& other = work.operands[k];
+    if (k != 1 && other.tensor != nullptr && other.storage == grad.storage &&
+        !(other.address == grad.address && work.dense)) {
+      return work.numel != 0;
     }
   }
   return false;
+}
+
+// Stores a tensor where the last step's was.
+void set_operand(Work& work, int k, const Operand& operand) {
+  work.moved = work.moved || (k != 1 && work.operands[k].address != operand.address);
+  work.operands[k] = operand;
+}
+
+void set_size(Work& work, int64_t& old, int64_t value) {
+  work.moved = work.moved || old != value;
+  old = value;
+}
+
+// All that checking a slot will read, as far as it lies where it lay.
+void prefetch_objects(const Slot& slot, const Work& last) {
+  prefetch<24>(slot.param);
+  prefetch<24>(slot.state);
+  prefetch<120>(last.traces.keys);
+  prefetch<48>(last.traces.autograd);
+  for (const PyObject* value : last.traces.state) prefetch<24>(value);
+  const auto prefetch_operand = [](const Operand& operand) {
+    if (operand.tensor == nullptr) return;
+    prefetch<sizeof(c10::TensorImpl)>(operand.tensor);
+    prefetch<96>(operand.storage);
+  };
+  for (const Operand& operand : last.operands) prefetch_operand(operand);
+  prefetch_operand(last.step);
 }
 
 }  // namespace
@@ -57,65 +86,85 @@ std::string Plan::name_of(const Slot& slot) const {
   return name;
 }
 
-// Fills reasons_ and works_. What torch has already stepped is left out by its place in the list,
-// whatever has become of it since.
-void Plan::check(const py::object& state, const py::object& stepped_by_torch) {
+// Fills works_ and ready_. What torch has already stepped is left out by its place in the list,
+// whatever has become of it since. With `errors`, those are collected, by slot, and parameters
+// without a gradient are checked as well.
+void Plan::check(const py::object& state, const py::object& stepped_by_torch,
+                 std::vector<std::string>* errors) {
   const bool is_dict = PyDict_Check(state.ptr());
   if (is_dict) read_states(state.ptr());
-  reasons_.assign(slots_.size(), nullptr);
-  works_.clear();
   std::set<std::pair<int, int>> done;
   if (!stepped_by_torch.is_none()) {
     for (const auto& [group, indices] : stepped_by_torch.cast<Places>()) {
       for (const int index : indices) done.emplace(group, index);
     }
   }
-  for (int i = 0; i < static_cast<int>(slots_.size()); ++i) {
-    const auto& param = THPVariable_Unpack(slots_[i].param);
-    if (!param.unsafeGetTensorImpl()->grad().defined()) continue;
-    if (!done.empty() && done.count({slots_[i].group, slots_[i].index}) != 0) continue;
-    Work work;
-    reasons_[i] = is_dict ? check_slot(i, work) : "optimizer.state is not a dict";
-    if (reasons_[i] == nullptr) works_.push_back(work);
+  const auto count = static_cast<int>(slots_.size());
+  bool known = std::exchange(overlaps_known_, false) && works_.size() == slots_.size();
+  works_.resize(count);
+  ready_.clear();
+  if (errors != nullptr) errors->assign(count, "");
+  for (int i = 0; i < count; ++i) {
+    if (i + kCheckAhead < count) prefetch_objects(slots_[i + kCheckAhead], works_[i + kCheckAhead]);
+    const Slot& slot = slots_[i];
+    Work& work = works_[i];
+    const bool was_ready = work.ready;
+    work.reason = nullptr;
+    work.ready = work.moved = false;
+    const auto& param = THPVariable_Unpack(slot.param);
+    const bool wanted = param.unsafeGetTensorImpl()->grad().defined() || errors != nullptr;
+    if (wanted && (done.empty() || done.count({slot.group, slot.index}) == 0)) {
+      try {
+        work.reason = is_dict ? check_slot(slot, work) : "optimizer.state is not a dict";
+        work.ready = work.reason == nullptr;
+        if (work.ready) ready_.push_back(i);
+      } catch (const std::exception& error) {
+        if (errors == nullptr) throw;
+        (*errors)[i] = std::string("error: ") + error.what();
+      }
+    }
+    known = known && work.ready == was_ready && !work.moved;
   }
+  overlaps_known_ = known;
 }
 
 // Why torch's own step takes this parameter, or null, and then `work` is filled. Throws on what
 // torch refuses.
-const char* Plan::check_slot(int index, Work& work) const {
-  const Slot& slot = slots_[index];
+const char* Plan::check_slot(const Slot& slot, Work& work) const {
   const Group& group = groups_[slot.group];
   if (group.torch_only != nullptr) return group.torch_only;
-  c10::TensorImpl* param = THPVariable_Unpack(slot.param).unsafeGetTensorImpl();
-  if (const char* reason = why_not_covered(*param, work.dtype)) return reason;
-  const at::Tensor& gradient = param->grad();
-  c10::TensorImpl* grad = gradient.defined() ? gradient.unsafeGetTensorImpl() : nullptr;
-  const bool dense = param->is_non_overlapping_and_dense();
+  c10::TensorImpl& param = *THPVariable_Unpack(slot.param).unsafeGetTensorImpl();
+  if (const char* reason = why_not_covered(param, work.dtype)) return reason;
+  const Shape shape(param);
+  const bool dense = param.is_non_overlapping_and_dense();
   work.dense = dense;
-  std::fill_n(work.operands, kMaxOperands, nullptr);
-  std::fill_n(work.addresses, kMaxOperands, nullptr);
-  work.operands[0] = param;
-  work.operands[1] = grad;
-  work.addresses[0] = address_of(*param);
-  if (grad != nullptr && !fits(*grad, *param, &work.addresses[1])) {
-    if (const char* reason = check_gradient(slot, *grad, *param)) return reason;
-    work.dense = dense && same_strides(*grad, *param);
+  work.traces.autograd = param.autograd_meta();
+  set_size(work, work.numel, param.numel());
+  set_operand(work, 0, operand_of(param));
+  const at::Tensor& gradient = param.grad();
+  if (gradient.defined()) {
+    c10::TensorImpl& grad = *gradient.unsafeGetTensorImpl();
+    work.operands[1] = operand_of(grad);
+    if (!fits(grad, work.operands[1].address, shape)) {
+      if (const char* reason = check_gradient(slot, grad, param)) return reason;
+      work.dense = dense && same_strides(grad, param);
+    }
+  } else {
+    work.operands[1] = {};
   }
-  refuse_inference(slot, "", *param);
-  if (!dense && is_expanded(*param)) {
+  if (param.key_set() != kPlainKeys) refuse_inference(slot, "", param);
+  if (!dense && is_expanded(param)) {
     throw std::runtime_error(name_of(slot) +
                              ": more than one element of it refers to a single memory location; "
                              "expected a tensor that is not expanded, such as its clone()");
   }
-  if (!dense && may_overlap_itself(*param)) return "its elements may share memory";
-  work.slot = index;
-  work.step = nullptr;
-  const char* reason = nullptr;
-  check_state(slot, group, work, &reason);
-  if (reason == nullptr && grad != nullptr && shares_memory_with_gradient(work)) {
-    reason = "shares memory with its gradient";
+  if (!dense && may_overlap_itself(param)) return "its elements may share memory";
+  if (const char* reason = check_state(slot, shape, work)) return reason;
+  measure_extent(work);
+  if (gradient.defined() && shares_memory_with_gradient(work)) {
+    return "shares memory with its gradient";
   }
-  return reason;
+  return nullptr;
 }
 
 void Plan::refuse_inference(const Slot& slot, const std::string& what,
@@ -138,33 +187,33 @@ const char* Plan::check_gradient(const Slot& slot, const c10::TensorImpl& grad,
   return is_allocated(grad) ? nullptr : "its gradient's memory is not allocated";
 }
 
-void Plan::check_state(const Slot& slot, const Group& group, Work& work,
-                       const char** reason) const {
-  const int states = group.variant.cpu->states;
+const char* Plan::check_state(const Slot& slot, const Shape& shape, Work& work) const {
+  const Variant& variant = groups_[slot.group].variant;
+  const int states = variant.cpu->states;
+  const auto forget = [&](int from) {
+    for (int k = from; k < kMaxOperands; ++k) set_operand(work, k, {});
+  };
   work.first = work.fresh = false;
-  if (states == 0 && !optimizer_->counts_steps) return;
-  if (slot.state != nullptr && !PyDict_Check(slot.state)) {
-    *reason = "its state is not a dict";
-    return;
-  }
+  work.step = {};
+  if (states == 0 && !optimizer_->counts_steps) return forget(2), nullptr;
+  if (slot.state != nullptr && !PyDict_Check(slot.state)) return "its state is not a dict";
   if (slot.state == nullptr || PyDict_GET_SIZE(slot.state) == 0) {
     work.first = work.fresh = true;
-    return;
+    return forget(2), nullptr;
   }
-  PyObject* values[kMaxStates + 1];
+  PyObject** values = work.traces.state;
+  work.traces.keys = reinterpret_cast<PyDictObject*>(slot.state)->ma_keys;
   read_state(slot.state, values);
   if (optimizer_->counts_steps) {
-    *reason = check_step(slot, values[state_keys_.size()], work);
-    if (*reason != nullptr) return;
+    if (const char* reason = check_step(slot, values[state_keys_.size()], work)) return reason;
   }
-  const c10::TensorImpl& param = *work.operands[0];
   for (int k = 0; k < states; ++k) {
-    PyObject* value = values[group.variant.keys[k]];
+    PyObject* value = values[variant.keys[k]];
     if (!optimizer_->counts_steps && (value == nullptr || value == Py_None)) {
       work.first = work.fresh = true;
-      return;
+      return forget(2), nullptr;
     }
-    const char* key = optimizer_->keys[group.variant.keys[k]];
+    const char* key = optimizer_->keys[variant.keys[k]];
     if (value == nullptr) {
       throw py::key_error(name_of(slot) + ": its state has no '" + key +
                           "', which these options need");
@@ -173,15 +222,16 @@ void Plan::check_state(const Slot& slot, const Group& group, Work& work,
       throw py::type_error(name_of(slot) + ": state['" + key + "'] must be a tensor, got " +
                            Py_TYPE(value)->tp_name);
     }
-    c10::TensorImpl* tensor = THPVariable_Unpack(value).unsafeGetTensorImpl();
-    work.operands[2 + k] = tensor;
-    if (fits(*tensor, param, &work.addresses[2 + k]) && tensor->is_non_overlapping_and_dense()) {
-      continue;
-    }
-    *reason = check_state_tensor(slot, key, *tensor, param, group.variant.lerp);
-    if (*reason != nullptr) return;
-    work.dense = work.dense && same_strides(*tensor, param);
+    c10::TensorImpl& tensor = *THPVariable_Unpack(value).unsafeGetTensorImpl();
+    set_operand(work, 2 + k, operand_of(tensor));
+    if (work.dense && fits(tensor, work.operands[2 + k].address, shape)) continue;
+    const c10::TensorImpl& param = *work.operands[0].tensor;
+    const char* reason = check_state_tensor(slot, key, tensor, param, variant.lerp);
+    if (reason != nullptr) return reason;
+    work.dense = work.dense && same_strides(tensor, param);
   }
+  forget(2 + states);
+  return nullptr;
 }
 
 // What doesn't fit at first sight: torch's own step may be able to deal with it, or nobody.
@@ -209,53 +259,56 @@ const char* Plan::check_step(const Slot& slot, PyObject* step, Work& work) const
     throw py::type_error(name_of(slot) + ": state['step'] must be a tensor, got " +
                          Py_TYPE(step)->tp_name);
   }
-  work.step = THPVariable_Unpack(step).unsafeGetTensorImpl();
-  const auto type = c10::typeMetaToScalarType(work.step->dtype());
-  if (work.step->numel() != 1 || type == c10::kBool || c10::isComplexType(type)) {
-    throw std::runtime_error(name_of(slot) + ": state['step'] has " + describe(*work.step) +
+  c10::TensorImpl& tensor = *THPVariable_Unpack(step).unsafeGetTensorImpl();
+  work.step = operand_of(tensor);
+  work.float_step = tensor.dtype() == caffe2::TypeMeta::Make<float>();
+  if (work.float_step && tensor.numel() == 1 && tensor.key_set() == kPlainKeys &&
+      work.step.address != nullptr) {
+    return nullptr;
+  }
+  const auto type = c10::typeMetaToScalarType(tensor.dtype());
+  if (tensor.numel() != 1 || type == c10::kBool || c10::isComplexType(type)) {
+    throw std::runtime_error(name_of(slot) + ": state['step'] has " + describe(tensor) +
                              ", expected one real number");
   }
-  if (!is_plain_cpu(*work.step) || !is_allocated(*work.step)) return "its step count is elsewhere";
-  refuse_inference(slot, ": state['step']", *work.step);
+  if (!is_plain_cpu(tensor) || !is_allocated(tensor)) return "its step count is elsewhere";
+  refuse_inference(slot, ": state['step']", tensor);
   return nullptr;
+}
+
+// Other strides at the same addresses reach other memory.
+void Plan::measure_extent(Work& work) const {
+  int64_t extent = 0;
+  for (int k = 0; !work.dense && k < kMaxOperands; ++k) {
+    const c10::TensorImpl* tensor = work.operands[k].tensor;
+    if (k != 1 && tensor != nullptr) extent += extent_of(*tensor) << k;
+  }
+  set_size(work, work.extent, extent);
 }
 
 // Parameters and states that may share memory (or be listed twice) go to torch's own step, which
 // works through them one after the other. Searched for only where some address differs from the
 // last step's.
 void Plan::find_overlaps() {
-  bool same = overlapping_.size() == slots_.size() && written_.size() == works_.size();
-  written_.resize(works_.size());
-  for (size_t i = 0; i < works_.size(); ++i) {
-    const Work& work = works_[i];
-    Written now{{work.addresses[0], work.addresses[2], work.addresses[3], work.addresses[4]},
-                work.operands[0]->numel() * static_cast<int64_t>(work.operands[0]->itemsize())};
-    if (!work.dense) {  // other strides at the same addresses reach other memory
-      for (int k = 0; k < kMaxOperands; ++k) {
-        if (k != 1 && work.operands[k] != nullptr) now.extent += extent_of(*work.operands[k]) << k;
-      }
-    }
-    const Written& before = written_[i];
-    same = same && now.extent == before.extent &&
-           std::equal(now.addresses, now.addresses + 1 + kMaxStates, before.addresses);
-    written_[i] = now;
-  }
-  if (!same) {
+  if (!overlaps_known_) {
     std::vector<Range> ranges;
-    for (const Work& work : works_) {
+    for (const int slot : ready_) {
       for (int k = 0; k < kMaxOperands; ++k) {
-        if (k == 1 || work.operands[k] == nullptr || work.operands[0]->numel() == 0) continue;
-        ranges.push_back(range_of(*work.operands[k], work.slot));
+        const c10::TensorImpl* tensor = works_[slot].operands[k].tensor;
+        if (k != 1 && tensor != nullptr && tensor->numel() != 0) {
+          ranges.push_back(range_of(*tensor, slot));
+        }
       }
     }
-    overlapping_.assign(slots_.size(), 0);
-    for (const int slot : find_overlapping(ranges)) overlapping_[slot] = 1;
+    overlapping_ = find_overlapping(ranges);
+    overlaps_known_ = true;
   }
-  const auto shared = [&](const Work& work) { return overlapping_[work.slot] != 0; };
-  for (const Work& work : works_) {
-    if (shared(work)) reasons_[work.slot] = "shares memory with another tensor of this optimizer";
+  if (overlapping_.empty()) return;
+  for (const int slot : overlapping_) {
+    works_[slot].reason = "shares memory with another tensor of this optimizer";
   }
-  works_.erase(std::remove_if(works_.begin(), works_.end(), shared), works_.end());
+  const auto shared = [&](int slot) { return works_[slot].reason != nullptr; };
+  ready_.erase(std::remove_if(ready_.begin(), ready_.end(), shared), ready_.end());
 }
 
 }  // namespace fusedopt

@@ -32,13 +32,25 @@ at::Tensor tensor_of(c10::TensorImpl* impl) {
 
 // Adds 1 in the step's own dtype, as torch does, and returns the new count. check_step has seen
 // that it is a plain tensor.
-double count_step(c10::TensorImpl* step) {
-  step->bump_version();
-  if (step->dtype() == caffe2::TypeMeta::Make<float>()) {
-    return *reinterpret_cast<float*>(writable_address_of(*step)) += 1.0f;
-  }
+double count_step(const Work& work) {
+  if (work.float_step) return *reinterpret_cast<float*>(written_address(work.step)) += 1.0f;
+  work.step.tensor->bump_version();
   const at::NoGradGuard no_grad;
-  return tensor_of(step).add_(1).item().toDouble();
+  return tensor_of(work.step.tensor).add_(1).item().toDouble();
+}
+
+// What filling the tables reads and writes of a slot.
+void prefetch_counters(const Work& work) {
+  const auto prefetch_operand = [](const Operand& operand) {
+    prefetch<48>(operand.tensor);
+    prefetch<96>(operand.storage);
+    prefetch<1, true>(operand.version);
+  };
+  for (const Operand& operand : work.operands) {
+    if (operand.tensor != nullptr) prefetch_operand(operand);
+  }
+  prefetch_operand(work.step);
+  prefetch<1, true>(work.step.address);
 }
 
 }  // namespace
@@ -55,9 +67,10 @@ bool Plan::create_states(const py::object& state, const py::dict& defaults,
   };
   std::vector<Fresh> all;
   const at::NoGradGuard no_grad;
-  for (const Work& work : works_) {
+  for (const int index : ready_) {
+    const Work& work = works_[index];
     if (!work.fresh) continue;
-    const Slot& slot = slots_[work.slot];
+    const Slot& slot = slots_[index];
     const Group& group = groups_[slot.group];
     double initial = 0;
     if (optimizer_->initial_value != nullptr) {
@@ -73,7 +86,7 @@ bool Plan::create_states(const py::object& state, const py::dict& defaults,
       fresh.entries.emplace_back(step_key_,
                                  at::zeros({}, at::TensorOptions().dtype(dtype).device(at::kCPU)));
     }
-    const at::Tensor param = tensor_of(work.operands[0]);
+    const at::Tensor param = tensor_of(work.operands[0].tensor);
     for (int k = 0; k < group.variant.cpu->states; ++k) {
       fresh.entries.emplace_back(state_keys_[group.variant.keys[k]],
                                  at::full_like(param, initial, {}, at::MemoryFormat::Preserve));
@@ -110,23 +123,37 @@ bool Plan::create_states(const py::object& state, const py::dict& defaults,
 void Plan::separate_gradients() {
   std::vector<Range> ranges;
   std::vector<char> shared(works_.size(), 0);
-  for (size_t i = 0; i < works_.size(); ++i) {
-    const c10::TensorImpl& grad = *works_[i].operands[1];
+  for (const int slot : ready_) {
+    const c10::TensorImpl& grad = *works_[slot].operands[1].tensor;
     if (grad.numel() == 0) continue;
-    ranges.push_back(range_of(grad, static_cast<int>(i)));
-    shared[i] = may_overlap_itself(grad);
+    ranges.push_back(range_of(grad, slot));
+    shared[slot] = may_overlap_itself(grad);
   }
-  for (const int i : find_overlapping(ranges)) shared[i] = 1;
+  for (const int slot : find_overlapping(ranges)) shared[slot] = 1;
   const at::NoGradGuard no_grad;
-  for (size_t i = 0; i < works_.size(); ++i) {
-    if (!shared[i]) continue;
-    const at::Tensor param = tensor_of(works_[i].operands[0]);
+  for (const int slot : ready_) {
+    if (!shared[slot]) continue;
+    Work& work = works_[slot];
+    const at::Tensor param = tensor_of(work.operands[0].tensor);
     const at::Tensor copy = at::zeros_like(param, {}, at::MemoryFormat::Preserve);
-    copy.copy_(tensor_of(works_[i].operands[1]));
+    copy.copy_(tensor_of(work.operands[1].tensor));
     param.mutable_grad() = copy;
-    works_[i].operands[1] = copy.unsafeGetTensorImpl();
-    works_[i].dense = false;  // its layout is found anew
+    work.operands[1] = operand_of(*copy.unsafeGetTensorImpl());
+    work.dense = false;  // its layout is found anew
   }
+}
+
+int64_t Bucket::elements() const {
+  return tensors.empty() ? 0 : tensors.back().start + tensors.back().numel;
+}
+
+void Bucket::add_rule(const Group& of, int index, double at_step) {
+  const int compute = cpu::Kernel::compute(dtype);
+  const size_t bytes = kernel->rule_bytes[compute];
+  rules.resize((rule_count + 1) * bytes);
+  kernel->prepare[compute](of.numbers, at_step, rules.data() + rule_count++ * bytes);
+  group = index;
+  step = at_step;
 }
 
 Bucket& Plan::bucket_for(const cpu::Kernel& kernel, Dtype dtype) {
@@ -148,64 +175,59 @@ void Plan::fill_buckets(bool scaled) {
   }
   layouts_.clear();
   Bucket* bucket = nullptr;
-  for (const Work& work : works_) {
-    const int group_index = slots_[work.slot].group;
+  for (size_t i = 0; i < ready_.size(); ++i) {
+    if (i + kFillAhead < ready_.size()) prefetch_counters(works_[ready_[i + kFillAhead]]);
+    const Work& work = works_[ready_[i]];
+    const int group_index = slots_[ready_[i]].group;
     const Group& group = groups_[group_index];
     const cpu::Kernel* kernel = group.variant.cpu;
     const int operands = 2 + kernel->states;
-    const double step = optimizer_->counts_steps ? count_step(work.step) : (work.first ? 0 : 1);
+    const double step = optimizer_->counts_steps ? count_step(work) : (work.first ? 0 : 1);
     TensorEntry entry;
     for (int k = 0; k < operands; ++k) {
-      c10::TensorImpl& operand = *work.operands[k];
+      const Operand& operand = work.operands[k];
       const bool written = k != 1 || scaled;
       entry.operands[k] =
-          written ? writable_address_of(operand) : const_cast<char*>(work.addresses[k]);
-      if (written) operand.bump_version();
+          written ? written_address(operand) : const_cast<char*>(operand.address);
     }
-    entry.numel = work.operands[0]->numel();
-    if (entry.numel == 0) continue;
+    if (work.numel == 0) continue;
     if (bucket == nullptr || bucket->kernel != kernel || bucket->dtype != work.dtype) {
       bucket = &bucket_for(*kernel, work.dtype);
     }
-    const size_t bytes = kernel->rule_bytes[cpu::Kernel::compute(work.dtype)];
     if (bucket->group != group_index || bucket->step != step) {
-      bucket->group = group_index;
-      bucket->step = step;
-      bucket->rules.resize((bucket->rule_count + 1) * bytes);
-      kernel->prepare[cpu::Kernel::compute(work.dtype)](
-          group.numbers, step, bucket->rules.data() + bucket->rule_count++ * bytes);
+      bucket->add_rule(group, group_index, step);
     }
+    entry.start = bucket->elements();
+    entry.numel = work.numel;
     entry.rule = bucket->rule_count - 1;
-    entry.start =
-        bucket->tensors.empty() ? 0 : bucket->tensors.back().start + bucket->tensors.back().numel;
+    entry.layout = work.dense ? -1 : add_layout(work, operands, *bucket);
     entry.maximize = group.maximize;
-    entry.layout = -1;
-    if (!work.dense) {
-      std::vector<const int64_t*> strides;
-      for (int k = 0; k < operands; ++k) strides.push_back(work.operands[k]->strides().data());
-      const auto sizes = work.operands[0]->sizes();
-      layouts_.push_back(make_layout(static_cast<int>(sizes.size()), sizes.data(), strides));
-      entry.layout = static_cast<int32_t>(bucket->layouts.size());
-      bucket->layouts.push_back(layouts_.back().view());
-    }
     bucket->tensors.push_back(entry);
   }
 }
 
+int32_t Plan::add_layout(const Work& work, int operands, Bucket& bucket) {
+  std::vector<const int64_t*> strides;
+  for (int k = 0; k < operands; ++k) {
+    strides.push_back(work.operands[k].tensor->strides().data());
+  }
+  const auto sizes = work.operands[0].tensor->sizes();
+  layouts_.push_back(make_layout(static_cast<int>(sizes.size()), sizes.data(), strides));
+  bucket.layouts.push_back(layouts_.back().view());
+  return static_cast<int32_t>(bucket.layouts.size()) - 1;
+}
+
 void Plan::sweep(bool scaled, double grad_scale) {
   int64_t elements = 0;
-  for (const Bucket& bucket : buckets_) {
-    if (!bucket.tensors.empty())
-      elements += bucket.tensors.back().start + bucket.tensors.back().numel;
-  }
+  for (const Bucket& bucket : buckets_) elements += bucket.elements();
   // While the lock is released other threads may drop tensors: the storages are held, for a long
   // sweep only.
   std::vector<c10::Storage> held;
   std::optional<py::gil_scoped_release> release;
   if (elements >= kReleaseElements) {
-    for (const Work& work : works_) {
-      for (c10::TensorImpl* operand : work.operands) {
-        if (operand != nullptr) held.push_back(operand->storage());
+    for (const int slot : ready_) {
+      for (const Operand& operand : works_[slot].operands) {
+        if (operand.tensor != nullptr) held.push_back(operand.tensor->storage());
       }
     }
     release.emplace();

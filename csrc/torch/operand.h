@@ -4,21 +4,28 @@
 
 #include <c10/core/TensorImpl.h>
 
+#include <cstring>
 #include <string>
 
 #include "engine/dtype.h"
 
 namespace fusedopt {
 
+// One tensor of a parameter.
+struct Operand {
+  c10::TensorImpl* tensor;
+  const char* address;  // of its first element
+  const c10::StorageImpl* storage;
+  const void* version;  // where its version is counted: to be prefetched, never read
+};
+
 // A dense tensor in this process' memory and nothing else: no subclass with a dispatch of its own,
 // no lazy negation or conjugation, no functorch or functionalization wrapper.
-inline uint64_t plain_keys() {
-  return c10::DispatchKeySet({c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU,
-                              c10::DispatchKey::ADInplaceOrView, c10::DispatchKey::AutocastCPU})
-      .raw_repr();
-}
+inline constexpr c10::DispatchKeySet kPlainKeys(
+    {c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU, c10::DispatchKey::ADInplaceOrView,
+     c10::DispatchKey::AutocastCPU});
 inline bool is_plain_cpu(const c10::TensorImpl& tensor) {
-  return (tensor.key_set().raw_repr() & ~plain_keys()) == 0;
+  return (tensor.key_set().raw_repr() & ~kPlainKeys.raw_repr()) == 0;
 }
 
 // The address of a plain tensor's first element; null where nothing is allocated, as sharding
@@ -27,12 +34,6 @@ inline const char* address_of(const c10::TensorImpl& tensor) {
   const auto* base =
       tensor.unsafe_storage() ? static_cast<const char*>(tensor.unsafe_storage().data()) : nullptr;
   return base == nullptr ? nullptr : base + tensor.storage_offset() * tensor.itemsize();
-}
-
-// The same for writing: memory that is shared until somebody writes to it becomes the tensor's own.
-inline char* writable_address_of(c10::TensorImpl& tensor) {
-  return static_cast<char*>(tensor.unsafe_storage().mutable_data()) +
-         tensor.storage_offset() * tensor.itemsize();
 }
 
 inline bool is_allocated(const c10::TensorImpl& tensor) {
@@ -59,14 +60,48 @@ inline bool same_strides(const c10::TensorImpl& a, const c10::TensorImpl& b) {
   return same;
 }
 
-// Can the tensor stand beside this parameter without further questions? Its address, if so.
-inline bool fits(const c10::TensorImpl& tensor, const c10::TensorImpl& param,
-                 const char** address) {
-  *address = address_of(tensor);
+// What a parameter's gradient and state are compared with.
+struct Shape {
+  explicit Shape(const c10::TensorImpl& param)
+      : sizes(param.sizes()), strides(param.strides()), dtype(param.dtype()) {}
+
+  c10::IntArrayRef sizes;
+  c10::IntArrayRef strides;
+  caffe2::TypeMeta dtype;
+};
+
+// Can the tensor stand beside this parameter without further questions?
+inline bool fits(const c10::TensorImpl& tensor, const char* address, const Shape& shape) {
+  const auto sizes = tensor.sizes();
   // All the keys: an inference tensor lacks some.
-  return tensor.key_set().raw_repr() == plain_keys() && tensor.dtype() == param.dtype() &&
-         same_sizes(tensor, param) && same_strides(tensor, param) &&
-         (*address != nullptr || param.numel() == 0);
+  if (tensor.key_set() != kPlainKeys || tensor.dtype() != shape.dtype ||
+      address == nullptr || sizes.size() != shape.sizes.size()) {
+    return false;
+  }
+  const int64_t* strides = tensor.strides().data();
+  int64_t different = 0;
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    different |= (sizes[d] ^ shape.sizes[d]) | (strides[d] ^ shape.strides[d]);
+  }
+  return different == 0;
+}
+
+inline Operand operand_of(c10::TensorImpl& tensor) {
+  Operand operand{&tensor, nullptr, nullptr, nullptr};
+  if (tensor.unsafe_storage()) operand.storage = tensor.unsafe_storage().unsafeGetStorageImpl();
+  operand.address = address_of(tensor);
+  static_assert(sizeof operand.version == sizeof tensor.version_counter());
+  memcpy(&operand.version, &tensor.version_counter(), sizeof operand.version);
+  return operand;
+}
+
+// Counts up the version of what is about to be written, and returns its address: memory that is
+// shared until somebody writes to it becomes the tensor's own.
+inline char* written_address(const Operand& operand) {
+  operand.tensor->bump_version();
+  const char* before = static_cast<const char*>(operand.tensor->unsafe_storage().data());
+  char* after = static_cast<char*>(operand.tensor->unsafe_storage().mutable_data());
+  return after + (operand.address - before);
 }
 
 bool to_dtype(const c10::TensorImpl& tensor, Dtype& dtype);

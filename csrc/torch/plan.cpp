@@ -225,8 +225,9 @@ void Plan::read_state(PyObject* dict, PyObject** values) const {
   std::fill_n(values, count + 1, nullptr);
   PyObject *key, *value;
   Py_ssize_t position = 0;
+  Py_ssize_t rest = PyDict_GET_SIZE(dict);
   size_t expected = optimizer_->counts_steps ? count : 0;
-  while (PyDict_Next(dict, &position, &key, &value)) {
+  while (rest-- > 0 && PyDict_Next(dict, &position, &key, &value)) {
     size_t k = expected;
     if (key_at(k) != key) {
       for (k = 0; k <= count && key_at(k) != key; ++k) {
@@ -246,7 +247,7 @@ void Plan::read_state(PyObject* dict, PyObject** values) const {
 py::object Plan::torch_parameters() const {
   py::list groups;
   for (size_t i = 0; i < slots_.size(); ++i) {
-    if (reasons_[i] == nullptr) continue;
+    if (works_[i].reason == nullptr) continue;
     const Slot& slot = slots_[i];
     const auto last = groups.size();
     if (last == 0 || py::tuple(groups[last - 1])[0].cast<int>() != slot.group) {
@@ -305,7 +306,10 @@ py::object Plan::step(const py::object& groups, const py::object& state, const p
   if (!created.empty()) {
     std::unordered_set<const c10::TensorImpl*> first;
     for (const at::Tensor& param : created) first.insert(param.unsafeGetTensorImpl());
-    for (Work& work : works_) work.first = work.first || first.count(work.operands[0]) != 0;
+    for (const int slot : ready_) {
+      Work& work = works_[slot];
+      work.first = work.first || first.count(work.operands[0].tensor) != 0;
+    }
   }
   if (scaled) separate_gradients();
   fill_buckets(scaled);
@@ -320,24 +324,12 @@ py::list Plan::explain(const py::object& groups, const py::object& state) {
     lock_->owner = std::thread::id();
   }};
   read_groups(groups);
-  const bool is_dict = PyDict_Check(state.ptr());
-  if (is_dict) read_states(state.ptr());
-  reasons_.assign(slots_.size(), nullptr);
-  works_.clear();
-  std::vector<std::string> errors(slots_.size());
-  for (int i = 0; i < static_cast<int>(slots_.size()); ++i) {
-    try {
-      Work work;
-      reasons_[i] = is_dict ? check_slot(i, work) : "optimizer.state is not a dict";
-      if (reasons_[i] == nullptr) works_.push_back(work);
-    } catch (const std::exception& error) {
-      errors[i] = std::string("error: ") + error.what();
-    }
-  }
+  std::vector<std::string> errors;
+  check(state, py::none(), &errors);
   find_overlaps();
   py::list rows;
   for (size_t i = 0; i < slots_.size(); ++i) {
-    const std::string reason = reasons_[i] != nullptr ? reasons_[i] : errors[i];
+    const std::string reason = works_[i].reason != nullptr ? works_[i].reason : errors[i];
     rows.append(py::make_tuple(slots_[i].group, slots_[i].index, reason));
   }
   return rows;

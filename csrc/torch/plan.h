@@ -15,7 +15,9 @@
 #include <vector>
 
 #include "engine/layout.h"
+#include "torch/operand.h"
 #include "torch/optimizers.h"
+#include "torch/prefetch.h"
 
 namespace fusedopt {
 
@@ -32,8 +34,7 @@ struct Group {
   const char* torch_only;  // why torch's own step takes the whole group, or null
 };
 
-// One parameter of one group. Pointers are borrowed: they are compared, and used only within one
-// step.
+// One parameter of one group. Pointers are borrowed: they are used only within one step.
 struct Slot {
   PyObject* param;
   PyObject* state;  // optimizer.state[param], or null
@@ -41,22 +42,29 @@ struct Slot {
   int index;
 };
 
-// One parameter that a kernel steps this time: all its tensors, checked.
-struct Work {
-  int slot;
-  Dtype dtype;
-  bool fresh;  // its state has to be created
-  bool first;  // no step has been made with this state (matters where steps aren't counted)
-  bool dense;  // all operands share one dense layout
-  c10::TensorImpl* operands[kMaxOperands];  // null: fresh state
-  const char* addresses[kMaxOperands];      // of the operands' first elements
-  c10::TensorImpl* step;
+// Where else a slot's objects lay. Only prefetched in the next step, so they may be stale then.
+struct Traces {
+  const void* autograd;
+  const void* keys;                // of the state's dict
+  PyObject* state[kMaxStates + 1]; // its values, the step last
 };
 
-// Where a parameter and its states lay.
-struct Written {
-  const char* addresses[1 + kMaxStates];
-  int64_t extent;  // bytes, of all together where they differ
+// A slot's tensors, checked. Kept until the next step, which compares addresses with it, and
+// prefetches what lay where: its pointers are borrowed too, and read only within one step.
+struct Work {
+  const char* reason;  // why torch's own step takes it, or null
+  bool ready;          // has a gradient, and no reason
+  bool fresh;          // its state has to be created
+  bool first;          // no step has been made with this state (matters where steps aren't counted)
+  bool dense;          // all operands share one dense layout
+  bool float_step;     // state["step"] is float32
+  bool moved;          // parameter or state lie elsewhere than in the last step
+  Dtype dtype;
+  int64_t numel;
+  int64_t extent;  // bytes, of parameter and states together; 0 where they are dense
+  Operand operands[kMaxOperands];  // without tensor: fresh state
+  Operand step;
+  Traces traces;
 };
 
 // Everything in one step that one kernel sweeps in one dtype.
@@ -69,6 +77,9 @@ struct Bucket {
   int32_t rule_count = 0;
   int group = -1;  // of the newest rule
   double step = 0;
+
+  int64_t elements() const;
+  void add_rule(const Group& of, int index, double at_step);
 };
 
 class Plan {
@@ -98,16 +109,18 @@ class Plan {
   py::object torch_parameters() const;
 
   // check.cpp: from objects to Work, or the reason why not
-  void check(const py::object& state, const py::object& stepped_by_torch);
-  const char* check_slot(int slot, Work& work) const;
+  void check(const py::object& state, const py::object& stepped_by_torch,
+             std::vector<std::string>* errors = nullptr);
+  const char* check_slot(const Slot& slot, Work& work) const;
   const char* check_gradient(const Slot& slot, const c10::TensorImpl& grad,
                              const c10::TensorImpl& param) const;
-  void check_state(const Slot& slot, const Group& group, Work& work, const char** reason) const;
+  const char* check_state(const Slot& slot, const Shape& shape, Work& work) const;
   const char* check_state_tensor(const Slot& slot, const char* key, const c10::TensorImpl& tensor,
                                  const c10::TensorImpl& param, bool same_dtype) const;
   const char* check_step(const Slot& slot, PyObject* step, Work& work) const;
   void refuse_inference(const Slot& slot, const std::string& what,
                         const c10::TensorImpl& tensor) const;
+  void measure_extent(Work& work) const;
   void find_overlaps();
   std::string name_of(const Slot& slot) const;
 
@@ -116,6 +129,7 @@ class Plan {
                      std::vector<at::Tensor>& created);
   void separate_gradients();
   void fill_buckets(bool scaled);
+  int32_t add_layout(const Work& work, int operands, Bucket& bucket);
   Bucket& bucket_for(const cpu::Kernel& kernel, Dtype dtype);
   void sweep(bool scaled, double grad_scale);
 
@@ -135,10 +149,10 @@ class Plan {
   std::vector<Group> groups_;
   std::vector<Slot> slots_;
   std::vector<int> state_order_;  // the slot of each entry of optimizer.state, as last seen
-  std::vector<Work> works_;
-  std::vector<const char*> reasons_;  // by slot: why torch's own step takes it, or null
-  std::vector<Written> written_;      // by Work, in the last step
-  std::vector<char> overlapping_;     // by slot
+  std::vector<Work> works_;       // by slot
+  std::vector<int> ready_;        // the slots that the kernels step
+  std::vector<int> overlapping_;  // the slots that may share memory with another
+  bool overlaps_known_ = false;
   std::deque<Bucket> buckets_;
   std::deque<LayoutBuffer> layouts_;
 };
