@@ -28,10 +28,10 @@ template <int kOperands>
 inline constexpr int kVectorBatch = kOperands >= 5 ? 1 : 8 / kOperands;
 
 // Blocks that one multiprocessor must be able to hold, which limits their registers: to 64, with up
-// to 128 KB in flight; for float64, whose division and root need more, to 128, with 64 KB. On
-// sm_120 some kernels would spill with 64, so they may have 80.
+// to 128 KB in flight; for float64, whose division and root need more, to 128, with 64 KB. For
+// sm_120 ptxas spills some registers with 64 and with 80, so all may have 128 there.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
-inline constexpr int kBlocksHeld = 3;
+inline constexpr int kBlocksHeld = 2;
 #else
 inline constexpr int kBlocksHeld = 4;
 #endif
