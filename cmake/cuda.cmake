@@ -17,6 +17,7 @@ function(fusedopt_find_cuda)
     return()
   endif()
   # PyPI's nvidia-cuda-nvcc lies beside torch's other packages.
+  find_package(Python QUIET COMPONENTS Interpreter)
   file(GLOB wheels "${Python_SITELIB}/nvidia/cu*/bin" "${Python_SITELIB}/nvidia/cuda_nvcc/bin")
   find_program(FUSEDOPT_NVCC nvcc
                HINTS "$ENV{CUDA_HOME}/bin" "$ENV{CUDA_PATH}/bin"
