@@ -30,7 +30,7 @@ PIP = $(PY) -m pip install --disable-pip-version-check
 TOOLS := $(shell sed -n -e 's/^requires = \[\(.*\)\]/\1/p' -e 's/^dev = \[\(.*\)\]/\1/p' \
            pyproject.toml | tr ',' ' ')
 # Folders too: their time changes when a file comes or goes.
-SOURCES := $(shell find csrc) CMakeLists.txt setup.py pyproject.toml
+SOURCES := $(shell find csrc cmake) CMakeLists.txt setup.py pyproject.toml
 CXX_FILES = $$(find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu*')
 
 # Both are touched last, so that what was interrupted is done again.

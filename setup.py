@@ -90,6 +90,9 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_MAKE_PROGRAM={ninja}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DFUSEDOPT_MADE_FOR:STRING={made_for}",
+            # Always given, so that CMake's cache keeps none from an earlier build.
+            f"-DFUSEDOPT_CUDA={os.environ.get('FUSEDOPT_CUDA', '')}",
+            f"-DFUSEDOPT_CUDA_ARCHITECTURES={os.environ.get('FUSEDOPT_CUDA_ARCHITECTURES', '')}",
         )
         cmake("--build", str(BUILD), "--target", "_C", *(["--parallel", jobs] if jobs else []))
         package = Path(self.get_ext_fullpath(ext.name)).resolve().parent

@@ -19,7 +19,7 @@ CSRC = ROOT / "csrc"
 COMMANDS = ROOT / "build" / "release" / "compile_commands.json"
 OPTIMIZERS = r"\b(sgd|adagrad|rms_?prop|adadelta|adamw?)\b"
 TORCH = r"^(torch|ATen|c10|caffe2|pybind11)/"
-CUDA = r"^(cuda|cub|thrust|cooperative_groups|nv)"
+CUDA = r"^(cuda[^/]*\.h|cuda/std|cub/|thrust/|cooperative_groups|nv)"
 
 
 def includes(folder: str) -> Iterator[tuple[Path, str]]:
@@ -46,8 +46,23 @@ def test_only_its_own_folder_includes_foreign_headers(folder: str, headers: str)
     assert wrong == []
 
 
+def test_only_cuda_files_include_cuda_headers() -> None:
+    """What torch/ and the tests include of cuda/ is plain C++."""
+    wrong = [
+        str(path)
+        for path, name in includes("cuda")
+        if re.match(CUDA, name) and not name.startswith("cuda/") and path.suffix != ".cu"
+    ]
+    assert wrong == []
+
+
 def test_neither_the_engine_nor_a_sweep_names_an_optimizer() -> None:
-    files = [*(CSRC / "engine").iterdir(), *CSRC.glob("*/sweep.*"), *CSRC.glob("torch/plan.*")]
+    files = [
+        *(CSRC / "engine").iterdir(),
+        *CSRC.glob("*/sweep.*"),
+        *CSRC.glob("torch/plan.*"),
+        *(CSRC / "cuda" / name for name in ("arguments.h", "pack.h", "pack.cpp", "launch.cu")),
+    ]
     assert [p.name for p in files if re.search(OPTIMIZERS, p.read_text(), re.IGNORECASE)] == []
 
 

@@ -23,14 +23,11 @@ struct Kernel {
   static constexpr int compute(Dtype dtype) { return dtype == Dtype::kFloat64 ? 1 : 0; }
 };
 
-// Runs body(begin, end) over disjoint ranges that cover [0, n), perhaps in parallel, each but one
-// of at least `grain`. The caller brings its own thread pool (torch's), so that this folder knows
-// none.
-using ParallelFor = void (*)(int64_t n, int64_t grain,
-                             void (*body)(void* context, int64_t begin, int64_t end),
-                             void* context);
+// Calls task(context) at least once and on at most `most` threads. The caller brings its own thread
+// pool (torch's), so that this folder knows none.
+using Parallel = void (*)(int64_t most, void (*task)(void* context), void* context);
 
 // One step of everything in the table with the active instruction set.
-void run(const Kernel& kernel, Dtype dtype, const Table& table, ParallelFor parallel_for);
+void run(const Kernel& kernel, Dtype dtype, const Table& table, Parallel parallel);
 
 }  // namespace fusedopt::cpu

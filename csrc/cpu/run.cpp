@@ -1,6 +1,5 @@
 // Shares one work list among threads.
-#include "cpu/kernel.h"
-#include "engine/tuning.h"
+#include "cpu/chunks.h"
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -26,33 +25,19 @@ FloatMode float_mode() {
 void set_float_mode(FloatMode mode) { asm volatile("msr fpcr, %0" : : "r"(mode)); }
 #endif
 
-struct Job {
-  void (*sweep)(const Table&, int64_t, int64_t);
-  const Table* table;
-  FloatMode mode;
-};
-
 }  // namespace
 
-void run(const Kernel& kernel, Dtype dtype, const Table& table, ParallelFor parallel_for) {
+void run(const Kernel& kernel, Dtype dtype, const Table& table, Parallel parallel) {
   if (table.count == 0) return;
   const TensorEntry& last = table.tensors[table.count - 1];
-  const int64_t elements = last.start + last.numel;
-  Job job{kernel.sweep[active_isa()][static_cast<int>(dtype)], &table, float_mode()};
-  if (elements < kParallelElements) {
-    job.sweep(table, 0, elements);
-    return;
-  }
-  parallel_for(
-      elements, kParallelElements / 2,
-      [](void* context, int64_t begin, int64_t end) {
-        const auto& shared = *static_cast<const Job*>(context);
-        const FloatMode mode = float_mode();
-        set_float_mode(shared.mode);
-        shared.sweep(*shared.table, begin, end);
-        set_float_mode(mode);
-      },
-      &job);
+  const auto sweep = kernel.sweep[active_isa()][static_cast<int>(dtype)];
+  const FloatMode callers = float_mode();
+  for_each_chunk(last.start + last.numel, parallel, [&](int64_t begin, int64_t end) {
+    const FloatMode mode = float_mode();
+    if (mode != callers) set_float_mode(callers);
+    sweep(table, begin, end);
+    if (mode != callers) set_float_mode(mode);
+  });
 }
 
 }  // namespace fusedopt::cpu

@@ -1,7 +1,7 @@
 // The stream kernel that benchmarks measure every step against.
 #include "cpu/stream.h"
 
-#include "engine/tuning.h"
+#include "cpu/chunks.h"
 
 #if defined(__x86_64__) && defined(__gnu_linux__)
 #define FUSEDOPT_CLONES __attribute__((target_clones("default", "avx2", "arch=skylake-avx512")))
@@ -46,18 +46,10 @@ FUSEDOPT_CLONES void update_range(const Streams& streams, int64_t begin, int64_t
 
 }  // namespace
 
-void stream(const Streams& streams, ParallelFor parallel_for) {
-  if (streams.words < kParallelElements) {
-    update_range(streams, 0, streams.words);
-    return;
-  }
-  Streams shared = streams;
-  parallel_for(
-      streams.words, kParallelElements / 2,
-      [](void* context, int64_t begin, int64_t end) {
-        update_range(*static_cast<const Streams*>(context), begin, end);
-      },
-      &shared);
+void stream(const Streams& streams, Parallel parallel) {
+  for_each_chunk(streams.words, parallel, [&](int64_t begin, int64_t end) {
+    update_range(streams, begin, end);
+  });
 }
 
 }  // namespace fusedopt::cpu

@@ -16,9 +16,45 @@ inline constexpr int64_t kParallelElements = 32768;
 // tensors' storages meanwhile costs some 10 ns for each.
 inline constexpr int64_t kReleaseElements = 1 << 20;
 
+// Threads take this many elements at a time, so that one that is slowed down does less.
+inline constexpr int64_t kChunkElements = 131072;
+inline constexpr int64_t kSmallestChunk = 16384;
+
+// How many parameters before they are needed their objects, counters and first elements are asked
+// for.
 inline constexpr int kCheckAhead = 2;
 inline constexpr int kFillAhead = 4;
-inline constexpr int kSweepAhead = 2;
+inline constexpr int kSweepAhead = 1;
 inline constexpr int64_t kPrefetchBytes = 512;
+
+// Of the CUDA sweep. None of these is measured yet: no GPU was at hand. They are reckoned from what
+// an H100 needs in flight to reach its bandwidth, some 64 KB per multiprocessor, and from ptxas'
+// reports of nvcc 13.0.
+
+// Threads of a block.
+inline constexpr int kBlockThreads = 256;
+
+// Vectors of 16 bytes of each operand that a thread loads before it uses the first: some 128 bytes.
+template <int kOperands>
+inline constexpr int kVectorBatch = kOperands >= 5 ? 1 : 8 / kOperands;
+
+// Blocks that one multiprocessor must be able to hold, which limits their registers: to 64, with up
+// to 128 KB in flight; for float64, whose division and root need more, to 128, with 64 KB. For
+// sm_120 ptxas spills some registers with 64 and with 80, so all may have 128 there.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+inline constexpr int kBlocksHeld = 2;
+#else
+inline constexpr int kBlocksHeld = 4;
+#endif
+template <int kItemBytes>
+inline constexpr int kResidentBlocks = kItemBytes == 8 ? 2 : kBlocksHeld;
+
+// A row is one vector for each thread of a block. A block steps up to this many bytes of each
+// operand, which makes up for finding its tensor; and fewer, down to one row, where there would be
+// fewer blocks per multiprocessor than wanted: they end at different times, and more of them leave
+// less of the chip idle at the end.
+inline constexpr int64_t kRowBytes = kBlockThreads * 16;
+inline constexpr int64_t kMaxChunkBytes = 4 * kRowBytes;
+inline constexpr int64_t kBlocksWanted = 64;
 
 }  // namespace fusedopt

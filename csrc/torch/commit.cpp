@@ -239,7 +239,7 @@ void Plan::sweep(bool scaled, double grad_scale) {
                       bucket.layouts.data(),
                       scaled,
                       grad_scale};
-    cpu::run(*bucket.kernel, bucket.dtype, table, parallel_for);
+    cpu::run(*bucket.kernel, bucket.dtype, table, parallel);
   }
 }
 

@@ -7,9 +7,8 @@
 
 namespace fusedopt {
 
-inline void parallel_for(int64_t n, int64_t grain, void (*body)(void*, int64_t, int64_t),
-                         void* context) {
-  at::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(context, begin, end); });
+inline void parallel(int64_t most, void (*task)(void*), void* context) {
+  at::parallel_for(0, most, 1, [&](int64_t, int64_t) { task(context); });
 }
 
 }  // namespace fusedopt

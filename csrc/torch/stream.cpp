@@ -37,7 +37,7 @@ void stream(const pybind11::object& read, const pybind11::list& updated) {
     streams.updated[k] = static_cast<uint32_t*>(target.mutable_data_ptr());
   }
   const pybind11::gil_scoped_release release;
-  cpu::stream(streams, parallel_for);
+  cpu::stream(streams, parallel);
 }
 
 }  // namespace fusedopt

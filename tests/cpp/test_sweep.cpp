@@ -5,6 +5,7 @@
 #include <cstring>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "check.h"
@@ -214,8 +215,8 @@ void test_neighbours_are_left_alone() {
   }
 }
 
-// run() shares the list by whatever ranges the caller's pool makes.
-void test_parallel_ranges() {
+// run() steps every element once, however many threads its caller has.
+void test_sharing_among_threads() {
   std::vector<float> large[4];
   for (auto& operand : large) operand.assign(kParallelElements + 5, 0.5f);
   TensorEntry tensor{};
@@ -226,9 +227,11 @@ void test_parallel_ranges() {
   cpu::kAdam[0].prepare[0](kCases[9].options.data(), 3, rule.data());
   const Table table{&tensor, 1, rule.data(), nullptr, false, 1};
   cpu::run(cpu::kAdam[0], Dtype::kFloat32, table,
-           [](int64_t n, int64_t, void (*body)(void*, int64_t, int64_t), void* context) {
-             body(context, n / 3, n);
-             body(context, 0, n / 3);
+           [](int64_t most, void (*task)(void*), void* context) {
+             CHECK(most == 3);
+             std::thread other(task, context);
+             task(context);
+             other.join();
            });
   CHECK(large[0].front() != 0.5f);
   for (const float value : large[0]) CHECK(value == large[0].front());
@@ -249,5 +252,5 @@ int main() {
   test_the_same_bits();
   test_gradient_scale();
   test_neighbours_are_left_alone();
-  test_parallel_ranges();
+  test_sharing_among_threads();
 }

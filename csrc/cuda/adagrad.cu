@@ -1,0 +1,10 @@
+// CUDA kernels of Adagrad.
+#include "cuda/kernels.h"
+#include "cuda/sweep.cuh"
+#include "rules/adagrad.h"
+
+namespace fusedopt::cuda {
+
+const Kernel kAdagrad = make_kernel<Adagrad<float>, Adagrad<double>>("Adagrad");
+
+}  // namespace fusedopt::cuda

@@ -1,0 +1,68 @@
+// What the rest of the library sees of a CUDA kernel, and how to run it. Plain C++: no CUDA header.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "cuda/arguments.h"
+#include "engine/dtype.h"
+#include "engine/table.h"
+
+namespace fusedopt::cuda {
+
+struct Kernel {
+  const char* name;  // for messages
+  int states;
+  size_t options;  // numbers in the rule's Options
+  // Rules compute in float, for float64 tensors in double: index 0 and 1 here.
+  size_t rule_bytes[2];
+  void (*prepare[2])(PrepareArguments);
+  void (*sweep[kDtypes])(SweepArguments);
+
+  static constexpr int compute(Dtype dtype) { return dtype == Dtype::kFloat64 ? 1 : 0; }
+};
+
+// A number that the host knows, or one that is on the device: then `value` says nothing.
+struct Number {
+  double value;
+  void* address;  // on the device; null: the number is `value`
+  Dtype dtype;    // what is at the address
+};
+
+// What a rule is made of. A step on the device is counted up: float32 or float64, and no two the
+// same; a step of the host's was counted by the caller.
+struct RuleSource {
+  int32_t group;
+  Number step;
+};
+
+// Rules that the device makes, because some of their numbers are only there.
+struct DeviceRules {
+  const Number* options;      // the groups' one after the other, Kernel::options of each
+  const RuleSource* sources;  // TensorEntry::rule is an index into these
+  int64_t count;
+  bool earlier;  // rules are told how many steps there were before this one
+  void* memory;  // on the device, aligned to 16 bytes: count * rule_bytes
+};
+
+// Numbers that are not in the table because they are on the device. Null: there is none.
+struct Scalars {
+  const float* found_inf;    // not 0: nothing is changed, no step is counted
+  const float* grad_scale;   // in the place of Table::grad_scale, if Table::scaled
+  const DeviceRules* rules;  // in the place of Table::rules
+};
+
+// The device can only access an element at a multiple of its size: run() throws for anything else.
+bool is_aligned(const void* address, Dtype dtype);
+
+// One step of everything in the table, queued on the stream (a cudaStream_t) of that device. Copies
+// what it is given, waits for nothing, allocates nothing, and may be captured in a graph. Throws
+// std::runtime_error, which names the kernel, if a launch fails.
+void run(const Kernel& kernel, Dtype dtype, const Table& table, const Scalars& scalars, int device,
+         void* stream);
+
+// Why a kernel can't run on a device: too old, say. Empty: it can.
+std::string why_not(const Kernel& kernel, Dtype dtype, int device);
+
+}  // namespace fusedopt::cuda

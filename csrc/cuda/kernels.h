@@ -1,0 +1,15 @@
+// The CUDA kernels, one per rule and choice of states. Each is defined in its optimizer's thin
+// file.
+#pragma once
+
+#include "cuda/kernel.h"
+
+namespace fusedopt::cuda {
+
+extern const Kernel kSgd[2];  // [momentum]
+extern const Kernel kAdagrad;
+extern const Kernel kRmsprop[2][2];  // [momentum][centered]
+extern const Kernel kAdadelta;
+extern const Kernel kAdam[2];  // [amsgrad]; AdamW too
+
+}  // namespace fusedopt::cuda

@@ -1,0 +1,111 @@
+// Launches the kernels through the CUDA runtime, which is linked statically: the extension loads
+// where there is no CUDA.
+#include <cuda_runtime_api.h>
+
+#include <array>
+#include <atomic>
+#include <stdexcept>
+#include <string>
+
+#include "cuda/kernel.h"
+#include "cuda/pack.h"
+#include "engine/tuning.h"
+
+namespace fusedopt::cuda {
+
+namespace {
+
+constexpr const char* kDtypeNames[] = {"float32", "float64", "bfloat16", "float16"};
+
+struct Target {
+  const Kernel& kernel;
+  Dtype dtype;
+  int device;
+  cudaStream_t stream;
+};
+
+void check(cudaError_t error, const Target& target) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // it has been reported
+  throw std::runtime_error(std::string("fusedopt: the CUDA kernel ") + target.kernel.name + " (" +
+                           kDtypeNames[static_cast<int>(target.dtype)] +
+                           ") couldn't be launched on device " + std::to_string(target.device) +
+                           ": " + cudaGetErrorString(error));
+}
+
+// Makes a device the current one, and then the one again that was.
+class DeviceScope {
+ public:
+  explicit DeviceScope(int device) {
+    error_ = cudaGetDevice(&previous_);
+    if (error_ != cudaSuccess || previous_ == device) return;
+    error_ = cudaSetDevice(device);
+    changed_ = error_ == cudaSuccess;
+  }
+  ~DeviceScope() {
+    if (changed_) cudaSetDevice(previous_);
+  }
+  DeviceScope(const DeviceScope&) = delete;
+  DeviceScope& operator=(const DeviceScope&) = delete;
+
+  cudaError_t error() const { return error_; }
+
+ private:
+  int previous_ = 0;
+  bool changed_ = false;
+  cudaError_t error_;
+};
+
+int multiprocessors_of(const Target& target) {
+  static std::array<std::atomic<int>, 64> known{};
+  const auto index = static_cast<size_t>(target.device);
+  if (index < known.size() && known[index] != 0) return known[index];
+  int count = 0;
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, target.device), target);
+  if (index < known.size()) known[index] = count;
+  return count;
+}
+
+template <typename Arguments>
+void launch(void (*kernel)(Arguments), uint32_t blocks, Arguments& args, const Target& target) {
+  void* parameters[] = {&args};
+  check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(blocks), dim3(kBlockThreads),
+                         parameters, 0, target.stream),
+        target);
+}
+
+}  // namespace
+
+void run(const Kernel& kernel, Dtype dtype, const Table& table, const Scalars& scalars, int device,
+         void* stream) {
+  const Target target{kernel, dtype, device, static_cast<cudaStream_t>(stream)};
+  const DeviceScope scope(device);
+  check(scope.error(), target);
+  if (scalars.rules != nullptr) {
+    PreparePacker packer(kernel, dtype, scalars);
+    PrepareArguments args;
+    while (const uint32_t blocks = packer.next(args)) {
+      launch(kernel.prepare[Kernel::compute(dtype)], blocks, args, target);
+    }
+  }
+  SweepPacker packer(kernel, dtype, table, scalars, multiprocessors_of(target));
+  SweepArguments args;
+  while (const uint32_t blocks = packer.next(args)) {
+    launch(kernel.sweep[static_cast<int>(dtype)], blocks, args, target);
+  }
+}
+
+std::string why_not(const Kernel& kernel, Dtype dtype, int device) {
+  const DeviceScope scope(device);
+  cudaError_t error = scope.error();
+  cudaFuncAttributes attributes;
+  if (error == cudaSuccess) {
+    const auto* sweep = reinterpret_cast<const void*>(kernel.sweep[static_cast<int>(dtype)]);
+    error = cudaFuncGetAttributes(&attributes, sweep);
+  }
+  if (error == cudaSuccess) return "";
+  cudaGetLastError();
+  return cudaGetErrorString(error);
+}
+
+}  // namespace fusedopt::cuda

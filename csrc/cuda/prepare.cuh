@@ -1,0 +1,58 @@
+// Makes rules on the device, where the numbers are that they depend on.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <new>
+
+#include "cuda/arguments.h"
+#include "engine/dtype.h"
+
+namespace fusedopt::cuda {
+
+FUSEDOPT_HD double number_at(uint64_t bits, uint8_t type) {
+  const auto* at = reinterpret_cast<const void*>(bits);
+  switch (type) {
+    case static_cast<uint8_t>(Dtype::kFloat32):
+      return *static_cast<const float*>(at);
+    case static_cast<uint8_t>(Dtype::kFloat64):
+      return *static_cast<const double*>(at);
+    case static_cast<uint8_t>(Dtype::kBFloat16):
+      return Storage<Dtype::kBFloat16>::load(*static_cast<const uint16_t*>(at));
+    case static_cast<uint8_t>(Dtype::kFloat16):
+      return Storage<Dtype::kFloat16>::load(*static_cast<const uint16_t*>(at));
+  }
+  double here;
+  memcpy(&here, &bits, sizeof here);
+  return here;
+}
+
+// Counts a step on the device, in the count's own dtype, and returns the new count.
+FUSEDOPT_HD double count_step(uint64_t bits, uint8_t type) {
+  auto* at = reinterpret_cast<void*>(bits);
+  if (type == static_cast<uint8_t>(Dtype::kFloat32)) return *static_cast<float*>(at) += 1.0f;
+  if (type == static_cast<uint8_t>(Dtype::kFloat64)) return *static_cast<double*>(at) += 1.0;
+  return number_at(bits, type);
+}
+
+// Makes one rule on the device, from numbers that are there.
+template <typename Rule>
+FUSEDOPT_HD void prepare_rule(const PrepareArguments& args, uint32_t index) {
+  using Options = typename Rule::Options;
+  constexpr int kOptions = sizeof(Options) / sizeof(double);
+  static_assert(kOptions <= kMaxOptions);
+  if (index >= static_cast<uint32_t>(args.count)) return;
+  if (args.found_inf != nullptr && *args.found_inf != 0) return;
+  const int group = args.groups[index];
+  double numbers[kOptions];
+  for (int i = 0; i < kOptions; ++i) {
+    numbers[i] = number_at(args.options[group][i], args.option_types[group][i]);
+  }
+  Options options;
+  memcpy(&options, numbers, sizeof options);
+  const double before = number_at(args.steps[index], args.step_types[index]);
+  const double step = count_step(args.steps[index], args.step_types[index]);
+  new (static_cast<Rule*>(args.rules) + index) Rule(options, args.earlier ? before : step);
+}
+
+}  // namespace fusedopt::cuda

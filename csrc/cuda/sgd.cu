@@ -1,0 +1,13 @@
+// CUDA kernels of SGD.
+#include "cuda/kernels.h"
+#include "cuda/sweep.cuh"
+#include "rules/sgd.h"
+
+namespace fusedopt::cuda {
+
+const Kernel kSgd[2] = {
+    make_kernel<Sgd<float, false>, Sgd<double, false>>("SGD"),
+    make_kernel<Sgd<float, true>, Sgd<double, true>>("SGD with momentum"),
+};
+
+}  // namespace fusedopt::cuda

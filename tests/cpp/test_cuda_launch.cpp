@@ -1,0 +1,29 @@
+// A launch that fails says which kernel failed and why. Where there are CUDA kernels, and no device
+// that runs them.
+#include <stdexcept>
+#include <string>
+
+#include "check.h"
+#include "cuda/kernels.h"
+
+int main() {
+#if defined(FUSEDOPT_WITH_CUDA)
+  using namespace fusedopt;
+  const int device = 1000;  // no machine has so many
+  const std::string reason = cuda::why_not(cuda::kAdagrad, Dtype::kBFloat16, device);
+  CHECK(!reason.empty());
+  TensorEntry tensor{};
+  tensor.numel = 1;
+  tensor.layout = -1;
+  const char rule[64] = {};
+  const Table table{&tensor, 1, rule, nullptr, false, 1};
+  std::string message;
+  try {
+    cuda::run(cuda::kAdagrad, Dtype::kBFloat16, table, {}, device, nullptr);
+  } catch (const std::runtime_error& error) {
+    message = error.what();
+  }
+  CHECK(message.find("Adagrad (bfloat16)") != std::string::npos);
+  CHECK(message.find(reason) != std::string::npos);
+#endif
+}
