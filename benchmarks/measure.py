@@ -159,6 +159,8 @@ def _rows(
         if name in samples:
             own = samples[name].seconds
             row["seconds"] = dataclasses.asdict(Spread.of(own))
+            if samples[name].first:
+                row["first_seconds"] = dataclasses.asdict(Spread.of(samples[name].first))
             if case.device != "cpu":
                 row["host_seconds"] = dataclasses.asdict(Spread.of(samples[name].host))
             row["gb_per_s"] = case.bytes_moved / medians[name] * 1e-9

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from benchmarks.results import Row
 
-STEP_HEAD = ["", "one step", "p10–p90", "torch's best / it", "GB/s", "% of floor", "peak memory"]
+STEP_HEAD = [
+    "", "one step", "p10–p90", "cold", "torch's best / it", "GB/s", "% of floor", "peak memory",
+]  # fmt: skip
 
 
 def seconds_text(seconds: float) -> str:
@@ -52,7 +54,7 @@ def step_cells(row: Row) -> list[str]:
     """One implementation's line in the table of a case."""
     name = row["implementation"]
     if "seconds" not in row:
-        return [name, row["status"], "", "", "", "", ""]
+        return [name, row["status"], "", "", "", "", "", ""]
     seconds, ratio = row["seconds"], row.get("ratio")
     between = "–".join(seconds_text(seconds[key]) for key in ("p10", "p90"))
     ratio_text = ""
@@ -62,6 +64,7 @@ def step_cells(row: Row) -> list[str]:
         name if not row["status"] else f"{name} ({row['status']})",
         seconds_text(seconds["median"]),
         between,
+        seconds_text(row["first_seconds"]["median"]) if "first_seconds" in row else "",
         ratio_text,
         digits(row["gb_per_s"]),
         f"{row['floor_percent']:.0f} %",

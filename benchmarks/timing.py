@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 SAMPLE_SECONDS = 2e-3  # a shorter step is repeated within one sample
+LONG_STEP_SECONDS = 0.1  # a longer one doesn't notice what the caches held before
 MIN_ROUNDS = 7
 MAX_ROUNDS = 300
 Step = Callable[[], object]
@@ -46,10 +47,13 @@ class Samples:
     Attributes:
         seconds: Until the result is there: the wall clock on the CPU, device events on CUDA.
         host: How long the host is busy; on the CPU the same.
+        first: Of the step before those, which starts with the caches full of the other
+            implementations' memory. Empty for long steps, which are not preceded by one.
     """
 
     seconds: list[float]
     host: list[float]
+    first: list[float]
 
 
 class CpuClock:
@@ -98,9 +102,10 @@ def clock_for(device: str) -> CpuClock | CudaClock:
 def interleave(
     steps: Mapping[str, Step], clock: CpuClock | CudaClock, seconds: float, seed: int = 0
 ) -> dict[str, Samples]:
-    """Measures all steps in rounds, each round every one once, in random order.
+    """Measures all steps in rounds, each round every one has a turn, in random order.
 
     So a machine that slows down slows down all of them, and ratios can be taken within a round.
+    A turn is one step apart, as warm-up, and one sample of as many steps as take `SAMPLE_SECONDS`.
 
     Args:
         steps: What to run, by name.
@@ -108,14 +113,16 @@ def interleave(
         seconds: How long to measure in all; at least `MIN_ROUNDS` rounds are made.
         seed: Of the order.
     """
-    repeats = {}
+    repeats, long = {}, set()
     for name, step in steps.items():
         clock.measure(step, 1)  # warm-up: caches, thread pools, first-time work
-        quick = min(clock.measure(step, 1)[0] for _ in range(2))
+        quick = min(clock.measure(step, 1)[0] for _ in range(3))
         repeats[name] = max(1, round(SAMPLE_SECONDS / max(quick, 1e-9)))
+        if quick > LONG_STEP_SECONDS:
+            long.add(name)
     order = list(steps)
     shuffle = random.Random(seed).shuffle
-    samples = {name: Samples([], []) for name in steps}
+    samples = {name: Samples([], [], []) for name in steps}
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -126,6 +133,8 @@ def interleave(
                 break
             shuffle(order)
             for name in order:
+                if name not in long:
+                    samples[name].first.append(clock.measure(steps[name], 1)[0])
                 total, host = clock.measure(steps[name], repeats[name])
                 samples[name].seconds.append(total)
                 samples[name].host.append(host)

@@ -184,21 +184,28 @@ def test_what_does_not_fit_into_memory_is_skipped(monkeypatch: pytest.MonkeyPatc
     assert "skipped" in tables.step_table(rows)
 
 
-def test_every_round_runs_every_step_once_in_random_order() -> None:
+@pytest.mark.parametrize("seconds", [0.01, 1.0])
+def test_every_step_has_one_turn_in_every_round_in_random_order(seconds: float) -> None:
     calls: list[str] = []
 
     class Clock(timing.CpuClock):
         def measure(self, step: Callable[[], object], repeats: int) -> tuple[float, float]:
+            assert repeats == 1
             step()
-            return 1.0, 1.0
+            return seconds, seconds
 
     names = "abcd"
     steps = {name: (lambda name=name: calls.append(name)) for name in names}
     samples = timing.interleave(steps, Clock(), seconds=0)
-    rounds = [calls[i : i + 4] for i in range(12, len(calls), 4)]  # after three of each to warm up
+    turn = 1 if seconds > timing.LONG_STEP_SECONDS else 2  # a cold step before a sample
+    measured = calls[16:]  # after four of each to warm up
+    assert measured[::turn] == measured[turn - 1 :: turn]
+    rounds = [measured[i : i + 4 * turn : turn] for i in range(0, len(measured), 4 * turn)]
     assert len(rounds) == timing.MIN_ROUNDS and len(set(map(tuple, rounds))) > 1
     assert all(sorted(order) == list(names) for order in rounds)
-    assert all(len(values.seconds) == timing.MIN_ROUNDS for values in samples.values())
+    for values in samples.values():
+        assert len(values.seconds) == timing.MIN_ROUNDS
+        assert len(values.first) == (timing.MIN_ROUNDS if turn == 2 else 0)
 
 
 def test_ratios_are_taken_round_by_round() -> None:

@@ -47,9 +47,8 @@ FUSEDOPT_CLONES void update_range(const Streams& streams, int64_t begin, int64_t
 }  // namespace
 
 void stream(const Streams& streams, Parallel parallel) {
-  for_each_chunk(streams.words, parallel, [&](int64_t begin, int64_t end) {
-    update_range(streams, begin, end);
-  });
+  for_each_chunk(streams.words, parallel,
+                 [&](int64_t begin, int64_t end) { update_range(streams, begin, end); });
 }
 
 }  // namespace fusedopt::cpu

@@ -187,8 +187,7 @@ void Plan::fill_buckets(bool scaled) {
     for (int k = 0; k < operands; ++k) {
       const Operand& operand = work.operands[k];
       const bool written = k != 1 || scaled;
-      entry.operands[k] =
-          written ? written_address(operand) : const_cast<char*>(operand.address);
+      entry.operands[k] = written ? written_address(operand) : const_cast<char*>(operand.address);
     }
     if (work.numel == 0) continue;
     if (bucket == nullptr || bucket->kernel != kernel || bucket->dtype != work.dtype) {

@@ -21,9 +21,10 @@ struct Operand {
 
 // A dense tensor in this process' memory and nothing else: no subclass with a dispatch of its own,
 // no lazy negation or conjugation, no functorch or functionalization wrapper.
-inline constexpr c10::DispatchKeySet kPlainKeys(
-    {c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU, c10::DispatchKey::ADInplaceOrView,
-     c10::DispatchKey::AutocastCPU});
+inline constexpr c10::DispatchKeySet kPlainKeys({c10::DispatchKey::CPU,
+                                                 c10::DispatchKey::AutogradCPU,
+                                                 c10::DispatchKey::ADInplaceOrView,
+                                                 c10::DispatchKey::AutocastCPU});
 inline bool is_plain_cpu(const c10::TensorImpl& tensor) {
   return (tensor.key_set().raw_repr() & ~kPlainKeys.raw_repr()) == 0;
 }
@@ -74,8 +75,8 @@ struct Shape {
 inline bool fits(const c10::TensorImpl& tensor, const char* address, const Shape& shape) {
   const auto sizes = tensor.sizes();
   // All the keys: an inference tensor lacks some.
-  if (tensor.key_set() != kPlainKeys || tensor.dtype() != shape.dtype ||
-      address == nullptr || sizes.size() != shape.sizes.size()) {
+  if (tensor.key_set() != kPlainKeys || tensor.dtype() != shape.dtype || address == nullptr ||
+      sizes.size() != shape.sizes.size()) {
     return false;
   }
   const int64_t* strides = tensor.strides().data();

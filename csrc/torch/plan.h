@@ -45,8 +45,8 @@ struct Slot {
 // Where else a slot's objects lay. Only prefetched in the next step, so they may be stale then.
 struct Traces {
   const void* autograd;
-  const void* keys;                // of the state's dict
-  PyObject* state[kMaxStates + 1]; // its values, the step last
+  const void* keys;                 // of the state's dict
+  PyObject* state[kMaxStates + 1];  // its values, the step last
 };
 
 // A slot's tensors, checked. Kept until the next step, which compares addresses with it, and

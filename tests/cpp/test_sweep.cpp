@@ -228,7 +228,7 @@ void test_sharing_among_threads() {
   const Table table{&tensor, 1, rule.data(), nullptr, false, 1};
   cpu::run(cpu::kAdam[0], Dtype::kFloat32, table,
            [](int64_t most, void (*task)(void*), void* context) {
-             CHECK(most == 3);
+             CHECK(most == kParallelElements / kSmallestChunk + 1);
              std::thread other(task, context);
              task(context);
              other.join();
