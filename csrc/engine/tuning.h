@@ -9,9 +9,9 @@ namespace fusedopt {
 // cache.
 inline constexpr int kTile = 128;
 
-// Fewer elements than this run on the calling thread. 1000 tensors of 64, AdamW, on two threads of
-// an EPYC Milan whose neighbours are busy: 0.41 ms on the calling thread, 0.70 ms (and up to 2.8)
-// shared.
+// Fewer elements than this run on the calling thread. 1000 tensors of 64, two states, on two
+// threads of an EPYC Milan whose neighbours are busy: 0.41 ms on the calling thread, 0.70 ms (and
+// up to 2.8) shared.
 inline constexpr int64_t kParallelElements = 131072;
 
 // From this many elements on, the interpreter lock is released during the sweep. Holding the
@@ -23,9 +23,9 @@ inline constexpr int64_t kChunkElements = 131072;
 inline constexpr int64_t kSmallestChunk = 16384;
 
 // How many parameters before they are needed their objects, counters and first elements are asked
-// for. 1000 tensors of 64, two states, on an EPYC Milan, ns per parameter with these and without: 190
-// and 198 where all is in the L3 cache, 365 and 519 where nothing is; 10,000 of 16: 408 and 566.
-// Other distances, from 1 to 12, are within 5 %.
+// for. 1000 tensors of 64, two states, on an EPYC Milan, ns per parameter with these and without:
+// 190 and 198 where all is in the L3 cache, 365 and 519 where nothing is; 10,000 of 16: 408 and
+// 566. Other distances, from 1 to 12, are within 5 %.
 inline constexpr int kCheckAhead = 2;
 inline constexpr int kFillAhead = 4;
 inline constexpr int kSweepAhead = 1;
