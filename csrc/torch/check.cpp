@@ -10,7 +10,6 @@
 
 #include "engine/tuning.h"
 #include "torch/operand.h"
-#include "torch/overlap.h"
 #include "torch/plan.h"
 
 namespace fusedopt {
@@ -20,7 +19,9 @@ namespace {
 // Group index and parameter indices.
 using Places = std::vector<std::pair<int, std::vector<int>>>;
 
-const char* why_not_covered(const c10::TensorImpl& tensor, Dtype& dtype) {
+// Why no kernel takes a parameter that isn't as usual, or null.
+__attribute__((cold, noinline)) const char* why_not_covered(const c10::TensorImpl& tensor,
+                                                            Dtype& dtype) {
   if (is_plain_cpu(tensor) && to_dtype(tensor, dtype)) {
     return is_allocated(tensor) ? nullptr : "its memory is not allocated";
   }
@@ -33,28 +34,10 @@ const char* why_not_covered(const c10::TensorImpl& tensor, Dtype& dtype) {
              : "no kernels for this dtype";
 }
 
-// Is the gradient's memory written under another name, element by element other?
-bool shares_memory_with_gradient(const Work& work) {
-  const Operand& grad = work.operands[1];
-  for (int k = 0; k < kMaxOperands; ++k) {
-    const Operand& other = work.operands[k];
-    if (k != 1 && other.tensor != nullptr && other.storage == grad.storage &&
-        !(other.address == grad.address && work.dense)) {
-      return work.numel != 0;
-    }
-  }
-  return false;
-}
-
 // Stores a tensor where the last step's was.
 void set_operand(Work& work, int k, const Operand& operand) {
   work.moved = work.moved || (k != 1 && work.operands[k].address != operand.address);
   work.operands[k] = operand;
-}
-
-void set_size(Work& work, int64_t& old, int64_t value) {
-  work.moved = work.moved || old != value;
-  old = value;
 }
 
 // All that checking a slot will read, as far as it lies where it lay.
@@ -103,6 +86,7 @@ void Plan::check(const py::object& state, const py::object& stepped_by_torch,
   bool known = std::exchange(overlaps_known_, false) && works_.size() == slots_.size();
   works_.resize(count);
   ready_.clear();
+  any_for_torch_ = any_fresh_ = false;
   if (errors != nullptr) errors->assign(count, "");
   for (int i = 0; i < count; ++i) {
     if (i + kCheckAhead < count) prefetch_objects(slots_[i + kCheckAhead], works_[i + kCheckAhead]);
@@ -117,7 +101,12 @@ void Plan::check(const py::object& state, const py::object& stepped_by_torch,
       try {
         work.reason = is_dict ? check_slot(slot, work) : "optimizer.state is not a dict";
         work.ready = work.reason == nullptr;
-        if (work.ready) ready_.push_back(i);
+        if (work.ready) {
+          ready_.push_back(i);
+          any_fresh_ = any_fresh_ || work.fresh;
+        } else {
+          any_for_torch_ = true;
+        }
       } catch (const std::exception& error) {
         if (errors == nullptr) throw;
         (*errors)[i] = std::string("error: ") + error.what();
@@ -134,13 +123,17 @@ const char* Plan::check_slot(const Slot& slot, Work& work) const {
   const Group& group = groups_[slot.group];
   if (group.torch_only != nullptr) return group.torch_only;
   c10::TensorImpl& param = *THPVariable_Unpack(slot.param).unsafeGetTensorImpl();
-  if (const char* reason = why_not_covered(param, work.dtype)) return reason;
+  const Operand operand = operand_of(param);
+  if (param.key_set() != kPlainKeys || operand.address == nullptr || !to_dtype(param, work.dtype)) {
+    if (const char* reason = why_not_covered(param, work.dtype)) return reason;
+  }
   const Shape shape(param);
   const bool dense = param.is_non_overlapping_and_dense();
   work.dense = dense;
   work.traces.autograd = param.autograd_meta();
-  set_size(work, work.numel, param.numel());
-  set_operand(work, 0, operand_of(param));
+  work.moved = work.moved || work.numel != param.numel();
+  work.numel = param.numel();
+  set_operand(work, 0, operand);
   const at::Tensor& gradient = param.grad();
   if (gradient.defined()) {
     c10::TensorImpl& grad = *gradient.unsafeGetTensorImpl();
@@ -160,7 +153,7 @@ const char* Plan::check_slot(const Slot& slot, Work& work) const {
   }
   if (!dense && may_overlap_itself(param)) return "its elements may share memory";
   if (const char* reason = check_state(slot, shape, work)) return reason;
-  measure_extent(work);
+  if (!work.dense || work.extent != 0) measure_extent(work);
   if (gradient.defined() && shares_memory_with_gradient(work)) {
     return "shares memory with its gradient";
   }
@@ -191,10 +184,11 @@ const char* Plan::check_state(const Slot& slot, const Shape& shape, Work& work) 
   const Variant& variant = groups_[slot.group].variant;
   const int states = variant.cpu->states;
   const auto forget = [&](int from) {
-    for (int k = from; k < kMaxOperands; ++k) set_operand(work, k, {});
+    for (int k = from; k < kMaxOperands; ++k) {
+      if (work.operands[k].tensor != nullptr) set_operand(work, k, {});
+    }
   };
   work.first = work.fresh = false;
-  work.step = {};
   if (states == 0 && !optimizer_->counts_steps) return forget(2), nullptr;
   if (slot.state != nullptr && !PyDict_Check(slot.state)) return "its state is not a dict";
   if (slot.state == nullptr || PyDict_GET_SIZE(slot.state) == 0) {
@@ -274,41 +268,6 @@ const char* Plan::check_step(const Slot& slot, PyObject* step, Work& work) const
   if (!is_plain_cpu(tensor) || !is_allocated(tensor)) return "its step count is elsewhere";
   refuse_inference(slot, ": state['step']", tensor);
   return nullptr;
-}
-
-// Other strides at the same addresses reach other memory.
-void Plan::measure_extent(Work& work) const {
-  int64_t extent = 0;
-  for (int k = 0; !work.dense && k < kMaxOperands; ++k) {
-    const c10::TensorImpl* tensor = work.operands[k].tensor;
-    if (k != 1 && tensor != nullptr) extent += extent_of(*tensor) << k;
-  }
-  set_size(work, work.extent, extent);
-}
-
-// Parameters and states that may share memory (or be listed twice) go to torch's own step, which
-// works through them one after the other. Searched for only where some address differs from the
-// last step's.
-void Plan::find_overlaps() {
-  if (!overlaps_known_) {
-    std::vector<Range> ranges;
-    for (const int slot : ready_) {
-      for (int k = 0; k < kMaxOperands; ++k) {
-        const c10::TensorImpl* tensor = works_[slot].operands[k].tensor;
-        if (k != 1 && tensor != nullptr && tensor->numel() != 0) {
-          ranges.push_back(range_of(*tensor, slot));
-        }
-      }
-    }
-    overlapping_ = find_overlapping(ranges);
-    overlaps_known_ = true;
-  }
-  if (overlapping_.empty()) return;
-  for (const int slot : overlapping_) {
-    works_[slot].reason = "shares memory with another tensor of this optimizer";
-  }
-  const auto shared = [&](int slot) { return works_[slot].reason != nullptr; };
-  ready_.erase(std::remove_if(ready_.begin(), ready_.end(), shared), ready_.end());
 }
 
 }  // namespace fusedopt

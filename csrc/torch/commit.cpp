@@ -60,6 +60,7 @@ void prefetch_counters(const Work& work) {
 // was any; `created` gets the parameters.
 bool Plan::create_states(const py::object& state, const py::dict& defaults,
                          std::vector<at::Tensor>& created) {
+  if (!any_fresh_) return false;
   struct Fresh {
     py::object param;  // owned: putting state in place runs Python code
     py::object state;  // optimizer.state[param]; null: not there yet

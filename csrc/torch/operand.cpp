@@ -9,25 +9,6 @@
 
 namespace fusedopt {
 
-bool to_dtype(const c10::TensorImpl& tensor, Dtype& dtype) {
-  switch (c10::typeMetaToScalarType(tensor.dtype())) {
-    case c10::ScalarType::Float:
-      dtype = Dtype::kFloat32;
-      return true;
-    case c10::ScalarType::Double:
-      dtype = Dtype::kFloat64;
-      return true;
-    case c10::ScalarType::BFloat16:
-      dtype = Dtype::kBFloat16;
-      return true;
-    case c10::ScalarType::Half:
-      dtype = Dtype::kFloat16;
-      return true;
-    default:
-      return false;
-  }
-}
-
 bool is_expanded(const c10::TensorImpl& tensor) {
   if (tensor.layout() != c10::kStrided) return false;
   for (int64_t d = 0; d < tensor.dim(); ++d) {

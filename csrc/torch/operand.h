@@ -11,6 +11,9 @@
 
 namespace fusedopt {
 
+// These are a few instructions each, and a step asks them of five tensors per parameter.
+#define FUSEDOPT_INLINE inline __attribute__((always_inline))
+
 // One tensor of a parameter.
 struct Operand {
   c10::TensorImpl* tensor;
@@ -31,7 +34,7 @@ inline bool is_plain_cpu(const c10::TensorImpl& tensor) {
 
 // The address of a plain tensor's first element; null where nothing is allocated, as sharding
 // frameworks leave it. (TensorImpl::data() makes two virtual calls to learn the same.)
-inline const char* address_of(const c10::TensorImpl& tensor) {
+FUSEDOPT_INLINE const char* address_of(const c10::TensorImpl& tensor) {
   const auto* base =
       tensor.unsafe_storage() ? static_cast<const char*>(tensor.unsafe_storage().data()) : nullptr;
   return base == nullptr ? nullptr : base + tensor.storage_offset() * tensor.itemsize();
@@ -72,13 +75,13 @@ struct Shape {
 };
 
 // Can the tensor stand beside this parameter without further questions?
-inline bool fits(const c10::TensorImpl& tensor, const char* address, const Shape& shape) {
-  const auto sizes = tensor.sizes();
-  // All the keys: an inference tensor lacks some.
-  if (tensor.key_set() != kPlainKeys || tensor.dtype() != shape.dtype || address == nullptr ||
-      sizes.size() != shape.sizes.size()) {
+FUSEDOPT_INLINE bool fits(const c10::TensorImpl& tensor, const char* address, const Shape& shape) {
+  // All the keys, and first: an inference tensor lacks some, and a subclass answers in Python.
+  if (tensor.key_set() != kPlainKeys || tensor.dtype() != shape.dtype || address == nullptr) {
     return false;
   }
+  const auto sizes = tensor.sizes();
+  if (sizes.size() != shape.sizes.size()) return false;
   const int64_t* strides = tensor.strides().data();
   int64_t different = 0;
   for (size_t d = 0; d < sizes.size(); ++d) {
@@ -87,10 +90,9 @@ inline bool fits(const c10::TensorImpl& tensor, const char* address, const Shape
   return different == 0;
 }
 
-inline Operand operand_of(c10::TensorImpl& tensor) {
-  Operand operand{&tensor, nullptr, nullptr, nullptr};
-  if (tensor.unsafe_storage()) operand.storage = tensor.unsafe_storage().unsafeGetStorageImpl();
-  operand.address = address_of(tensor);
+FUSEDOPT_INLINE Operand operand_of(c10::TensorImpl& tensor) {
+  Operand operand{&tensor, address_of(tensor), tensor.unsafe_storage().unsafeGetStorageImpl(),
+                  nullptr};
   static_assert(sizeof operand.version == sizeof tensor.version_counter());
   memcpy(&operand.version, &tensor.version_counter(), sizeof operand.version);
   return operand;
@@ -98,14 +100,31 @@ inline Operand operand_of(c10::TensorImpl& tensor) {
 
 // Counts up the version of what is about to be written, and returns its address: memory that is
 // shared until somebody writes to it becomes the tensor's own.
-inline char* written_address(const Operand& operand) {
+FUSEDOPT_INLINE char* written_address(const Operand& operand) {
   operand.tensor->bump_version();
   const char* before = static_cast<const char*>(operand.tensor->unsafe_storage().data());
   char* after = static_cast<char*>(operand.tensor->unsafe_storage().mutable_data());
   return after + (operand.address - before);
 }
 
-bool to_dtype(const c10::TensorImpl& tensor, Dtype& dtype);
+inline bool to_dtype(const c10::TensorImpl& tensor, Dtype& dtype) {
+  switch (c10::typeMetaToScalarType(tensor.dtype())) {
+    case c10::ScalarType::Float:
+      dtype = Dtype::kFloat32;
+      return true;
+    case c10::ScalarType::Double:
+      dtype = Dtype::kFloat64;
+      return true;
+    case c10::ScalarType::BFloat16:
+      dtype = Dtype::kBFloat16;
+      return true;
+    case c10::ScalarType::Half:
+      dtype = Dtype::kFloat16;
+      return true;
+    default:
+      return false;
+  }
+}
 
 // Does more than one element refer to one place, by a stride of 0?
 bool is_expanded(const c10::TensorImpl& tensor);

@@ -1,14 +1,16 @@
 // Reading an optimizer's Python objects, at C++ speed, into groups and slots.
 #include "torch/plan.h"
 
-#include <ATen/core/Tensor.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <pybind11/stl.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <unordered_map>
 #include <unordered_set>
+
+#include "torch/python.h"
 
 namespace fusedopt {
 
@@ -21,61 +23,6 @@ struct Finally {
   ~Finally() { action(); }
 };
 
-PyObject* intern(const char* text) {
-  PyObject* string = PyUnicode_InternFromString(text);  // kept for as long as the process lives
-  if (string == nullptr) throw py::error_already_set();
-  return string;
-}
-
-struct Names {
-  PyObject* betas = intern("betas");
-  PyObject* params = intern("params");
-  PyObject* maximize = intern("maximize");
-  PyObject* differentiable = intern("differentiable");
-  PyObject* fused = intern("fused");
-};
-
-const Names& names() {
-  static const Names all;
-  return all;
-}
-
-std::string group_name(int group) { return "param_groups[" + std::to_string(group) + "]"; }
-
-// The option's object, or null (no error set) if the group has none.
-PyObject* look_up(PyObject* dict, PyObject* key) {
-  PyObject* value = PyDict_GetItemWithError(dict, key);
-  if (value == nullptr && PyErr_Occurred()) throw py::error_already_set();
-  return value;
-}
-
-bool is_true(PyObject* value) {
-  const int truth = value == nullptr ? 0 : PyObject_IsTrue(value);
-  if (truth < 0) throw py::error_already_set();
-  return truth != 0;
-}
-
-// A float, anything that becomes one, or a tensor of one element. `name` makes its name for the
-// message.
-template <typename Name>
-double to_number(PyObject* value, const Name& name) {
-  if (PyFloat_Check(value)) return PyFloat_AS_DOUBLE(value);
-  if (THPVariable_Check(value)) {
-    const at::Tensor& tensor = THPVariable_Unpack(value);
-    if (tensor.numel() == 1 && !tensor.is_complex() && !tensor.is_meta()) {
-      return tensor.item().toDouble();
-    }
-  } else if (PyNumber_Check(value) && !PyComplex_Check(value)) {
-    const py::object number = py::reinterpret_steal<py::object>(PyNumber_Float(value));
-    if (number) return PyFloat_AS_DOUBLE(number.ptr());
-    py::error_already_set cause;
-    py::raise_from(cause, PyExc_TypeError, (name() + " can't be read as a number").c_str());
-    throw py::error_already_set();
-  }
-  throw py::type_error(name() + " must be a number or a tensor of one element, got " +
-                       Py_TYPE(value)->tp_name);
-}
-
 }  // namespace
 
 Plan::Plan(const std::string& optimizer)
@@ -84,81 +31,14 @@ Plan::Plan(const std::string& optimizer)
     throw py::value_error("no kernels for an optimizer called " + optimizer);
   for (const char* key : optimizer_->options) option_keys_.push_back(intern(key));
   for (const char* key : optimizer_->flags) flag_keys_.push_back(intern(key));
-  const auto betas = std::count(option_keys_.begin(), option_keys_.end(), names().betas);
-  if (option_keys_.size() + flag_keys_.size() + betas > kMaxOptions ||
-      optimizer_->keys.size() > kMaxStates) {
+  const auto numbers = option_keys_.size() + flag_keys_.size() +
+                       std::count_if(optimizer_->options.begin(), optimizer_->options.end(),
+                                     [](const char* key) { return !std::strcmp(key, "betas"); });
+  if (numbers > kMaxOptions || optimizer_->keys.size() > kMaxStates) {
     throw std::logic_error("kMaxOptions or kMaxStates is too small for " + optimizer);
   }
   for (const char* key : optimizer_->keys) state_keys_.push_back(intern(key));
   step_key_ = intern("step");
-}
-
-void Plan::read_group(PyObject* dict, int index, Group& group) {
-  if (!PyDict_Check(dict)) throw py::type_error(group_name(index) + " must be a dict");
-  group.dict = dict;
-  double* number = group.numbers;
-  const char* key = nullptr;
-  const auto name = [&] { return group_name(index) + "['" + key + "']"; };
-  for (size_t i = 0; i < option_keys_.size(); ++i) {
-    key = optimizer_->options[i];
-    PyObject* value = look_up(dict, option_keys_[i]);
-    if (value == nullptr) throw py::key_error(group_name(index) + " has no '" + key + "'");
-    if (option_keys_[i] != names().betas) {
-      *number++ = to_number(value, name);
-      continue;
-    }
-    const auto pair = py::reinterpret_steal<py::object>(PySequence_Fast(value, ""));
-    if (!pair) PyErr_Clear();
-    if (!pair || PySequence_Fast_GET_SIZE(pair.ptr()) != 2) {
-      throw py::type_error(name() + " must be a pair");
-    }
-    for (int k = 0; k < 2; ++k) {
-      *number++ = to_number(PySequence_Fast_GET_ITEM(pair.ptr(), k),
-                            [&] { return name() + "[" + std::to_string(k) + "]"; });
-    }
-  }
-  for (PyObject* flag : flag_keys_) *number++ = is_true(look_up(dict, flag));
-  group.variant = optimizer_->variant(group.numbers);
-  group.maximize = is_true(look_up(dict, names().maximize));
-  PyObject* fused = look_up(dict, names().fused);
-  group.fused = is_true(fused);
-  group.torch_only = nullptr;
-  if (fused != nullptr && fused != Py_None && !group.fused) group.torch_only = "fused=False";
-  if (is_true(look_up(dict, names().differentiable))) group.torch_only = "differentiable=True";
-}
-
-// First everything that may run Python code (a number's __float__, a tensor's item()), and only
-// then pointers to parameters, which that code could free.
-void Plan::read_groups(const py::object& groups) {
-  held_.clear();
-  const auto all = py::reinterpret_steal<py::object>(PySequence_Fast(groups.ptr(), ""));
-  if (!all || py::isinstance<py::str>(groups)) {
-    PyErr_Clear();
-    throw py::type_error("param_groups must be a list of dicts");
-  }
-  const auto count = PySequence_Fast_GET_SIZE(all.ptr());
-  for (Py_ssize_t i = 0; i < count; ++i) {
-    held_.push_back(py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(all.ptr(), i)));
-  }
-  groups_.resize(count);
-  for (int i = 0; i < static_cast<int>(count); ++i) read_group(held_[i].ptr(), i, groups_[i]);
-  for (int i = 0; i < static_cast<int>(count); ++i) {
-    PyObject* params = look_up(groups_[i].dict, names().params);
-    held_.push_back(py::reinterpret_steal<py::object>(
-        params == nullptr || THPVariable_Check(params) ? nullptr : PySequence_Fast(params, "")));
-    groups_[i].params = held_.back().ptr();
-    if (groups_[i].params == nullptr) {
-      PyErr_Clear();
-      throw py::type_error(group_name(i) + "['params'] must be a list of tensors");
-    }
-  }
-  // Inside torch.func's transforms and under dispatch modes an operator is not what it seems.
-  const auto keys = c10::impl::tls_local_dispatch_key_set().included_;
-  if (keys.has(c10::DispatchKey::Python) || keys.has(c10::DispatchKey::Functionalize) ||
-      keys.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode)) {
-    for (Group& group : groups_) group.torch_only = "a dispatch mode or a transform is active";
-  }
-  read_slots();
 }
 
 void Plan::read_slots() {
@@ -245,18 +125,15 @@ void Plan::read_state(PyObject* dict, PyObject** values) const {
 
 // The parameters with a gradient that torch's own step has to take, or None.
 py::object Plan::torch_parameters() const {
-  py::list groups;
+  if (!any_for_torch_) return py::none();
+  std::vector<std::pair<int, std::vector<int>>> groups;
   for (size_t i = 0; i < slots_.size(); ++i) {
     if (works_[i].reason == nullptr) continue;
     const Slot& slot = slots_[i];
-    const auto last = groups.size();
-    if (last == 0 || py::tuple(groups[last - 1])[0].cast<int>() != slot.group) {
-      groups.append(py::make_tuple(slot.group, py::list()));
-    }
-    py::list(py::tuple(groups[groups.size() - 1])[1]).append(slot.index);
+    if (groups.empty() || groups.back().first != slot.group) groups.push_back({slot.group, {}});
+    groups.back().second.push_back(slot.index);
   }
-  if (groups.empty()) return py::none();
-  return groups;
+  return py::cast(groups);
 }
 
 // Waits for another thread that steps this optimizer without keeping the interpreter from it.

@@ -99,9 +99,11 @@ class Plan {
   std::string optimizer() const { return optimizer_->name; }
 
  private:
-  // plan.cpp: reading the Python side
+  // groups.cpp: the options
   void read_groups(const py::object& groups);
   void read_group(PyObject* dict, int index, Group& group);
+
+  // plan.cpp: parameters and state
   void read_slots();
   std::unique_lock<std::mutex> lock();
   void read_states(PyObject* state);
@@ -120,9 +122,12 @@ class Plan {
   const char* check_step(const Slot& slot, PyObject* step, Work& work) const;
   void refuse_inference(const Slot& slot, const std::string& what,
                         const c10::TensorImpl& tensor) const;
+  std::string name_of(const Slot& slot) const;
+
+  // overlap.cpp
+  bool shares_memory_with_gradient(const Work& work) const;
   void measure_extent(Work& work) const;
   void find_overlaps();
-  std::string name_of(const Slot& slot) const;
 
   // commit.cpp: what changes something
   bool create_states(const py::object& state, const py::dict& defaults,
@@ -153,6 +158,8 @@ class Plan {
   std::vector<int> ready_;        // the slots that the kernels step
   std::vector<int> overlapping_;  // the slots that may share memory with another
   bool overlaps_known_ = false;
+  bool any_for_torch_ = false;
+  bool any_fresh_ = false;
   std::deque<Bucket> buckets_;
   std::deque<LayoutBuffer> layouts_;
 };

@@ -1,0 +1,43 @@
+// Small things between Python's objects and ours.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <pybind11/pybind11.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <string>
+
+namespace fusedopt {
+
+namespace py = pybind11;
+
+inline PyObject* intern(const char* text) {
+  PyObject* string = PyUnicode_InternFromString(text);  // kept for as long as the process lives
+  if (string == nullptr) throw py::error_already_set();
+  return string;
+}
+
+inline std::string group_name(int group) { return "param_groups[" + std::to_string(group) + "]"; }
+
+// A float, anything that becomes one, or a tensor of one element. `name` makes its name for the
+// message.
+template <typename Name>
+double to_number(PyObject* value, const Name& name) {
+  if (PyFloat_Check(value)) return PyFloat_AS_DOUBLE(value);
+  if (THPVariable_Check(value)) {
+    const at::Tensor& tensor = THPVariable_Unpack(value);
+    if (tensor.numel() == 1 && !tensor.is_complex() && !tensor.is_meta()) {
+      return tensor.item().toDouble();
+    }
+  } else if (PyNumber_Check(value) && !PyComplex_Check(value)) {
+    const py::object number = py::reinterpret_steal<py::object>(PyNumber_Float(value));
+    if (number) return PyFloat_AS_DOUBLE(number.ptr());
+    py::error_already_set cause;
+    py::raise_from(cause, PyExc_TypeError, (name() + " can't be read as a number").c_str());
+    throw py::error_already_set();
+  }
+  throw py::type_error(name() + " must be a number or a tensor of one element, got " +
+                       Py_TYPE(value)->tp_name);
+}
+
+}  // namespace fusedopt
