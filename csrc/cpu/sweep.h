@@ -41,9 +41,11 @@ namespace baseline {
 #pragma GCC push_options
 #pragma GCC target("avx2,f16c")
 #endif
+#define FUSEDOPT_BLOCKS  // with AVX-512, g++ would use the short registers for them
 namespace avx2 {
 #include "cpu/sweep.inl"
 }
+#undef FUSEDOPT_BLOCKS
 #if defined(__clang__)
 #pragma clang attribute pop
 #pragma clang attribute push(__attribute__((target("f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
