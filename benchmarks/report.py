@@ -56,7 +56,7 @@ def steps(result: dict[str, Any]) -> str:
         measured = {name for case in cases.values() for name in case if "seconds" in case[name]}
         others = [name for name in IMPLEMENTATIONS if name in measured and name != "fusedopt"]
         head = ["case", "fusedopt", "floor", "% of floor", "GB/s", *others, "torch's best / ours",
-                "peak memory, ours / foreach"]  # fmt: skip
+                "cold: ours, torch's / ours", "peak memory, ours / foreach"]  # fmt: skip
         body = [[f"{optimizer}, {workload}", *_step_line(case, others)]
                 for (optimizer, workload), case in cases.items()]  # fmt: skip
         title = f"**{dtype}, {threads} thread{'s' * (threads != 1)}**"
@@ -67,7 +67,7 @@ def steps(result: dict[str, Any]) -> str:
 def _step_line(case: dict[str, Row], others: Sequence[str]) -> list[str]:
     ours = case.get("fusedopt", {})
     if "seconds" not in ours:
-        return [next(iter(case.values()))["status"], *[""] * (5 + len(others))]
+        return [next(iter(case.values()))["status"], *[""] * (6 + len(others))]
 
     def time(name: str) -> str:
         row = case.get(name, {})
@@ -82,8 +82,19 @@ def _step_line(case: dict[str, Row], others: Sequence[str]) -> list[str]:
     )  # fmt: skip
     peaks = [case.get(name, {}).get("peak_bytes") for name in ("fusedopt", "foreach")]
     memory = " / ".join(tables.bytes_text(peak) or "–" for peak in peaks)
-    return [time("fusedopt"), time(FLOOR), f"{ours['floor_percent']:.0f} %",
-            tables.digits(ours["gb_per_s"]), *map(time, others), between, memory]  # fmt: skip
+    limit = [f"{ours['floor_percent']:.0f} %", tables.digits(ours["gb_per_s"])]
+    return [time("fusedopt"), time(FLOOR), *limit, *map(time, others), between, _cold(case), memory]
+
+
+def _cold(case: dict[str, Row]) -> str:
+    """The first step of a turn, ours and how many times longer torch's best takes."""
+    ours = case["fusedopt"]
+    if "first_seconds" not in ours:
+        return "–"
+    own = ours["first_seconds"]["median"]
+    best = case.get(ours.get("torch_best", ""), {}).get("first_seconds")
+    over = f", {tables.digits(best['median'] / own)}×" if best else ""
+    return f"{tables.seconds_text(own)}{over}"
 
 
 def host_costs(result: dict[str, Any]) -> str:

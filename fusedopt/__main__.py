@@ -20,7 +20,7 @@ def main() -> None:
         "instruction sets built": ", ".join(_C.isa_built()),
         "instruction sets detected": ", ".join(_C.isa_detected()),
         "instruction set used": _C.isa(),
-        "CUDA kernels": "built" if _C.cuda_built() else "not in this build",
+        "CUDA kernels": _build_info.CUDA,
     }
     for name, value in rows.items():
         print(f"{name + ':':27}{value}")

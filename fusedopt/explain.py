@@ -92,7 +92,7 @@ def explain(optimizer: Optimizer) -> Explanation:
             tensors,
             elements,
             "torch" if why else kernel,
-            "" if why else _C.isa(),
+            "" if why or not device.startswith("cpu") else _C.isa(),
             why,
         )
         for (device, dtype, why), (tensors, elements) in counts.items()

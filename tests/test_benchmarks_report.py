@@ -163,9 +163,9 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("kind", report.TABLES)
 def test_tables_are_made_from_result_files(kind: str, example: Path) -> None:
     name = kind if kind in ("host", "accuracy", "train") else "step"
-    text = f"before\n<!-- begin table: {kind} {name} -->\nold\n<!-- end table -->\nafter\n"
+    text = f"before\n<!-- begin table: {kind} {name} -->\noutdated\n<!-- end table -->\nafter\n"
     made = report.update(text, example)
-    assert "old" not in made and "| --- |" in made and "python -m benchmarks.x --y" in made
+    assert "outdated" not in made and "| --- |" in made and "python -m benchmarks.x --y" in made
     assert made.startswith("before\n") and made.endswith("after\n")
     assert report.update(made, example) == made
 

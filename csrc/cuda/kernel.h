@@ -62,6 +62,9 @@ bool is_aligned(const void* address, Dtype dtype);
 void run(const Kernel& kernel, Dtype dtype, const Table& table, const Scalars& scalars, int device,
          void* stream);
 
+// Is the stream being captured into a graph? A launch would freeze what the host knows into it.
+bool is_capturing(int device, void* stream);
+
 // Why a kernel can't run on a device: too old, say. Empty: it can.
 std::string why_not(const Kernel& kernel, Dtype dtype, int device);
 

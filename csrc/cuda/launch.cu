@@ -95,6 +95,14 @@ void run(const Kernel& kernel, Dtype dtype, const Table& table, const Scalars& s
   }
 }
 
+bool is_capturing(int device, void* stream) {
+  const DeviceScope scope(device);
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  const cudaError_t error = cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status);
+  if (error != cudaSuccess) cudaGetLastError();  // as when the legacy stream is used meanwhile
+  return error != cudaSuccess || status != cudaStreamCaptureStatusNone;
+}
+
 std::string why_not(const Kernel& kernel, Dtype dtype, int device) {
   const DeviceScope scope(device);
   cudaError_t error = scope.error();

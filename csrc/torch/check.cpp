@@ -21,14 +21,17 @@ using Places = std::vector<std::pair<int, std::vector<int>>>;
 
 // Why no kernel takes a parameter that isn't as usual, or null.
 __attribute__((cold, noinline)) const char* why_not_covered(const c10::TensorImpl& tensor,
-                                                            Dtype& dtype) {
-  if (is_plain_cpu(tensor) && to_dtype(tensor, dtype)) {
+                                                            Work& work) {
+  const c10::Device device = tensor.device();
+  const auto plain = device.is_cuda() ? kPlainCudaKeys : kPlainKeys;
+  work.device = device.is_cuda() ? device.index() : kHost;
+  if (is_plain(tensor, plain) && to_dtype(tensor, work.dtype)) {
     return is_allocated(tensor) ? nullptr : "its memory is not allocated";
   }
   if (tensor.layout() != c10::kStrided) return "sparse layout";
-  if (!tensor.device().is_cpu()) return "no kernels for this device";
+  if (!device.is_cpu() && !device.is_cuda()) return "no kernels for this device";
   if (tensor.key_set().has(c10::DispatchKey::Python)) return "tensor subclass";
-  if (!is_plain_cpu(tensor)) return "not a plain tensor";
+  if (!is_plain(tensor, plain)) return "not a plain tensor";
   return c10::isComplexType(c10::typeMetaToScalarType(tensor.dtype()))
              ? "complex"
              : "no kernels for this dtype";
@@ -87,6 +90,7 @@ void Plan::check(const py::object& state, const py::object& stepped_by_torch,
   works_.resize(count);
   ready_.clear();
   any_for_torch_ = any_fresh_ = false;
+  devices_.clear();
   if (errors != nullptr) errors->assign(count, "");
   for (int i = 0; i < count; ++i) {
     if (i + kCheckAhead < count) prefetch_objects(slots_[i + kCheckAhead], works_[i + kCheckAhead]);
@@ -119,15 +123,16 @@ void Plan::check(const py::object& state, const py::object& stepped_by_torch,
 
 // Why torch's own step takes this parameter, or null, and then `work` is filled. Throws on what
 // torch refuses.
-const char* Plan::check_slot(const Slot& slot, Work& work) const {
+const char* Plan::check_slot(const Slot& slot, Work& work) {
   const Group& group = groups_[slot.group];
   if (group.torch_only != nullptr) return group.torch_only;
   c10::TensorImpl& param = *THPVariable_Unpack(slot.param).unsafeGetTensorImpl();
   const Operand operand = operand_of(param);
+  work.device = kHost;
   if (param.key_set() != kPlainKeys || operand.address == nullptr || !to_dtype(param, work.dtype)) {
-    if (const char* reason = why_not_covered(param, work.dtype)) return reason;
+    if (const char* reason = why_not_covered(param, work)) return reason;
   }
-  const Shape shape(param);
+  const Shape shape(param, work.device);
   const bool dense = param.is_non_overlapping_and_dense();
   work.dense = dense;
   work.traces.autograd = param.autograd_meta();
@@ -145,7 +150,7 @@ const char* Plan::check_slot(const Slot& slot, Work& work) const {
   } else {
     work.operands[1] = {};
   }
-  if (param.key_set() != kPlainKeys) refuse_inference(slot, "", param);
+  if (param.key_set() != shape.keys) refuse_inference(slot, "", param);
   if (!dense && is_expanded(param)) {
     throw std::runtime_error(name_of(slot) +
                              ": more than one element of it refers to a single memory location; "
@@ -157,7 +162,7 @@ const char* Plan::check_slot(const Slot& slot, Work& work) const {
   if (gradient.defined() && shares_memory_with_gradient(work)) {
     return "shares memory with its gradient";
   }
-  return nullptr;
+  return work.device == kHost ? nullptr : check_device(group, work);
 }
 
 void Plan::refuse_inference(const Slot& slot, const std::string& what,
@@ -175,7 +180,8 @@ const char* Plan::check_gradient(const Slot& slot, const c10::TensorImpl& grad,
     throw std::runtime_error(name_of(slot) + ": its gradient has " + describe(grad) +
                              ", expected " + describe(param));
   }
-  if (!is_plain_cpu(grad)) return "its gradient is not a plain tensor";
+  const auto plain = param.device().is_cuda() ? kPlainCudaKeys : kPlainKeys;
+  if (!is_plain(grad, plain)) return "its gradient is not a plain tensor";
   refuse_inference(slot, ": its gradient", grad);
   return is_allocated(grad) ? nullptr : "its gradient's memory is not allocated";
 }
@@ -242,7 +248,8 @@ const char* Plan::check_state_tensor(const Slot& slot, const char* key,
   }
   refuse_inference(slot, std::string(": state['") + key + "']", tensor);
   if (tensor.dtype() != param.dtype()) return "its state has another dtype";
-  if (!is_plain_cpu(tensor)) return "its state is not a plain tensor";
+  const auto plain = param.device().is_cuda() ? kPlainCudaKeys : kPlainKeys;
+  if (!is_plain(tensor, plain)) return "its state is not a plain tensor";
   if (!is_allocated(tensor)) return "its state's memory is not allocated";
   return may_overlap_itself(tensor) ? "its state's elements may share memory" : nullptr;
 }

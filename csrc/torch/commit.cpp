@@ -149,19 +149,24 @@ int64_t Bucket::elements() const {
 }
 
 void Bucket::add_rule(const Group& of, int index, double at_step) {
+  const cpu::Kernel& kernel = *variant.cpu;  // a rule is the same on all devices
   const int compute = cpu::Kernel::compute(dtype);
-  const size_t bytes = kernel->rule_bytes[compute];
+  const size_t bytes = kernel.rule_bytes[compute];
   rules.resize((rule_count + 1) * bytes);
-  kernel->prepare[compute](of.numbers, at_step, rules.data() + rule_count++ * bytes);
+  kernel.prepare[compute](of.numbers, at_step, rules.data() + rule_count++ * bytes);
   group = index;
   step = at_step;
 }
 
-Bucket& Plan::bucket_for(const cpu::Kernel& kernel, Dtype dtype) {
+bool Bucket::takes(const Variant& of, const Work& work) const {
+  return variant.cpu == of.cpu && dtype == work.dtype && device == work.device;
+}
+
+Bucket& Plan::bucket_for(const Variant& variant, const Work& work) {
   for (Bucket& bucket : buckets_) {
-    if (bucket.kernel == &kernel && bucket.dtype == dtype) return bucket;
+    if (bucket.takes(variant, work)) return bucket;
   }
-  buckets_.push_back({&kernel, dtype, {}, {}, {}});
+  buckets_.push_back({variant, work.dtype, work.device, {}, {}, {}});
   return buckets_.back();
 }
 
@@ -181,8 +186,7 @@ void Plan::fill_buckets(bool scaled) {
     const Work& work = works_[ready_[i]];
     const int group_index = slots_[ready_[i]].group;
     const Group& group = groups_[group_index];
-    const cpu::Kernel* kernel = group.variant.cpu;
-    const int operands = 2 + kernel->states;
+    const int operands = 2 + group.variant.cpu->states;
     const double step = optimizer_->counts_steps ? count_step(work) : (work.first ? 0 : 1);
     TensorEntry entry;
     for (int k = 0; k < operands; ++k) {
@@ -191,8 +195,8 @@ void Plan::fill_buckets(bool scaled) {
       entry.operands[k] = written ? written_address(operand) : const_cast<char*>(operand.address);
     }
     if (work.numel == 0) continue;
-    if (bucket == nullptr || bucket->kernel != kernel || bucket->dtype != work.dtype) {
-      bucket = &bucket_for(*kernel, work.dtype);
+    if (bucket == nullptr || !bucket->takes(group.variant, work)) {
+      bucket = &bucket_for(group.variant, work);
     }
     if (bucket->group != group_index || bucket->step != step) {
       bucket->add_rule(group, group_index, step);
@@ -219,7 +223,7 @@ int32_t Plan::add_layout(const Work& work, int operands, Bucket& bucket) {
 
 void Plan::sweep(bool scaled, double grad_scale) {
   int64_t elements = 0;
-  for (const Bucket& bucket : buckets_) elements += bucket.elements();
+  for (const Bucket& bucket : buckets_) elements += bucket.device == kHost ? bucket.elements() : 0;
   // While the lock is released other threads may drop tensors: the storages are held, for a long
   // sweep only.
   std::vector<c10::Storage> held;
@@ -239,7 +243,11 @@ void Plan::sweep(bool scaled, double grad_scale) {
                       bucket.layouts.data(),
                       scaled,
                       grad_scale};
-    cpu::run(*bucket.kernel, bucket.dtype, table, parallel);
+    if (bucket.device == kHost) {
+      cpu::run(*bucket.variant.cpu, bucket.dtype, table, parallel);
+    } else {
+      launch(bucket, table);
+    }
   }
 }
 

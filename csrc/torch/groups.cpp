@@ -14,6 +14,7 @@ struct Names {
   PyObject* maximize = intern("maximize");
   PyObject* differentiable = intern("differentiable");
   PyObject* fused = intern("fused");
+  PyObject* capturable = intern("capturable");
 };
 
 const Names& names() {
@@ -65,6 +66,7 @@ void Plan::read_group(PyObject* dict, int index, Group& group) {
   group.maximize = is_true(look_up(dict, names().maximize));
   PyObject* fused = look_up(dict, names().fused);
   group.fused = is_true(fused);
+  group.capturable = is_true(look_up(dict, names().capturable));
   group.torch_only = nullptr;
   if (fused != nullptr && fused != Py_None && !group.fused) group.torch_only = "fused=False";
   if (is_true(look_up(dict, names().differentiable))) group.torch_only = "differentiable=True";

@@ -25,7 +25,11 @@ PYBIND11_MODULE(_C, module) {
   module.def("isa", [] { return cpu::kIsaNames[cpu::active_isa()]; });
   module.def("isa_built", [] { return isa_names(false); });
   module.def("isa_detected", [] { return isa_names(true); });
+#if defined(FUSEDOPT_WITH_CUDA)
+  module.def("cuda_built", [] { return true; });
+#else
   module.def("cuda_built", [] { return false; });
+#endif
   module.def("stream", &stream, py::arg("read"), py::arg("updated"));
   py::class_<Plan>(module, "Plan")
       .def(py::init<const std::string&>(), py::arg("optimizer"))

@@ -14,6 +14,8 @@ namespace fusedopt {
 // These are a few instructions each, and a step asks them of five tensors per parameter.
 #define FUSEDOPT_INLINE inline __attribute__((always_inline))
 
+inline constexpr int kHost = -1;  // where a CUDA device has its number
+
 // One tensor of a parameter.
 struct Operand {
   c10::TensorImpl* tensor;
@@ -22,15 +24,20 @@ struct Operand {
   const void* version;  // where its version is counted: to be prefetched, never read
 };
 
-// A dense tensor in this process' memory and nothing else: no subclass with a dispatch of its own,
-// no lazy negation or conjugation, no functorch or functionalization wrapper.
+// A dense tensor in the host's or a device's memory and nothing else: no subclass with a dispatch
+// of its own, no lazy negation or conjugation, no functorch or functionalization wrapper.
 inline constexpr c10::DispatchKeySet kPlainKeys({c10::DispatchKey::CPU,
                                                  c10::DispatchKey::AutogradCPU,
                                                  c10::DispatchKey::ADInplaceOrView,
                                                  c10::DispatchKey::AutocastCPU});
-inline bool is_plain_cpu(const c10::TensorImpl& tensor) {
-  return (tensor.key_set().raw_repr() & ~kPlainKeys.raw_repr()) == 0;
+inline constexpr c10::DispatchKeySet kPlainCudaKeys({c10::DispatchKey::CUDA,
+                                                     c10::DispatchKey::AutogradCUDA,
+                                                     c10::DispatchKey::ADInplaceOrView,
+                                                     c10::DispatchKey::AutocastCUDA});
+inline bool is_plain(const c10::TensorImpl& tensor, c10::DispatchKeySet plain) {
+  return (tensor.key_set().raw_repr() & ~plain.raw_repr()) == 0;
 }
+inline bool is_plain_cpu(const c10::TensorImpl& tensor) { return is_plain(tensor, kPlainKeys); }
 
 // The address of a plain tensor's first element; null where nothing is allocated, as sharding
 // frameworks leave it. (TensorImpl::data() makes two virtual calls to learn the same.)
@@ -66,9 +73,15 @@ inline bool same_strides(const c10::TensorImpl& a, const c10::TensorImpl& b) {
 
 // What a parameter's gradient and state are compared with.
 struct Shape {
-  explicit Shape(const c10::TensorImpl& param)
-      : sizes(param.sizes()), strides(param.strides()), dtype(param.dtype()) {}
+  Shape(const c10::TensorImpl& param, int on_device)
+      : keys(on_device == kHost ? kPlainKeys : kPlainCudaKeys),
+        device(on_device),
+        sizes(param.sizes()),
+        strides(param.strides()),
+        dtype(param.dtype()) {}
 
+  c10::DispatchKeySet keys;
+  int device;
   c10::IntArrayRef sizes;
   c10::IntArrayRef strides;
   caffe2::TypeMeta dtype;
@@ -77,7 +90,8 @@ struct Shape {
 // Can the tensor stand beside this parameter without further questions?
 FUSEDOPT_INLINE bool fits(const c10::TensorImpl& tensor, const char* address, const Shape& shape) {
   // All the keys, and first: an inference tensor lacks some, and a subclass answers in Python.
-  if (tensor.key_set() != kPlainKeys || tensor.dtype() != shape.dtype || address == nullptr) {
+  if (tensor.key_set() != shape.keys || tensor.dtype() != shape.dtype || address == nullptr ||
+      (shape.device != kHost && tensor.device().index() != shape.device)) {
     return false;
   }
   const auto sizes = tensor.sizes();

@@ -4,29 +4,36 @@
 #include <cstring>
 
 #include "cpu/kernels.h"
+#include "cuda/kernels.h"
 
 namespace fusedopt {
 
 namespace {
 
+#if defined(FUSEDOPT_WITH_CUDA)
+#define FUSEDOPT_KERNELS(name) &cpu::name, &cuda::name
+#else
+#define FUSEDOPT_KERNELS(name) &cpu::name, nullptr
+#endif
+
 Variant sgd(const double* o) {
   const bool momentum = o[1] != 0;
-  return {&cpu::kSgd[momentum], {0}, false};
+  return {FUSEDOPT_KERNELS(kSgd[momentum]), {0}, false};
 }
 
-Variant adagrad(const double*) { return {&cpu::kAdagrad, {0}, false}; }
+Variant adagrad(const double*) { return {FUSEDOPT_KERNELS(kAdagrad), {0}, false}; }
 
 Variant rmsprop(const double* o) {
   const bool momentum = o[4] > 0;
   const bool centered = o[5] != 0;
-  return {&cpu::kRmsprop[momentum][centered], {0, momentum ? 1 : 2, 2}, centered};
+  return {FUSEDOPT_KERNELS(kRmsprop[momentum][centered]), {0, momentum ? 1 : 2, 2}, centered};
 }
 
-Variant adadelta(const double*) { return {&cpu::kAdadelta, {0, 1}, false}; }
+Variant adadelta(const double*) { return {FUSEDOPT_KERNELS(kAdadelta), {0, 1}, false}; }
 
 Variant adam(const double* o) {
   const bool amsgrad = o[6] != 0;
-  return {&cpu::kAdam[amsgrad], {0, 1, 2}, true};
+  return {FUSEDOPT_KERNELS(kAdam[amsgrad]), {0, 1, 2}, true};
 }
 
 const std::vector<const char*> kAdamOptions = {"lr", "betas", "eps", "weight_decay"};

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cpu/kernel.h"
+#include "cuda/kernel.h"
 
 namespace fusedopt {
 
@@ -15,7 +16,8 @@ using Numbers = double[kMaxOptions];
 // How a group's options select a kernel, and which state it then has.
 struct Variant {
   const cpu::Kernel* cpu;
-  int keys[kMaxStates];  // indices into Optimizer::keys, in the order of the rule's state
+  const cuda::Kernel* cuda;  // null: not in this build
+  int keys[kMaxStates];      // indices into Optimizer::keys, in the order of the rule's state
   // torch's own step promotes dtypes where state and parameter differ, except where it uses lerp_.
   bool lerp;
 };

@@ -30,7 +30,8 @@ struct Group {
   Numbers numbers;
   Variant variant;
   bool maximize;
-  bool fused;              // fused=True was asked for: state["step"] is float32 then, as torch's
+  bool fused;  // fused=True was asked for: state["step"] is float32 then, as torch's
+  bool capturable;
   const char* torch_only;  // why torch's own step takes the whole group, or null
 };
 
@@ -60,6 +61,7 @@ struct Work {
   bool float_step;     // state["step"] is float32
   bool moved;          // parameter or state lie elsewhere than in the last step
   Dtype dtype;
+  int device;  // kHost, or the CUDA device's number
   int64_t numel;
   int64_t extent;  // bytes, of parameter and states together; 0 where they are dense
   Operand operands[kMaxOperands];  // without tensor: fresh state
@@ -67,10 +69,11 @@ struct Work {
   Traces traces;
 };
 
-// Everything in one step that one kernel sweeps in one dtype.
+// Everything in one step that one kernel sweeps in one dtype on one device.
 struct Bucket {
-  const cpu::Kernel* kernel;
+  Variant variant;
   Dtype dtype;
+  int device;
   std::vector<TensorEntry> tensors;
   std::vector<char> rules;
   std::vector<Layout> layouts;
@@ -79,7 +82,15 @@ struct Bucket {
   double step = 0;
 
   int64_t elements() const;
+  bool takes(const Variant& of, const Work& work) const;
   void add_rule(const Group& of, int index, double at_step);
+};
+
+// A CUDA device that this step has met.
+struct Device {
+  int index;
+  void* stream;
+  bool capturing;
 };
 
 class Plan {
@@ -113,7 +124,7 @@ class Plan {
   // check.cpp: from objects to Work, or the reason why not
   void check(const py::object& state, const py::object& stepped_by_torch,
              std::vector<std::string>* errors = nullptr);
-  const char* check_slot(const Slot& slot, Work& work) const;
+  const char* check_slot(const Slot& slot, Work& work);
   const char* check_gradient(const Slot& slot, const c10::TensorImpl& grad,
                              const c10::TensorImpl& param) const;
   const char* check_state(const Slot& slot, const Shape& shape, Work& work) const;
@@ -123,6 +134,10 @@ class Plan {
   void refuse_inference(const Slot& slot, const std::string& what,
                         const c10::TensorImpl& tensor) const;
   std::string name_of(const Slot& slot) const;
+
+  // device.cpp
+  const char* check_device(const Group& group, const Work& work);
+  void launch(const Bucket& bucket, const Table& table) const;
 
   // overlap.cpp
   bool shares_memory_with_gradient(const Work& work) const;
@@ -135,7 +150,7 @@ class Plan {
   void separate_gradients();
   void fill_buckets(bool scaled);
   int32_t add_layout(const Work& work, int operands, Bucket& bucket);
-  Bucket& bucket_for(const cpu::Kernel& kernel, Dtype dtype);
+  Bucket& bucket_for(const Variant& variant, const Work& work);
   void sweep(bool scaled, double grad_scale);
 
   const Optimizer* optimizer_;
@@ -160,6 +175,7 @@ class Plan {
   bool overlaps_known_ = false;
   bool any_for_torch_ = false;
   bool any_fresh_ = false;
+  std::vector<Device> devices_;  // of this step
   std::deque<Bucket> buckets_;
   std::deque<LayoutBuffer> layouts_;
 };
