@@ -11,6 +11,7 @@
 #include "cpu/kernels.h"
 #include "cuda/pack.h"
 #include "cuda/sweep.cuh"
+#include "elements.h"
 #include "engine/layout.h"
 #include "rules/adadelta.h"
 #include "rules/adagrad.h"
@@ -21,8 +22,6 @@
 namespace {
 
 using namespace fusedopt;
-
-constexpr size_t kItem[] = {4, 8, 2, 2};
 
 struct Case {
   const cpu::Kernel* cpu;
@@ -66,14 +65,6 @@ const std::vector<Case> kCases = {
 
 // How the operands of all tensors lie.
 enum class Lie { kAligned, kShiftedAlike, kShiftedUnlike, kStrided };
-
-void store(char* at, Dtype dtype, double value) {
-  const auto f = static_cast<float>(value);
-  const uint16_t bfloat = Storage<Dtype::kBFloat16>::store(f);
-  const uint16_t half = Storage<Dtype::kFloat16>::store(f);
-  const void* from[] = {&f, &value, &bfloat, &half};
-  std::memcpy(at, from[static_cast<int>(dtype)], kItem[static_cast<int>(dtype)]);
-}
 
 // Tensors of these sizes, each operand in memory of its own, so that the sanitizers see every step
 // beyond it. Strided ones have two columns: the gradient is transposed, the states have gaps.

@@ -11,6 +11,7 @@
 #include "check.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "elements.h"
 #include "engine/layout.h"
 #include "engine/tuning.h"
 
@@ -20,7 +21,6 @@ using namespace fusedopt;
 using cpu::Kernel;
 
 constexpr int64_t kSizes[] = {1, 2, 3, 15, 16, 17, kTile - 1, kTile, kTile + 1, 1000};
-constexpr size_t kItem[] = {4, 8, 2, 2};
 
 struct Case {
   const Kernel* kernel;
@@ -41,14 +41,6 @@ const std::vector<Case> kCases = {
     {&cpu::kAdam[0], {1e-3, 0.9, 0.999, 1e-8, 0.01, 1}},
     {&cpu::kAdam[1], {1e-3, 0.4, 0.999, 1e-8, 0.01, 0}},
 };
-
-void store(char* at, Dtype dtype, double value) {
-  const auto f = static_cast<float>(value);
-  const uint16_t bfloat = Storage<Dtype::kBFloat16>::store(f);
-  const uint16_t half = Storage<Dtype::kFloat16>::store(f);
-  const void* from[] = {&f, &value, &bfloat, &half};
-  std::memcpy(at, from[static_cast<int>(dtype)], kItem[static_cast<int>(dtype)]);
-}
 
 // Five operands of all sizes in kSizes, filled with numbers that depend on the index only.
 struct Memory {
