@@ -8,7 +8,6 @@ themselves, streams) is shown there.
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,8 +97,6 @@ def device(request: pytest.FixtureRequest) -> Iterator[Device]:
             pytest.skip("this build has no CUDA kernels")
         if not torch.cuda.is_available():
             pytest.skip("no GPU")
-        if os.environ.get("FUSEDOPT_CUDA_KERNELS") != "1":
-            pytest.skip("needs FUSEDOPT_CUDA_KERNELS=1 from the start of the process")
         yield Device()
         return
     module = _load()

@@ -11,6 +11,7 @@
 #include <string>
 #include <tuple>
 
+#include "cuda/self_test.h"
 #include "torch/plan.h"
 #include "torch/python.h"
 
@@ -22,10 +23,10 @@ namespace {
 
 std::string why_not(const Variant& variant, Dtype dtype, int device) {
   static const char* const asked_for = std::getenv("FUSEDOPT_CUDA_KERNELS");
-  if (asked_for == nullptr || std::strcmp(asked_for, "1") != 0) {
-    return "our CUDA kernels are off (FUSEDOPT_CUDA_KERNELS=1 tries them)";
-  }
-  return cuda::why_not(*variant.cuda, dtype, device);
+  if (asked_for != nullptr && std::strcmp(asked_for, "0") == 0) return "FUSEDOPT_CUDA_KERNELS=0";
+  const std::string reason = cuda::why_not(*variant.cuda, dtype, device);
+  if (!reason.empty()) return reason;
+  return cuda::self_test(*variant.cuda, *variant.cpu, dtype, device);
 }
 
 void run(const Variant& variant, Dtype dtype, const Table& table, const cuda::Scalars& scalars,
@@ -53,14 +54,16 @@ const Accelerator kCuda = {
     run,
 };
 
-// Asked of each kernel once. The text stays where it is.
-const std::string& known_reason(const Variant& variant, Dtype dtype, int device) {
+// Asked of each kernel once, and not while a graph is captured. The text stays where it is.
+const std::string& known_reason(const Variant& variant, Dtype dtype, const Device& device) {
+  static const std::string none;
   using Key = std::tuple<const Accelerator*, const cpu::Kernel*, Dtype, int>;
   static std::map<Key, std::string> known;
-  const Key key(accelerator, variant.cpu, dtype, device);
+  const Key key(accelerator, variant.cpu, dtype, device.index);
   const auto found = known.find(key);
   if (found != known.end()) return found->second;
-  return known.emplace(key, accelerator->why_not(variant, dtype, device)).first->second;
+  if (device.capturing) return none;
+  return known.emplace(key, accelerator->why_not(variant, dtype, device.index)).first->second;
 }
 
 // A rule's share of a device's memory. Each bucket's begins at a multiple of 16.
@@ -115,7 +118,8 @@ Device& Plan::device_of(int index) {
 // Why torch's own step takes a parameter on a device, or null.
 const char* Plan::check_device(const Slot& slot, Work& work) {
   const Group& group = groups_[slot.group];
-  const std::string& reason = known_reason(group.variant, work.dtype, work.device);
+  const bool capturing = device_of(work.device).capturing;
+  const std::string& reason = known_reason(group.variant, work.dtype, device_of(work.device));
   if (!reason.empty()) return reason.c_str();
   for (const Operand& operand : work.operands) {
     if (operand.tensor != nullptr && !cuda::is_aligned(operand.address, work.dtype)) {
@@ -124,7 +128,7 @@ const char* Plan::check_device(const Slot& slot, Work& work) {
   }
   const bool on_host = optimizer_->counts_steps && !work.device_step;
   work.move_step = on_host && !work.fresh && (group.capturable || scaled_there_);
-  if (!device_of(work.device).capturing) return nullptr;
+  if (!capturing) return nullptr;
   if (group.has_capturable && !group.capturable) {
     throw std::runtime_error("Attempting CUDA graph capture of step() for an instance of " +
                              std::string(optimizer_->name) +

@@ -11,7 +11,7 @@
 #include "cpu/kernels.h"
 #include "cuda/pack.h"
 #include "cuda/sweep.cuh"
-#include "elements.h"
+#include "engine/elements.h"
 #include "engine/layout.h"
 #include "rules/adadelta.h"
 #include "rules/adagrad.h"
