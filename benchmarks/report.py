@@ -1,7 +1,8 @@
 """Writes the tables of README.md and benchmarks/README.md from result files, and the charts.
 
 A table stands between `<!-- begin table: KIND FILE... -->` and `<!-- end table -->`, where FILE is
-a result file's name without its ending. Run `python -m benchmarks.report` after a measurement.
+a result file's name without its ending, or GPU for the result files of all GPUs. Run
+`python -m benchmarks.report` after a measurement.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, chart, host, tables, targets, train
+from benchmarks import accuracy, chart, host, report_gpu, tables, targets, train
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.measure import FLOOR
 from benchmarks.optimizers import OPTIMIZERS
@@ -123,6 +124,8 @@ def render(kind: str, names: str, folder: Path = RESULTS) -> str:
     Raises:
         KeyError: There is no such kind of table.
     """
+    if names == "GPU":
+        return report_gpu.render(kind, folder)
     make = TABLES[kind]
     paths = [folder / f"{name}.json" for name in names.split()]
     found = [load(path) for path in paths if path.exists()]
@@ -142,6 +145,7 @@ def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser("python -m benchmarks.report", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail if it would")
+    parser.add_argument("--no-charts", action="store_true", help="make the tables only")
     options = parser.parse_args()
     stale = []
     for readme in filter(Path.exists, READMES):
@@ -155,7 +159,10 @@ def main() -> None:
         raise SystemExit(f"not made from the result files: {', '.join(stale)}")
     if not options.check:
         print(f"Wrote {', '.join(stale) or 'nothing new'}")
-        for path in sorted(RESULTS.glob("step*.json")):
+    if not options.check and not options.no_charts:
+        for path in sorted(RESULTS.glob("*.json")):
+            if load(path)["benchmark"] != "step":
+                continue
             chart.draw(load(path), path.with_suffix(".png"))
             print(f"Drew {path.with_suffix('.png').relative_to(ROOT)}")
 
