@@ -1,4 +1,4 @@
-# make train | test | bench | build | lint | format | sanitize | clean
+# make train | test | bench | build | lint | format | sanitize | gpu-check | clean
 #
 # Each needs only Python 3.10+, a C++ compiler and make: it creates .venv, installs torch and the
 # tools there, and builds fusedopt, as far as that isn't done yet.
@@ -23,6 +23,7 @@ else
   BIN := $(abspath $(VENV))/bin
   WANTED := $(TORCH)
 endif
+OUTER_PATH := $(PATH)
 export PATH := $(BIN):$(PATH)
 
 PIP = $(PY) -m pip install --disable-pip-version-check
@@ -40,7 +41,7 @@ ifeq ($(VENV),)
 .PHONY: $(TOOLED) $(BUILT)
 endif
 
-.PHONY: train test bench build lint format sanitize clean cpp-test
+.PHONY: train test bench build lint format sanitize clean cpp-test gpu-check
 build: $(BUILT)
 
 $(TOOLED): pyproject.toml Makefile
@@ -76,6 +77,22 @@ sanitize: $(TOOLED)
 	  -DFUSEDOPT_SANITIZE=ON >build/configure.log
 	cmake --build build/sanitize
 	ctest --test-dir build/sanitize --output-on-failure --no-tests=error
+
+# With the torch that is there: $(PYTHON)'s, if it sees a GPU, or else .venv's, which is made first
+# if there is a GPU at all.
+SEES_GPU = -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null
+SUBMAKE = $(MAKE)# make -n would run a recipe that names MAKE itself
+gpu-check:
+	@if PATH='$(OUTER_PATH)' $(PYTHON) $(SEES_GPU); then \
+	  PATH='$(OUTER_PATH)' $(PYTHON) tests/gpu_check.py $(ARGS); \
+	elif $(PY) $(SEES_GPU); then \
+	  $(PY) tests/gpu_check.py $(ARGS); \
+	elif nvidia-smi -L 2>/dev/null | grep -q GPU; then \
+	  $(SUBMAKE) $(TOOLED) && $(PY) tests/gpu_check.py $(ARGS); \
+	else \
+	  echo 'gpu-check: no GPU: neither torch nor nvidia-smi finds one. Nothing was done.' >&2; \
+	  exit 2; \
+	fi
 
 lint: $(TOOLED)
 	ruff check .

@@ -119,7 +119,8 @@ _CUDA_FUSED = ("sgd-momentum", "adagrad", "adam", "adamw")
 _ALL_SIX = dict.fromkeys(_SMALL, 0.0)
 # What isn't named otherwise is device time. "host" and "done" have ratios of their own.
 CUDA_TARGETS = (
-    Target("GPT-2, % of a copy's bandwidth", "gpt2", "float32", "floor", dict.fromkeys(_CUDA, 92.0)),
+    Target("GPT-2, % of a copy's bandwidth", "gpt2", "float32", "floor",
+           dict.fromkeys(_CUDA, 92.0)),
     Target("ResNet-50, % of a copy's bandwidth", "resnet50", "float32", "floor",
            dict.fromkeys(_CUDA, 80.0)),
     Target("GPT-2, device time", "gpt2", "float32", "ratio",
