@@ -11,7 +11,7 @@ from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.measure import FLOOR
 from benchmarks.results import Row, load, provenance
 
-HOW = "`make gpu-check` measures all of it where there is a GPU"
+NONE = "No GPU has run the benchmarks yet"
 # The README's columns: workload, what of it, and where a row has it.
 _SPEED = (
     ("gpt2", "GPT-2, device time", "ratio"),
@@ -31,9 +31,10 @@ def found_in(folder: Path) -> list[dict[str, Any]]:
 def missing(rows: Sequence[Row]) -> list[str]:
     """Which targets on CUDA have figures that don't exist, in words."""
     verdicts = targets.verdicts(rows, "cuda")
+    lacking = [verdict.target for verdict in verdicts if verdict.measured is None]
     return list(dict.fromkeys(
-        f"{verdict.target.what} ({verdict.target.dtype})"
-        for verdict in verdicts if verdict.measured is None
+        target.what if target.dtype == "float32" else f"{target.what} ({target.dtype})"
+        for target in lacking
     ))  # fmt: skip
 
 
@@ -96,11 +97,13 @@ def _line(case: Mapping[str, Row], others: Sequence[str]) -> list[str]:
         ratio = ours.get(f"{measure}_ratio")
         return f"{text}, {tables.digits(ratio['median'])}×" if ratio else text
 
+    copy = case.get(FLOOR, {})
+    bandwidth = f", {tables.digits(copy['gb_per_s'])} GB/s" if "gb_per_s" in copy else ""
     peaks = [case.get(name, {}).get("peak_bytes") for name in ("fusedopt", "foreach")]
     waits = [case.get(name, {}).get("scaler_syncs") for name in ("fusedopt", "fused")]
     return [
         time("fusedopt"),
-        time(FLOOR),
+        time(FLOOR) + bandwidth,
         f"{ours['floor_percent']:.0f} %",
         tables.digits(ours["gb_per_s"]),
         *map(time, others),
@@ -127,9 +130,12 @@ def render(kind: str, folder: Path) -> str:
     """
     make, results = TABLES[kind], found_in(folder)
     if not results:
-        text = f"No GPU has run the benchmarks yet, so there are no figures; {HOW}."
+        text = f"{NONE}."
         if kind == "gpu-speed":
-            text += f" Those that don't exist yet: {'; '.join(missing([]))}."
+            text = (
+                f"{NONE}: there are no figures. `make gpu-check` makes them where there is one. "
+                f"Those that don't exist yet: {'; '.join(missing([]))}."
+            )
         return f"{text}\n\n{make([])}\n" if kind == "gpu-targets" else f"{text}\n"
     parts = []
     for result in results:
