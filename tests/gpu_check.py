@@ -35,18 +35,13 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Gpu:
-    """What torch says of the GPU."""
+    """What torch says of the GPU: memory in bytes, and the versions of torch and its CUDA."""
 
     name: str
     capability: tuple[int, int]
     memory: int
     torch: str
     cuda: str
-
-    @property
-    def slug(self) -> str:
-        """Its name as a file's."""
-        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
 
 def find_gpu() -> Gpu:
@@ -203,7 +198,8 @@ class Check:
 
     def benchmarks(self) -> None:
         """Measures into build/gpu, and takes the file over when it is complete."""
-        path = ROOT / "build" / "gpu" / f"{self.gpu.slug}.json"
+        name = re.sub(r"[^a-z0-9]+", "-", self.gpu.name.lower()).strip("-")
+        path = ROOT / "build" / "gpu" / f"{name}.json"
         path.unlink(missing_ok=True)
         given = ["--runs", str(self.options.runs), "--seconds", str(self.options.seconds)]
         file = ["--json", str(path.relative_to(ROOT))]
