@@ -241,7 +241,9 @@ def load(path: Path) -> dict[str, Any]:
 def setting(result: dict[str, Any]) -> str:
     """Machine, versions and dates in one line."""
     where, what = result["machine"], result["versions"]
-    device = where.get("gpu") or f"{where['cpu']}, {where['cores']} cores, {what['isa']}"
+    device = f"{where['cpu']}, {where['cores']} cores, {what['isa']}"
+    if any(row.get("device") == "cuda" for row in result["rows"]):
+        device = f"{where.get('gpu')}, CUDA {what.get('cuda')}; {device}"
     dates = [part["date"] for part in result["parts"]]
     when = dates[0] if len(dates) == 1 else f"{min(dates)} to {max(dates)}"
     return (

@@ -252,6 +252,7 @@ def test_gpu_tables_are_made_from_all_gpus_files(kind: str, folder: Path) -> Non
     made = report.update(text, folder)
     assert "**Some GPU**" in made and "| adamw" in made.replace("| GPT-2", "| adamw")
     assert "python -m benchmarks.step --device cuda" in made and "outdated" not in made
+    assert "<sub>Some GPU, CUDA " in made
     assert report.update(made, folder) == made
     if kind == "gpu-speed":
         assert "| adamw | 1.20× | 95 % | 1.20× | 8.00× | 11.0× |" in made
@@ -317,7 +318,7 @@ def test_the_command_on_a_device(
     monkeypatch.setattr(timing, "SAMPLE_SECONDS", 1e-5)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 << 30, 1 << 30))
-    monkeypatch.setattr(results, "machine", lambda: {"gpu": "Some GPU"})
+    monkeypatch.setattr(results, "machine", lambda: {"gpu": "Some GPU", "cpu": "x", "cores": 2})
     monkeypatch.setattr(
         Workload, "parameters", lambda self, dtype, device, seed=0: parameters(self, dtype, "cpu")
     )
