@@ -29,13 +29,17 @@ def found_in(folder: Path) -> list[dict[str, Any]]:
 
 
 def missing(rows: Sequence[Row]) -> list[str]:
-    """Which targets on CUDA have figures that don't exist, in words."""
+    """Which targets on CUDA have no figures, in words, and of which optimizers, if others have."""
+    found = []
     verdicts = targets.verdicts(rows, "cuda")
-    lacking = [verdict.target for verdict in verdicts if verdict.measured is None]
-    return list(dict.fromkeys(
-        target.what if target.dtype == "float32" else f"{target.what} ({target.dtype})"
-        for target in lacking
-    ))  # fmt: skip
+    for target in targets.CUDA_TARGETS:
+        unknown = {v.optimizer for v in verdicts if v.target is target and v.measured is None}
+        lacking = [name for name in targets.OPTIMIZERS if name in unknown]
+        details = [] if target.dtype == "float32" else [target.dtype]
+        details += lacking if len(lacking) < len(target.bounds) else []
+        if lacking:
+            found.append(f"{target.what} ({', '.join(details)})" if details else target.what)
+    return found
 
 
 def speed(rows: Sequence[Row]) -> str:
