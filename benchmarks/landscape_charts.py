@@ -29,6 +29,7 @@ PAGES = {
     "adamw": ("AdamW",),
 }
 _SIDE = 3.0  # of the square that is drawn, from the middle
+_LEVELS = 18
 _SMALLEST, _LARGEST = 1e-9, 1e5  # losses beyond are drawn at the edge
 
 
@@ -116,17 +117,22 @@ def _steps(paths: Paths) -> int:
 
 def _trajectory(axis: Any, function: Function, name: str, paths: Paths) -> None:
     ours, theirs = paths[function.name, name]
-    side = torch.linspace(-_SIDE, _SIDE, 200, dtype=torch.float64)
-    x, y = torch.meshgrid(side, side, indexing="xy")
-    # Contours that lie close at the bottom: equal steps of the height's square root.
-    height = (function.value(x, y) - function.minimum).clamp(min=0).sqrt()
-    axis.contourf(x, y, height, levels=18, cmap="Greys", alpha=0.45)
+    axis.imshow(_levels(function), cmap="Greys", vmin=0, vmax=2.2 * _LEVELS,
+                extent=(-_SIDE, _SIDE, -_SIDE, _SIDE), origin="lower", aspect="auto")  # fmt: skip
     axis.plot(*theirs.T, color=_THEIRS, linewidth=5, solid_capstyle="round")
     axis.plot(*ours.T, color=_OURS, linewidth=0.8, marker=".", markersize=3)
     axis.plot(*ours[-1], color=_END, marker="*", markersize=9)
-    axis.set(xlim=(-_SIDE, _SIDE), ylim=(-_SIDE, _SIDE))
+    axis.set(xlim=(-_SIDE, _SIDE), ylim=(-_SIDE, _SIDE), xticks=(-2, 0, 2), yticks=(-2, 0, 2))
     axis.set_title(f"{name}, $\\gamma$ = {DESCENTS[name].lr[function.name]:g}", fontsize=9)
     axis.tick_params(labelsize=7)
+
+
+def _levels(function: Function) -> Tensor:
+    """Bands of equal height on a square root's scale, so that they lie close at the bottom."""
+    side = torch.linspace(-_SIDE, _SIDE, 200, dtype=torch.float64)
+    x, y = torch.meshgrid(side, side, indexing="xy")
+    height = (function.value(x, y) - function.minimum).clamp(min=0).sqrt()
+    return (height * (_LEVELS / height.max())).floor()
 
 
 def _tolerance(

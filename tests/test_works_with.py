@@ -22,6 +22,7 @@ import fusedopt
 os.environ["HF_HUB_OFFLINE"] = "1"  # read while transformers is imported
 HOW = "pip install 'fusedopt[works-with]'"
 BOTH = (fusedopt, torch.optim)
+LOSS_IN_FLOAT32 = 1e-6  # a tolerance: transformers' models compute it so, whatever their dtype
 
 
 def network() -> Module:
@@ -77,7 +78,7 @@ class TestLightning:
 
         task = Task()
         trainer = self.pl.Trainer(
-            max_epochs=epochs, accelerator="cpu", devices=1, logger=False, barebones=False,
+            max_epochs=epochs, accelerator="cpu", devices=1, logger=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             default_root_dir=self.folder, plugins=plugins, **options,
         )  # fmt: skip
@@ -187,41 +188,52 @@ class TestTransformers:
         pytest.importorskip("accelerate", reason=HOW)
         self.folder = tmp_path
 
-    def train(
-        self, module: ModuleType, case: Case, name: str, resume: str | None = None, **options: Any
-    ) -> dict[str, Any]:
+    def model(self) -> Module:
         config = self.transformers.GPT2Config(
             vocab_size=16, n_positions=8, n_embd=8, n_layer=1, n_head=2, bos_token_id=0,
             eos_token_id=0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
         )  # fmt: skip
         torch.manual_seed(0)
-        model = self.transformers.GPT2LMHeadModel(config).double()
+        return self.transformers.GPT2LMHeadModel(config).double()
+
+    def train(self, folder: str, model: Module, resume: str | None = None, **how: Any) -> Any:
         tokens = torch.randint(16, (32, 8), generator=torch.Generator().manual_seed(0))
-        optimizer = case.make(model.parameters(), module=module)
         arguments = self.transformers.TrainingArguments(
-            output_dir=str(self.folder / name), use_cpu=True, max_steps=4, save_steps=2,
+            output_dir=str(self.folder / folder), use_cpu=True, max_steps=4, save_steps=2,
             per_device_train_batch_size=4, gradient_accumulation_steps=2, max_grad_norm=0.5,
-            lr_scheduler_type="cosine", report_to=[], disable_tqdm=True, logging_strategy="no",
-            dataloader_pin_memory=False, **options,
+            lr_scheduler_type="cosine", learning_rate=0.01, weight_decay=0.1, report_to=[],
+            disable_tqdm=True, logging_strategy="no", dataloader_pin_memory=False,
         )  # fmt: skip
         trainer = self.transformers.Trainer(
-            model, arguments, train_dataset=[{"input_ids": t, "labels": t} for t in tokens],
-            optimizers=(optimizer, None),
-        )  # fmt: skip
+            model, arguments, train_dataset=[{"input_ids": t, "labels": t} for t in tokens], **how
+        )
         trainer.train(resume_from_checkpoint=resume)
-        return outcome(model, optimizer)
+        return outcome(model, trainer.optimizer)
+
+    def train_with(
+        self, module: ModuleType, case: Case, folder: str, resume: str | None = None
+    ) -> dict[str, Any]:
+        model = self.model()
+        optimizer = case.make(model.parameters(), module=module)
+        return self.train(folder, model, resume, optimizers=(optimizer, None))
 
     @over(CLASS_CASES, "case")
     def test_trainer(self, case: Case) -> None:
-        ours, theirs = (self.train(module, case, module.__name__) for module in BOTH)
-        assert_close(ours, theirs, 1e-6)  # the model computes its loss in float32
+        ours, theirs = (self.train_with(module, case, module.__name__) for module in BOTH)
+        assert_close(ours, theirs, LOSS_IN_FLOAT32)
 
     def test_trainer_continues_torchs_checkpoint(self) -> None:
         adamw = case("AdamW-all")
-        expected = self.train(torch.optim, adamw, "torch")
+        expected = self.train_with(torch.optim, adamw, "torch")
         checkpoint = str(self.folder / "torch" / "checkpoint-2")
-        assert_close(self.train(fusedopt, adamw, "ours", checkpoint), expected, 1e-6)
+        ours = self.train_with(fusedopt, adamw, "ours", checkpoint)
+        assert_close(ours, expected, LOSS_IN_FLOAT32)
 
-    def test_trainer_with_bfloat16_makes_its_optimizer_itself(self) -> None:
-        """`optimizer_cls_and_kwargs`, where the Trainer chooses the parameters that decay."""
-        pytest.skip("todo")
+    def test_trainer_makes_the_optimizer(self) -> None:
+        """From a class, with the groups that it forms: biases and norms without decay."""
+        results = [
+            self.train(m.__name__, self.model(), optimizer_cls_and_kwargs=(m.AdamW, {"lr": 0.01}))
+            for m in BOTH
+        ]
+        assert_close(*results, LOSS_IN_FLOAT32)
+        assert len(results[0]["lr"]) == 2
