@@ -117,11 +117,11 @@ def _steps(paths: Paths) -> int:
 
 def _trajectory(axis: Any, function: Function, name: str, paths: Paths) -> None:
     ours, theirs = paths[function.name, name]
-    axis.imshow(_levels(function), cmap="Greys", vmin=0, vmax=2.2 * _LEVELS,
+    axis.imshow(_levels(function).tolist(), cmap="Greys", vmin=0, vmax=1.7 * _LEVELS,
                 extent=(-_SIDE, _SIDE, -_SIDE, _SIDE), origin="lower", aspect="auto")  # fmt: skip
-    axis.plot(*theirs.T, color=_THEIRS, linewidth=5, solid_capstyle="round")
-    axis.plot(*ours.T, color=_OURS, linewidth=0.8, marker=".", markersize=3)
-    axis.plot(*ours[-1], color=_END, marker="*", markersize=9)
+    axis.plot(*theirs.T.tolist(), color=_THEIRS, linewidth=5, solid_capstyle="round")
+    axis.plot(*ours.T.tolist(), color=_OURS, linewidth=0.8, marker=".", markersize=3)
+    axis.plot(*ours[-1].tolist(), color=_END, marker="*", markersize=9)
     axis.set(xlim=(-_SIDE, _SIDE), ylim=(-_SIDE, _SIDE), xticks=(-2, 0, 2), yticks=(-2, 0, 2))
     axis.set_title(f"{name}, $\\gamma$ = {DESCENTS[name].lr[function.name]:g}", fontsize=9)
     axis.tick_params(labelsize=7)
