@@ -30,6 +30,7 @@ PIP = $(PY) -m pip install --disable-pip-version-check
 # What pyproject.toml lists as needed to build and to check the style, each in its quotes.
 TOOLS := $(shell sed -n -e 's/^requires = \[\(.*\)\]/\1/p' -e 's/^dev = \[\(.*\)\]/\1/p' \
            pyproject.toml | tr ',' ' ')
+WORKS_WITH := $(shell sed -n -e 's/^works-with = \[\(.*\)\]/\1/p' pyproject.toml | tr ',' ' ')
 # Folders too: their time changes when a file comes or goes.
 SOURCES := $(shell find csrc cmake) CMakeLists.txt setup.py pyproject.toml
 CXX_FILES = $$(find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu*')
@@ -37,8 +38,9 @@ CXX_FILES = $$(find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.inl'
 # Both are touched last, so that what was interrupted is done again.
 TOOLED := $(or $(VENV),build)/tools
 BUILT := build/built-$(subst /,_,$(VENV))
+OTHERS := $(or $(VENV),build)/others
 ifeq ($(VENV),)
-.PHONY: $(TOOLED) $(BUILT)
+.PHONY: $(TOOLED) $(BUILT) $(OTHERS)
 endif
 
 .PHONY: train test bench build lint format sanitize clean cpp-test gpu-check
@@ -57,13 +59,18 @@ $(BUILT): $(TOOLED) $(SOURCES)
 	$(PIP) --quiet --no-build-isolation --editable '.[bench,train,test,dev]'
 	@mkdir -p $(@D) && touch $@
 
+# The libraries that fusedopt is tried with: only for the tests. torch is named so that it stays.
+$(OTHERS): $(TOOLED) pyproject.toml
+	$(PIP) --quiet $(WANTED) $(WORKS_WITH)
+	@mkdir -p $(@D) && touch $@
+
 train: build
 	$(PY) -m fusedopt.train $(ARGS)
 
 bench: build
 	$(PY) -m benchmarks.step --json build/bench.json --chart build/bench.png $(ARGS)
 
-test: cpp-test sanitize
+test: cpp-test sanitize $(OTHERS)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) tests $(ARGS)
 
 cpp-test: build

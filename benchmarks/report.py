@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and benchmarks/README.md from result files, and the charts.
+"""Writes the tables of the READMEs and of docs/ from result files, and the charts.
 
 A table stands between `<!-- begin table: KIND FILE... -->` and `<!-- end table -->`, where FILE is
 a result file's name without its ending, or GPU for the result files of all GPUs. Run
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, chart, host, report_gpu, tables, targets, train
+from benchmarks import accuracy, chart, host, landscapes, report_gpu, tables, targets, train
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.measure import FLOOR
 from benchmarks.optimizers import OPTIMIZERS
@@ -21,7 +21,7 @@ from benchmarks.results import RESULTS, Row, load, provenance
 from benchmarks.workloads import WORKLOADS
 
 ROOT = Path(__file__).resolve().parents[1]
-READMES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+READMES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "optimizers.md")
 _TABLE = re.compile(r"(<!-- begin table: (\S+) ([^>\n]+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 
 
@@ -115,6 +115,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "host": host_costs,
     "train": lambda result: tables.markdown(train.table_rows(result["rows"])),
     "accuracy": lambda result: tables.markdown(accuracy.table_rows(result["rows"])),
+    "trajectories": lambda result: tables.markdown(landscapes.trajectory_table(result["rows"])),
+    "tolerance": lambda result: tables.markdown(landscapes.tolerance_table(result["rows"])),
+    "groups": lambda result: tables.markdown(landscapes.group_table(result["rows"])),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from fusedopt import _C
 
 # What torch's own step takes: per group its index and the indices of its parameters.
 _Rest = list[tuple[int, list[int]]]
+_LIGHTNING = ("lightning", "lightning_fabric", "pytorch_lightning")
 
 
 class FusedOptimizer(Optimizer):
@@ -48,10 +50,13 @@ class FusedOptimizer(Optimizer):
     def _step_supports_amp_scaling(self) -> bool:
         """Tells GradScaler to leave unscaling and skipping to `step`.
 
-        Not where somebody else's code runs around the kernels (an overridden `step`, hooks): it
-        expects what it gets with torch.optim, gradients that the scaler has unscaled already.
+        Not where somebody else's code runs around the kernels (an overridden or replaced `step`,
+        hooks): it expects what it gets with torch.optim, gradients that the scaler has unscaled
+        already, and no call where it skips. And not where Lightning asks, which refuses to clip
+        the gradients of an optimizer that unscales; told No, it lets the scaler unscale first.
         """
         step = getattr(type(self).step, "__wrapped__", type(self).step)
+        asking = sys._getframe(1).f_globals.get("__name__", "").partition(".")[0]
         hooks = (
             self._optimizer_step_pre_hooks,
             self._optimizer_step_post_hooks,
@@ -60,7 +65,9 @@ class FusedOptimizer(Optimizer):
         )
         return (
             step is FusedOptimizer.step
+            and not _replaces_step(self)
             and not any(hooks)
+            and asking not in _LIGHTNING
             and any(_wants_kernels(group) for group in self.param_groups)
         )
 
@@ -123,6 +130,18 @@ class FusedOptimizer(Optimizer):
                 group.pop(key, None)
                 if key in before:
                     group[key] = before[key]
+
+
+def _replaces_step(optimizer: Optimizer) -> bool:
+    """Whether the object has another `step` than its class, as Accelerate gives it to see calls.
+
+    A scheduler's, which only notes that it was called, doesn't count.
+    """
+    step = optimizer.__dict__.get("step")
+    if step is None:
+        return False
+    inside = "__wrapped__" if hasattr(step, "_wrapped_by_lr_sched") else "__func__"
+    return getattr(step, inside, None) is not type(optimizer).step
 
 
 def _wants_kernels(group: dict[str, Any]) -> bool:
