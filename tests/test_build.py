@@ -206,6 +206,19 @@ def test_every_hot_loop_uses_the_registers_of_its_instruction_set(isa: str) -> N
             assert tiles & {"pslld", "punpcklwd", "pmovzxwd"}, (name, isa, dtype)
 
 
+def test_blocks_of_16_bit_floats_are_not_stepped_one_by_one() -> None:
+    """They have no remainder: the tiles' loop, which has one, is a function of its own."""
+    for name, path in kernel_objects().items():
+        for function, instructions in functions(path).items():
+            if isa_of(function) == "avx2" and re.search(
+                r"::(sweep|blocks)<.*Dtype\)[23]", function
+            ):
+                assert "mulss" not in {m.removeprefix("v") for m, _ in instructions}, (
+                    name,
+                    function,
+                )
+
+
 def test_the_baseline_has_no_newer_instruction() -> None:
     for path in kernel_objects().values():
         for function, instructions in functions(path).items():
