@@ -35,10 +35,12 @@ def read_image(path: Path, image_size: int, in_channels: int = 3) -> Tensor:
         (in_channels, image_size, image_size), uint8.
 
     Raises:
-        DataError: the file is missing, damaged, or no image.
+        DataError: the file is missing, damaged, no image, or has more than 8 bits per channel.
     """
     try:
         with Image.open(path) as file:
+            if file.mode.startswith(("I", "F")):  # Pillow would cut off all above 255
+                raise DataError(f"{path} has more than 8 bits per channel ({file.mode})")
             image = ImageOps.exif_transpose(file).convert("L" if in_channels == 1 else "RGB")
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
     except FileNotFoundError as error:
@@ -105,7 +107,7 @@ def load(
         DataError: there are no such folders, or no images in one.
     """
     if not path.is_dir():
-        raise DataError(f"folder:{path}: there is no such folder")
+        raise DataError(f"there is no folder {path}")
     size = image_size or IMAGE_SIZE
     if not (path / "train").is_dir():
         classes = _subfolders(path)
@@ -115,7 +117,7 @@ def load(
     for names in PARTS.values():
         folders = [path / name for name in names if (path / name).is_dir()]
         if len(folders) > 1:
-            raise DataError(f"folder:{path} has {folders[0].name} and {folders[1].name}: which?")
+            raise DataError(f"{path} has {folders[0].name} and {folders[1].name}: which?")
         parts.append(_read(folders[0], classes, size) if folders else None)
     return (*parts, classes)
 

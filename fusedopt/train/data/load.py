@@ -54,7 +54,10 @@ def load_data(
     """
     if image_size is not None and image_size < 1:
         raise DataError(f"image_size must be at least 1, not {image_size}")
-    *given, names = _read(spec, root, download, image_size)
+    try:
+        *given, names = _read(spec, root, download, image_size)
+    except OSError as error:  # a folder that may not be looked into
+        raise DataError(f"cannot read {error.filename or spec}: {error.strerror}") from error
     parts = _complete(given, seed)
     if classes is not None:
         _check_classes(classes, names)
