@@ -59,6 +59,14 @@ def test_unfit_pretrained_weights_are_named(tmp_path: Path) -> None:
     assert refused().endswith("is for another model: more is not in the model")
 
 
+def test_weights_for_imagenet_do_not_fit_the_form_for_small_images(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(filled("resnet18", 10, 3, 64), path)
+    make_model("resnet18", 10, 3, 64, pretrained=path)
+    with pytest.raises(ModelError, match="For images below 64 pixels resnet18 has another form"):
+        make_model("resnet18", 10, 3, 32, pretrained=path)
+
+
 @pytest.fixture
 def torchvision(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """A stand-in for torchvision, which may not be installed: what is used of `models`."""
