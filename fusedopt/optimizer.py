@@ -26,6 +26,7 @@ class FusedOptimizer(Optimizer):
     """
 
     _kernels: ClassVar[str]  # the name under which the extension knows the rule
+    _added_options: ClassVar[tuple[str, ...]] = ()  # that the torch.optim class doesn't have
     # A subclass that overrides torch's _init_group means torch's step, which calls it.
     _initializes_groups_itself: ClassVar[bool] = False
 
@@ -118,7 +119,7 @@ class FusedOptimizer(Optimizer):
         if groups_before is None:  # unpickled or copied
             return
         for group, before in zip(self.param_groups, groups_before, strict=False):
-            for key in ("fused", "foreach"):
+            for key in ("fused", "foreach", *self._added_options):
                 group.pop(key, None)
                 if key in before:
                     group[key] = before[key]
@@ -129,29 +130,30 @@ def _wants_kernels(group: dict[str, Any]) -> bool:
     return fused is None or bool(fused)
 
 
-def signature_with_fused(cls: type[Optimizer]) -> inspect.Signature:
-    """Returns the constructor's signature with the keyword `fused` added."""
+def signature_with(option: str, cls: type[Optimizer]) -> inspect.Signature:
+    """Returns the constructor's signature with a keyword added, `fused` or `capturable`."""
     signature = inspect.signature(cls)
-    fused = inspect.Parameter(
-        "fused", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=bool | None
+    added = inspect.Parameter(
+        option, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=bool | None
     )
-    return signature.replace(parameters=[*signature.parameters.values(), fused])
+    return signature.replace(parameters=[*signature.parameters.values(), added])
 
 
-def set_fused(optimizer: Optimizer, fused: bool | None) -> None:
-    """Adds the option `fused` to an optimizer whose torch.optim class has none, if it was given.
+def add_option(optimizer: Optimizer, option: str, value: bool | None) -> None:
+    """Adds an option to an optimizer whose torch.optim class has none, if it was given.
 
     Left out otherwise, so that `param_groups` and `state_dict` have torch's keys.
     """
-    if fused is None:
+    if value is None:
         return
-    if fused and optimizer.defaults["differentiable"]:
-        raise RuntimeError("`fused` does not support `differentiable`")
-    if fused and optimizer.defaults["foreach"]:
-        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
-    optimizer.defaults["fused"] = fused
+    if value and option == "fused":
+        if optimizer.defaults["differentiable"]:
+            raise RuntimeError("`fused` does not support `differentiable`")
+        if optimizer.defaults["foreach"]:
+            raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+    optimizer.defaults[option] = value
     for group in optimizer.param_groups:
-        group.setdefault("fused", fused)
+        group.setdefault(option, value)
 
 
 def _torch_step_function(cls: type) -> Callable[[Optimizer], Any]:

@@ -11,7 +11,7 @@
 #include "check.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
-#include "elements.h"
+#include "engine/elements.h"
 #include "engine/layout.h"
 #include "engine/tuning.h"
 
