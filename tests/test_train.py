@@ -1,25 +1,23 @@
-"""The bundled training script: its models and data, its loop, checkpoints and error messages."""
+"""The bundled training script: its loop, checkpoints and error messages."""
 
 from __future__ import annotations
 
 import math
 import subprocess
 import sys
-from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch import Tensor
 
 pytest.importorskip("sklearn", reason="the training script needs fusedopt[train]")
 pytest.importorskip("tqdm", reason="the training script needs fusedopt[train]")
 
 from fusedopt.train import checkpoint, compare, data, main, run
 from fusedopt.train.cli import DEFAULTS
-from fusedopt.train.models import LeNet, ResNet20
 
 
 def train(*options: object) -> run.Result:
@@ -59,69 +57,13 @@ def small_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves few images and a short comparison, where neither accuracy nor time matters."""
     load_data = data.load_data
 
-    def load_less(seed: int) -> tuple[TensorDataset, ...]:
-        return tuple(TensorDataset(*part[:100]) for part in load_data(seed))
+    def load_less(*args: Any, **kwargs: Any) -> data.Splits:
+        splits = load_data(*args, **kwargs)
+        names = ("train", "validation", "test")
+        return replace(splits, **{name: getattr(splits, name).take(range(100)) for name in names})
 
     monkeypatch.setattr(data, "load_data", load_less)
     monkeypatch.setattr(compare, "ROUNDS", 1)
-
-
-@pytest.mark.parametrize(
-    ("model", "size", "parameters"),
-    [
-        (LeNet(), 32, 62_006),
-        (LeNet(num_classes=7, in_channels=1, image_size=16), 16, None),
-        (ResNet20(), 32, 269_722),
-        (ResNet20(num_classes=7, in_channels=1), 16, None),
-        (ResNet20(num_classes=7, in_channels=1), 9, None),
-    ],
-)
-def test_models(model: nn.Module, size: int, parameters: int | None) -> None:
-    channels, classes = (3, 10) if parameters else (1, 7)
-    assert model(torch.randn(2, channels, size, size)).shape == (2, classes)
-    if parameters:
-        assert sum(p.numel() for p in model.parameters()) == parameters
-
-
-def test_lenet_says_what_size_it_needs() -> None:
-    with pytest.raises(ValueError, match="at least 16 pixels, not 8"):
-        LeNet(image_size=8)
-
-
-def test_split_is_disjoint_complete_and_stratified() -> None:
-    labels = [i % 10 for i in range(600)] + [0] * 200
-    split = data.split_indices(labels, seed=3)
-    assert sorted(sum(split, [])) == list(range(len(labels)))
-    for part, share in zip(split, (0.7, 0.1, 0.2), strict=True):
-        assert len(part) == share * len(labels)
-        count = Counter(labels[i] for i in part)
-        assert all(abs(count[c] - share * labels.count(c)) <= 1 for c in range(10))
-    assert split == data.split_indices(labels, seed=3)
-    assert split.test != data.split_indices(labels, seed=4).test
-
-
-def test_data_are_the_digits() -> None:
-    sets = data.load_data(seed=0)
-    assert [len(part) for part in sets] == [1257, 180, 360]
-    for part in sets:
-        images, labels = part.tensors
-        assert images.shape[1:] == (1, 16, 16) and images.dtype == torch.float32
-        assert images.min() == -1 and images.max() == 1
-        assert set(labels.tolist()) == set(range(10))
-
-
-def test_random_shift_moves_whole_images() -> None:
-    images = torch.full((200, 1, 16, 16), data.BACKGROUND)
-    images[:, :, 8, 8] = 1.0
-    images[:, :, 8, 9] = 0.5
-    shifted = data.random_shift(images, torch.Generator().manual_seed(1))
-    _, _, rows, columns = (shifted == 1).nonzero(as_tuple=True)
-    assert len(rows) == len(images) and (shifted != data.BACKGROUND).sum() == 2 * len(images)
-    assert torch.equal((shifted == 0.5).nonzero()[:, 3], columns + 1)
-    steps = range(-data.MAX_SHIFT, data.MAX_SHIFT + 1)
-    moves = set(zip((rows - 8).tolist(), (columns - 8).tolist(), strict=True))
-    assert moves == {(down, right) for down in steps for right in steps}
-    assert torch.equal(shifted, data.random_shift(images, torch.Generator().manual_seed(1)))
 
 
 def test_lenet_learns_the_digits() -> None:
@@ -136,7 +78,8 @@ def test_lenet_learns_the_digits() -> None:
 @pytest.mark.parametrize("optimizer", DEFAULTS)
 def test_both_implementations_train_alike(optimizer: str) -> None:
     ours, torchs = (
-        train("--epochs", 1, "--optimizer", optimizer, "--impl", impl)
+        # Few steps: each ReLU and maximum that rounding tips over makes the two drift apart.
+        train("--epochs", 1, "--batch-size", 256, "--optimizer", optimizer, "--impl", impl)
         for impl in ("fusedopt", "torch")
     )
     assert ours.epochs[0].loss < math.log(10) + 0.05  # what guessing costs

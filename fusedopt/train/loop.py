@@ -11,12 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from fusedopt.train.checkpoint import TrainingState
 from fusedopt.train.cli import Options
-from fusedopt.train.data import random_shift
 
 CLASSES = {
     "sgd": "SGD",
@@ -56,12 +55,15 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def train_epoch(state: TrainingState, loader: DataLoader, title: str) -> Epoch:
+def train_epoch(
+    state: TrainingState, loader: DataLoader, augmentation: nn.Module, title: str
+) -> Epoch:
     """Trains for one epoch.
 
     Args:
         state: the model, the optimizer and what else training changes.
         loader: the training set, shuffled by `state.generator`.
+        augmentation: from the loader's batches to the model's input.
         title: what the progress bar calls this epoch.
 
     Returns:
@@ -71,10 +73,11 @@ def train_epoch(state: TrainingState, loader: DataLoader, title: str) -> Epoch:
     device = next(model.parameters()).device
     total_loss, correct, seen, optimizer_seconds = 0.0, 0, 0, 0.0
     model.train()
+    augmentation.train()
     start = clock(device)
     bar = tqdm(loader, title, leave=False, disable=not sys.stderr.isatty())
     for images, labels in bar:
-        images = random_shift(images, state.generator).to(device)
+        images = augmentation(images).to(device)
         labels = labels.to(device)
 
         optimizer.zero_grad()
@@ -97,11 +100,13 @@ def train_epoch(state: TrainingState, loader: DataLoader, title: str) -> Epoch:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, dataset: TensorDataset) -> float:
+def evaluate(model: nn.Module, dataset: Dataset, augmentation: nn.Module) -> float:
     """Returns the share of a data set's images that the model classifies correctly."""
     device = next(model.parameters()).device
     model.eval()
+    augmentation.eval()
     correct = 0
     for images, labels in DataLoader(dataset, batch_size=256):
-        correct += (model(images.to(device)).argmax(1) == labels.to(device)).sum().item()
+        logits = model(augmentation(images).to(device))
+        correct += (logits.argmax(1) == labels.to(device)).sum().item()
     return correct / len(dataset)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from fusedopt.train import checkpoint, data
+from fusedopt.train.augment import make_augmentation
 from fusedopt.train.checkpoint import TrainingState
-from fusedopt.train.cli import Options
+from fusedopt.train.cli import Options, UserError
 from fusedopt.train.compare import ROUNDS, Cost, compare
 from fusedopt.train.loop import CLASSES, Epoch, evaluate, make_optimizer, train_epoch
 from fusedopt.train.models import make_model
@@ -50,21 +51,27 @@ def run(options: Options) -> Result:
     """
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    train_set, validation_set, test_set = data.load_data(options.seed)
-    state = _start(options)
+    try:
+        splits = data.load_data("digits", root=Path("data"), seed=options.seed)
+    except data.DataError as error:
+        raise UserError(str(error)) from error
+    state = _start(options, splits)
     if options.resume is not None:
         checkpoint.load(options.resume, state, options)
-    loader = DataLoader(train_set, options.batch_size, shuffle=True, generator=state.generator)
-    _print_setup(options, state, (train_set, validation_set, test_set))
+    augmentation = make_augmentation("crop", splits, state.generator)
+    loader = data.make_loader(
+        splits.train, options.batch_size, shuffle=True, workers=0, generator=state.generator
+    )
+    _print_setup(options, state, (splits.train, splits.validation, splits.test))
 
     # The first step of any optimizer makes torch import its compiler: seconds that are no step's.
     make_optimizer(options, options.impl, [torch.zeros(1, requires_grad=True)]).step()
     epochs = []
     while state.epoch < options.epochs:
         title = f"epoch {state.epoch + 1:2d}/{options.epochs}"
-        epoch = train_epoch(state, loader, title)
+        epoch = train_epoch(state, loader, augmentation, title)
         epochs.append(epoch)
-        validation_accuracy = evaluate(state.model, validation_set)
+        validation_accuracy = evaluate(state.model, splits.validation, augmentation)
         print(
             f"{title}  loss {epoch.loss:.4f}  accuracy {epoch.accuracy:6.1%}"
             f"  validation {validation_accuracy:6.1%}  {epoch.seconds:.1f} s",
@@ -73,11 +80,14 @@ def run(options: Options) -> Result:
         if options.checkpoint is not None:
             checkpoint.save(options.checkpoint, state, options)
 
-    images, labels = train_set[: options.batch_size]
+    images, labels = next(
+        iter(data.make_loader(splits.train, options.batch_size, shuffle=False, workers=0))
+    )
+    images = augmentation(images)
     result = Result(
         model=state.model,
         epochs=epochs,
-        test_accuracy=evaluate(state.model, test_set),
+        test_accuracy=evaluate(state.model, splits.test, augmentation),
         train_seconds=sum(epoch.seconds for epoch in epochs),
         optimizer_seconds=sum(epoch.optimizer_seconds for epoch in epochs),
         costs=compare(state.model, options, images, labels),
@@ -86,10 +96,10 @@ def run(options: Options) -> Result:
     return result
 
 
-def _start(options: Options) -> TrainingState:
+def _start(options: Options, splits: data.Splits) -> TrainingState:
     """Returns the state before the first epoch."""
     torch.manual_seed(options.seed)
-    model = make_model(options.model, data.NUM_CLASSES, data.IN_CHANNELS, data.IMAGE_SIZE)
+    model = make_model(options.model, len(splits.classes), splits.in_channels, splits.image_size)
     model.to(options.device)
     optimizer = make_optimizer(options, options.impl, model.parameters())
     # Not a schedule over all epochs: a resumed run may have more of them than it began with.
