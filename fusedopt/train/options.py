@@ -121,8 +121,8 @@ def _classes(text: str) -> tuple[int, ...]:
     chosen: list[int] = []
     try:
         for part in text.split(","):
-            first, _, last = part.partition("-")
-            chosen += range(int(first), int(last or first) + 1)
+            first, dash, last = part.partition("-")
+            chosen += range(int(first), int(last if dash else first) + 1)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form 0,3,5-9") from None
     return tuple(chosen)
@@ -145,7 +145,8 @@ def _augmentation(text: str) -> str:
     names = text.split(",")
     wrong = [name for name in names if name not in SPECS]
     if wrong or ("none" in names and len(names) > 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is not 'none' or some of {', '.join(SPECS)}")
+        some = ", ".join(name for name in SPECS if name != "none")
+        raise argparse.ArgumentTypeError(f"{text!r} is not 'none' or some of {some}")
     return text
 
 
