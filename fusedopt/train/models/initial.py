@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from fusedopt.train.models.parts import ModelError
+
 RULES = ("he", "xavier")
 
 
@@ -19,7 +21,7 @@ def initialise(model: nn.Module, rule: str) -> nn.Module:
         The model.
 
     Raises:
-        ValueError: another rule.
+        ModelError: another rule.
 
     Reference:
         He, Zhang, Ren, Sun: Delving Deep into Rectifiers, 2015, equation 10.
@@ -27,7 +29,7 @@ def initialise(model: nn.Module, rule: str) -> nn.Module:
         2010, equation 16.
     """
     if rule not in RULES:
-        raise ValueError(f"init must be one of {', '.join(RULES)}, not {rule!r}")
+        raise ModelError(f"init must be one of {', '.join(RULES)}, not {rule!r}")
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             if rule == "he":

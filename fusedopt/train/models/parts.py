@@ -15,20 +15,23 @@ class ModelError(ValueError):
 
 def head_name(model: nn.Module) -> str:
     """Returns the name of the module that `head_of` returns."""
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not names:
-        raise ModelError(f"{type(model).__name__} has no linear layer that could be its head")
-    return names[-1]
+    for kind in (nn.Linear, nn.Conv2d):
+        names = [name for name, module in model.named_modules() if isinstance(module, kind)]
+        if names:
+            return names[-1]
+    raise ModelError(f"{type(model).__name__} has no layer that could be its head")
 
 
-def head_of(model: nn.Module) -> nn.Linear:
+def head_of(model: nn.Module) -> nn.Linear | nn.Conv2d:
     """Returns the layer that gives the logits: the last linear layer of a classifier.
+
+    Of SqueezeNet, which has no linear layer, it is the last convolution, 1x1.
 
     Args:
         model: of this package, or a classifier of torchvision's.
 
     Raises:
-        ModelError: there is no linear layer, as in SqueezeNet.
+        ModelError: there is none.
     """
     return model.get_submodule(head_name(model))
 
@@ -44,12 +47,16 @@ def replace_head(model: nn.Module, num_classes: int) -> nn.Module:
         The model.
 
     Raises:
-        ModelError: there is no linear layer, or `num_classes` is below 1.
+        ModelError: there is no head, or `num_classes` is below 1.
     """
     if num_classes < 1:
         raise ModelError(f"num_classes must be at least 1, not {num_classes}")
     old = head_of(model)
-    new = nn.Linear(old.in_features, num_classes, old.bias is not None)
+    new: nn.Module
+    if isinstance(old, nn.Linear):
+        new = nn.Linear(old.in_features, num_classes, old.bias is not None)
+    else:
+        new = nn.Conv2d(old.in_channels, num_classes, old.kernel_size, bias=old.bias is not None)
     model.set_submodule(head_name(model), new.to(old.weight.device, old.weight.dtype))
     return model
 
