@@ -138,9 +138,10 @@ def restore(
     """
     check_options(content, options)
     path, saved = options.resume, content["options"]
-    if content["images"] != len(splits.train) or content["classes"] != list(splits.classes):
-        raise UserError(f"--resume: {path} was trained with other data than there is now")
     try:
+        same_data = content["images"] == len(splits.train)
+        if not same_data or content["classes"] != list(splits.classes):
+            raise UserError(f"--resume: {path} was trained with other data than there is now")
         state.load_state_dict(content)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(f"--resume: {path} is damaged: {error}".splitlines()[0]) from error
