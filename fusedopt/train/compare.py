@@ -1,68 +1,122 @@
-"""What a step costs with fusedopt and with torch.optim, measured side by side on copies."""
+"""Trains with several optimizers side by side: `python -m fusedopt.train compare`."""
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass
-from statistics import median
+import argparse
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from fusedopt.train import checkpoint
+from fusedopt.train.charts import draw_comparison
+from fusedopt.train.flags import add_options
+from fusedopt.train.folder import write_csv
+from fusedopt.train.interrupts import Interrupted
+from fusedopt.train.options import DEFAULTS, Options, UserError, make_options
+from fusedopt.train.run import load_splits, open_folder, train
+from fusedopt.train.start import start
+from fusedopt.train.state import Row
+from fusedopt.train.world import say
 
-from fusedopt.train.cli import Options
-from fusedopt.train.loop import clock, make_optimizer
-
-WARM_UP = 3
-ROUNDS = 30
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Medians of one implementation.
-
-    Attributes:
-        step_ms: milliseconds of `optimizer.step()`.
-        share: of the time of forward pass, backward pass and step.
-    """
-
-    step_ms: float
-    share: float
+CHART, TABLE, METRICS = "compare.png", "compare.csv", "metrics.csv"
+HEAD = ("optimizer", "impl", "training loss", "validation loss", "validation accuracy", "seconds",
+        "in the optimizer", "per step")  # fmt: skip
 
 
-def compare(model: nn.Module, options: Options, images: Tensor, labels: Tensor) -> dict[str, Cost]:
-    """Trains a copy of the model with each implementation, by turns, and times the steps.
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's options: those of a run, but for several optimizers."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fusedopt.train compare",
+        usage="%(prog)s [options]",
+        description="Trains one model on one data set with several optimizers, ours and torch's,"
+        " from the same weights and with the same batches. The test set is left alone. The same"
+        " command again continues what was interrupted.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    add_options(parser, several=True)
+    parser.set_defaults(out=Path("compare"))
+    return parser
 
-    Forward and backward pass run before each step, as in training: the optimizer finds the
-    processor's caches as they leave them.
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Trains with each optimizer and implementation, and writes a table and a chart.
 
     Args:
-        model: stays as it is.
-        options: the optimizer and its settings; torch.optim's version gets its own default path.
-        images: one batch.
-        labels: the images' classes.
+        arguments: what `make_parser`'s parser made of the command line.
 
-    Returns:
-        The cost with "fusedopt" and with "torch".
+    Raises:
+        UserError: the options can't work, or a file can't be read or written.
+        Interrupted: Ctrl-C.
     """
-    device = next(model.parameters()).device
-    images, labels = images.to(device), labels.to(device)
-    runs = {}
-    for impl in ("fusedopt", "torch"):
-        twin = copy.deepcopy(model).train()
-        runs[impl] = twin, make_optimizer(options, impl, twin.parameters())
-    step_times: dict[str, list[float]] = {impl: [] for impl in runs}
-    other_times: list[float] = []
-    for i in range(WARM_UP + ROUNDS):
-        for impl, (twin, optimizer) in runs.items():
-            start = clock(device)
-            optimizer.zero_grad()
-            F.cross_entropy(twin(images), labels).backward()
-            before = clock(device)
-            optimizer.step()
-            end = clock(device)
-            if i >= WARM_UP:
-                other_times.append(before - start)
-                step_times[impl].append(end - before)
-    other = median(other_times)
-    steps = {impl: median(times) for impl, times in step_times.items()}
-    return {impl: Cost(step * 1e3, step / (step + other)) for impl, step in steps.items()}
+    given = vars(arguments)
+    out, optimizers, impls = (given.pop(name) for name in ("out", "optimizers", "impl"))
+    momentum = given.pop("momentum", None)
+    if momentum is not None and not any("momentum" in DEFAULTS[name] for name in optimizers):
+        raise UserError("--momentum: none of these optimizers has one; sgd and rmsprop do")
+    runs = []
+    for optimizer in optimizers:
+        for impl in impls:
+            own = {"optimizer": optimizer, "impl": impl, "out": out / f"{optimizer}-{impl}"}
+            if "momentum" in DEFAULTS[optimizer]:
+                own["momentum"] = momentum
+            runs.append(_continued(make_options(given | own)))
+    splits = load_splits(runs[0][0])
+    rows: dict[tuple[str, str], list[Row]] = {}
+    for options, content in runs:
+        state = start(options, splits, content)
+        try:
+            with open_folder(options, state) as folder:
+                train(options, splits, state, folder)
+        except Interrupted:
+            raise Interrupted("interrupted; the same command again goes on") from None
+        rows[options.optimizer, options.impl] = state.rows
+        say("")
+    lines = [_line(*key, rows[key]) for key in rows]
+    _print_table(lines)
+    write_csv(out / TABLE, [dict(zip(HEAD, line, strict=True)) for line in lines])
+    names = ("optimizer", "impl")
+    write_csv(out / METRICS, [dict(zip(names, k, strict=True)) | r for k in rows for r in rows[k]])
+    image = io.BytesIO()
+    draw_comparison(rows, image)
+    checkpoint.write_atomically(out / CHART, lambda file: file.write(image.getvalue()) and None)
+    say(f"{out / CHART}, {out / TABLE}, {out / METRICS}")
+
+
+def _continued(options: Options) -> tuple[Options, dict[str, Any] | None]:
+    """Returns a run's options, and the content of its checkpoint where it has begun before."""
+    if not (options.out / checkpoint.CHECKPOINT).exists():
+        return options, None
+    options = replace(options, resume=options.out)
+    content = checkpoint.read(options.out, "--resume")
+    try:
+        checkpoint.check_options(content, options)
+    except UserError as error:
+        raise UserError(f"--out: {str(error).removeprefix('--resume: ')}") from error
+    return options, content
+
+
+def _line(optimizer: str, impl: str, rows: list[Row]) -> list[str]:
+    seconds, own = (sum(row[name] for row in rows) for name in ("seconds", "optimizer_seconds"))
+    last = rows[-1]
+    return [
+        optimizer,
+        impl,
+        f"{last['train_loss']:.4f}",
+        f"{last['validation_loss']:.4f}",
+        f"{last['validation_accuracy']:.1%}",
+        f"{seconds:.1f}",
+        f"{own / seconds:.1%}",
+        f"{own / last['step'] * 1e3:.3f} ms",
+    ]
+
+
+def _print_table(lines: list[list[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(HEAD, *lines, strict=True)]
+    for line in [HEAD, *lines]:
+        cells = [
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        say("  ".join(cells).rstrip())

@@ -1,0 +1,137 @@
+"""The training script's options: their defaults, and whether they go together."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# What each optimizer gets where the command line doesn't say otherwise. The keys are also the
+# options it has: --momentum with adam is an error.
+DEFAULTS: dict[str, dict[str, float]] = {
+    "sgd": {"lr": 0.05, "weight_decay": 5e-4, "momentum": 0.9},
+    "adagrad": {"lr": 0.02, "weight_decay": 0.0},
+    "rmsprop": {"lr": 1e-3, "weight_decay": 0.0, "momentum": 0.0},
+    "adadelta": {"lr": 1.0, "weight_decay": 0.0},
+    "adam": {"lr": 3e-3, "weight_decay": 0.0},
+    "adamw": {"lr": 3e-3, "weight_decay": 1e-2},
+}
+IMPLEMENTATIONS = ("fusedopt", "torch")
+AUGMENTATION = {"cifar10": "crop,flip", "cifar100": "crop,flip", "folder": "resized-crop,flip"}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# These may change when a run is resumed. --impl is among them: a fusedopt checkpoint continues
+# with torch.optim, and the other way round, only not bit for bit.
+FREE = {"impl", "epochs", "threads", "device", "workers", "data_dir", "download"}
+FREE |= {"out", "resume", "checkpoint_every"}
+
+
+class UserError(Exception):
+    """Something that the user can put right; its text is the whole message."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says, with the defaults filled in that depend on other options."""
+
+    # model
+    model: str
+    weight_init: str | None
+    pretrained: str | None
+    # data
+    data: str
+    data_dir: Path
+    download: bool | None
+    image_size: int | None
+    classes: tuple[int, ...] | None
+    per_class: int | None
+    augment: str
+    workers: int
+    # optimizer
+    optimizer: str
+    impl: str
+    lr: float
+    weight_decay: float
+    momentum: float | None
+    no_decay_on_norm_and_bias: bool | None
+    # recipe
+    epochs: int
+    batch_size: int
+    accumulate: int
+    scheduler: str
+    scheduler_arg: tuple[tuple[str, Any], ...]
+    scheduler_interval: str | None
+    label_smoothing: float
+    clip_norm: float | None
+    ema: float | None
+    patience: int | None
+    monitor: str
+    precision: str
+    # transfer
+    init: Path | None
+    new_head: bool | None
+    freeze: str | None
+    lr_decay_by_depth: float | None
+    # run
+    seed: int
+    threads: int | None
+    device: str
+    out: Path | None
+    resume: Path | None
+    checkpoint_every: int | None
+
+    def optimizer_kwargs(self) -> dict[str, float]:
+        """Returns the keyword arguments of the optimizer's constructor."""
+        return {name: getattr(self, name) for name in DEFAULTS[self.optimizer]}
+
+    def plain(self) -> dict[str, Any]:
+        """Returns the options as JSON has them."""
+        values = dataclasses.asdict(self)
+        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+
+def make_options(given: dict[str, Any]) -> Options:
+    """Returns the checked options.
+
+    Args:
+        given: what argparse made of the command line.
+
+    Raises:
+        UserError: options that don't go together, or can't work on this machine.
+    """
+    values = {field.name: None for field in fields(Options)} | given
+    own = DEFAULTS[values["optimizer"]]
+    if values["momentum"] is not None and "momentum" not in own:
+        raise UserError(f"--momentum: {values['optimizer']} has none; sgd and rmsprop do")
+    for name, default in own.items():
+        if values[name] is None:
+            values[name] = default
+    if values["augment"] is None:
+        values["augment"] = AUGMENTATION.get(values["data"].partition(":")[0], "crop")
+    values["device"] = pick_device(values["device"])
+    values["scheduler_arg"] = tuple(dict(values["scheduler_arg"] or ()).items())
+    if values["classes"] is not None:
+        values["classes"] = tuple(values["classes"])
+    if values["new_head"] and values["init"] is None:
+        raise UserError("--new-head: a fresh network has one already; give --init as well")
+    for name in ("weight_init", "pretrained"):
+        if values[name] is not None and values["init"] is not None:
+            raise UserError(f"--{name.replace('_', '-')}: --init says what weights to begin with")
+    if values["checkpoint_every"] and values["out"] is None and values["resume"] is None:
+        raise UserError("--checkpoint-every: give --out, the folder to write to, as well")
+    return Options(**values)
+
+
+def pick_device(name: str | None) -> str:
+    """Returns the name of a device that is there; for None CUDA's first, or else the CPU."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name is None:
+        return "cuda" if count else "cpu"
+    there = ["cpu"] + ["cuda"] * (count > 0) + [f"cuda:{i}" for i in range(count)]
+    if name not in there:
+        are = f"{', '.join(map(repr, there))} {'is' if len(there) == 1 else 'are'}"
+        raise UserError(f"--device: {name!r} is not available here; {are}")
+    return name
