@@ -1,5 +1,6 @@
 // The part of a step that changes something: new state, step counts, tables, the sweep.
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/clone.h>
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
@@ -62,24 +63,27 @@ bool Plan::create_states(const py::object& state, const py::dict& defaults,
                          std::vector<at::Tensor>& created) {
   if (!any_fresh_) return false;
   struct Fresh {
-    py::object param;  // owned: putting state in place runs Python code
+    py::object param;  // owned: a DTensor's state, and putting state in place, run Python code
     py::object state;  // optimizer.state[param]; null: not there yet
+    const Group* group;
     std::vector<std::pair<PyObject*, at::Tensor>> entries;
   };
   std::vector<Fresh> all;
-  const at::NoGradGuard no_grad;
+  double initial = 0;
+  if (optimizer_->initial_value != nullptr) {
+    initial = defaults[optimizer_->initial_value].cast<double>();
+  }
   for (const int index : ready_) {
-    const Work& work = works_[index];
-    if (!work.fresh) continue;
+    if (!works_[index].fresh) continue;
     const Slot& slot = slots_[index];
-    const Group& group = groups_[slot.group];
-    double initial = 0;
-    if (optimizer_->initial_value != nullptr) {
-      initial = defaults[optimizer_->initial_value].cast<double>();
-    }
-    Fresh fresh{py::reinterpret_borrow<py::object>(slot.param),
-                py::reinterpret_borrow<py::object>(slot.state),
-                {}};
+    all.push_back({py::reinterpret_borrow<py::object>(slot.param),
+                   py::reinterpret_borrow<py::object>(slot.state),
+                   &groups_[slot.group],
+                   {}});
+  }
+  const at::NoGradGuard no_grad;
+  for (Fresh& fresh : all) {
+    const Group& group = *fresh.group;
     if (optimizer_->counts_steps) {
       const bool wide =
           !group.fused && c10::get_default_dtype() == caffe2::TypeMeta::Make<double>();
@@ -87,13 +91,12 @@ bool Plan::create_states(const py::object& state, const py::dict& defaults,
       fresh.entries.emplace_back(step_key_,
                                  at::zeros({}, at::TensorOptions().dtype(dtype).device(at::kCPU)));
     }
-    const at::Tensor param = tensor_of(work.operands[0].tensor);
+    const at::Tensor& param = THPVariable_Unpack(fresh.param.ptr());
     for (int k = 0; k < group.variant.cpu->states; ++k) {
       fresh.entries.emplace_back(state_keys_[group.variant.keys[k]],
                                  at::full_like(param, initial, {}, at::MemoryFormat::Preserve));
     }
     created.push_back(param);
-    all.push_back(std::move(fresh));
   }
   size_t placed = 0;
   try {
@@ -120,8 +123,9 @@ bool Plan::create_states(const py::object& state, const py::dict& defaults,
 }
 
 // A gradient that is written (unscaled) must not be read under another name: where one is expanded,
-// or belongs to several parameters, each parameter gets a copy of its own.
-void Plan::separate_gradients() {
+// or belongs to several parameters, each parameter gets a copy of its own. Returns whether Python
+// code ran, as it does to copy a DTensor: then all has to be looked at again.
+bool Plan::separate_gradients() {
   std::vector<Range> ranges;
   std::vector<char> shared(works_.size(), 0);
   for (const int slot : ready_) {
@@ -132,9 +136,14 @@ void Plan::separate_gradients() {
   }
   for (const int slot : find_overlapping(ranges)) shared[slot] = 1;
   const at::NoGradGuard no_grad;
+  std::vector<at::Tensor> sharded;
   for (const int slot : ready_) {
     if (!shared[slot]) continue;
     Work& work = works_[slot];
+    if (work.cut != 0) {
+      sharded.push_back(THPVariable_Unpack(slots_[slot].param));
+      continue;
+    }
     const at::Tensor param = tensor_of(work.operands[0].tensor);
     const at::Tensor copy = at::zeros_like(param, {}, at::MemoryFormat::Preserve);
     copy.copy_(tensor_of(work.operands[1].tensor));
@@ -142,6 +151,8 @@ void Plan::separate_gradients() {
     work.operands[1] = operand_of(*copy.unsafeGetTensorImpl());
     work.dense = false;  // its layout is found anew
   }
+  for (const at::Tensor& param : sharded) param.mutable_grad() = param.grad().clone();
+  return !sharded.empty();
 }
 
 int64_t Bucket::elements() const {
@@ -192,7 +203,9 @@ void Plan::fill_buckets(bool scaled) {
     for (int k = 0; k < operands; ++k) {
       const Operand& operand = work.operands[k];
       const bool written = k != 1 || scaled;
-      entry.operands[k] = written ? written_address(operand) : const_cast<char*>(operand.address);
+      entry.operands[k] = !written        ? const_cast<char*>(operand.address)
+                          : work.cut == 0 ? written_address(operand)
+                                          : written_piece(slots_[ready_[i]], work, k);
     }
     if (work.numel == 0) continue;
     if (bucket == nullptr || !bucket->takes(group.variant, work)) {

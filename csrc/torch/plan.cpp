@@ -175,7 +175,7 @@ py::object Plan::step(const py::object& groups, const py::object& state, const p
   // Putting state in place runs Python code (Tensor.__hash__, the garbage collector), which may do
   // anything: all is looked at again.
   std::vector<at::Tensor> created;
-  while (create_states(state, defaults, created)) {
+  while (create_states(state, defaults, created) || (scaled && separate_gradients())) {
     read_slots();
     check(state, stepped_by_torch);
     find_overlaps();
@@ -185,10 +185,10 @@ py::object Plan::step(const py::object& groups, const py::object& state, const p
     for (const at::Tensor& param : created) first.insert(param.unsafeGetTensorImpl());
     for (const int slot : ready_) {
       Work& work = works_[slot];
-      work.first = work.first || first.count(work.operands[0].tensor) != 0;
+      const auto* param = THPVariable_Unpack(slots_[slot].param).unsafeGetTensorImpl();
+      work.first = work.first || first.count(param) != 0;
     }
   }
-  if (scaled) separate_gradients();
   fill_buckets(scaled);
   sweep(scaled, scale);
   return py::none();
