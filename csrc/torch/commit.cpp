@@ -200,12 +200,14 @@ void Plan::fill_buckets(bool scaled) {
     const int operands = 2 + group.variant.cpu->states;
     const double step = optimizer_->counts_steps ? count_step(work) : (work.first ? 0 : 1);
     TensorEntry entry;
-    for (int k = 0; k < operands; ++k) {
-      const Operand& operand = work.operands[k];
-      const bool written = k != 1 || scaled;
-      entry.operands[k] = !written        ? const_cast<char*>(operand.address)
-                          : work.cut == 0 ? written_address(operand)
-                                          : written_piece(slots_[ready_[i]], work, k);
+    if (work.cut != 0) {
+      enter_pieces(slots_[ready_[i]], work, operands, scaled, entry);
+    } else {
+      for (int k = 0; k < operands; ++k) {
+        const Operand& operand = work.operands[k];
+        const bool written = k != 1 || scaled;
+        entry.operands[k] = written ? written_address(operand) : const_cast<char*>(operand.address);
+      }
     }
     if (work.numel == 0) continue;
     if (bucket == nullptr || !bucket->takes(group.variant, work)) {

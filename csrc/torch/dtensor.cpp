@@ -162,16 +162,23 @@ const char* Plan::take_piece(const Slot& slot, const char* key, PyObject* object
   return nullptr;
 }
 
-// As written_address. The version that counts is the DTensor's own: it is what torch's operators
-// count, and not the piece's.
-char* Plan::written_piece(const Slot& slot, const Work& work, int k) const {
+// Writes the addresses of a DTensor's pieces into the table. The versions that count up are the
+// DTensors' own: they are what torch's operators count, and not the pieces'.
+void Plan::enter_pieces(const Slot& slot, const Work& work, int operands, bool scaled,
+                        TensorEntry& entry) const {
   const at::Tensor& param = THPVariable_Unpack(slot.param);
   const auto& keys = groups_[slot.group].variant.keys;
-  const at::Tensor& whole = k == 0   ? param
-                            : k == 1 ? param.unsafeGetTensorImpl()->grad()
-                                     : THPVariable_Unpack(work.traces.state[keys[k - 2]]);
-  whole.unsafeGetTensorImpl()->bump_version();
-  return own_address(work.operands[k]);
+  for (int k = 0; k < operands; ++k) {
+    if (k == 1 && !scaled) {
+      entry.operands[k] = const_cast<char*>(work.operands[k].address);
+      continue;
+    }
+    const at::Tensor& whole = k == 0   ? param
+                              : k == 1 ? param.unsafeGetTensorImpl()->grad()
+                                       : THPVariable_Unpack(work.traces.state[keys[k - 2]]);
+    whole.unsafeGetTensorImpl()->bump_version();
+    entry.operands[k] = own_address(work.operands[k]);
+  }
 }
 
 }  // namespace fusedopt

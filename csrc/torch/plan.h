@@ -142,7 +142,8 @@ class Plan {
                           c10::TensorImpl*& grad);
   const char* take_piece(const Slot& slot, const char* key, PyObject* object, const Work& work,
                          c10::TensorImpl*& tensor);
-  char* written_piece(const Slot& slot, const Work& work, int k) const;
+  void enter_pieces(const Slot& slot, const Work& work, int operands, bool scaled,
+                    TensorEntry& entry) const;
 
   // device.cpp
   const char* check_device(const Group& group, const Work& work);
