@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -39,16 +40,18 @@ def _training_step(
 
 def measure(choice: Choice, batch: int, device: str, seconds: float, seed: int = 0) -> list[Row]:
     """Trains a ResNet-20 of its own with each implementation, by turns, and times whole steps."""
+    from fusedopt.train.augment import Normalize
     from fusedopt.train.data import load_data
-    from fusedopt.train.models import ResNet20
+    from fusedopt.train.models import make_model
 
-    digits, *_ = load_data(seed=0)
-    chosen = torch.arange(batch) % len(digits)
-    images, labels = (tensor[chosen].to(device) for tensor in digits.tensors)
+    digits = load_data("digits", root=Path("data"), seed=0)
+    chosen = digits.train.take(torch.arange(batch) % len(digits.train))
+    images = Normalize(digits.mean, digits.std)(chosen.images).to(device)
+    labels = chosen.labels.to(device)
     steps: dict[str, Step] = {}
     for name in NAMES:
         torch.manual_seed(seed)
-        model = ResNet20(num_classes=10, in_channels=1).to(device)
+        model = make_model("resnet20", 10, 1, digits.image_size).to(device)
         implementation = IMPLEMENTATIONS.get(name, Implementation("default", "torch.optim"))
         if implementation.has(choice):
             steps[name] = _training_step(model, implementation, choice, images, labels)

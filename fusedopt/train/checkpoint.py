@@ -3,106 +3,152 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch import Tensor
 
-from fusedopt.train.cli import Options, UserError
+from fusedopt.train.data import Splits
+from fusedopt.train.options import FREE, Options, UserError
+from fusedopt.train.state import TrainingState
 
-# A run goes on bit for bit only with the same value of each. --impl is not among them: a
-# fusedopt checkpoint continues with torch.optim, and the other way round.
-SETTINGS = ["model", "optimizer", "lr", "weight_decay", "momentum", "gamma", "batch_size", "seed"]
+CHECKPOINT = "checkpoint.pt"  # in a run's folder: all that continuing it needs
+MODEL = "model.pt"  # the network that came out
 
 
-@dataclass
-class TrainingState:
-    """All that changes while training.
+def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Writes a file beside `path`, then moves it there: `path` is always a whole one.
 
-    Attributes:
-        model: its parameters and buffers.
-        optimizer: its state and options.
-        scheduler: of the learning rate.
-        generator: draws the order of the images and their shifts.
-        epoch: number of epochs done.
+    Raises:
+        UserError: the disk is full, or the folder can't be written to.
     """
-
-    model: nn.Module
-    optimizer: Optimizer
-    scheduler: LRScheduler
-    generator: torch.Generator
-    epoch: int = 0
-
-
-def save(path: Path, state: TrainingState, options: Options) -> None:
-    """Writes a checkpoint beside `path`, then moves it there: `path` is always a whole one."""
-    content = {
-        "settings": {name: getattr(options, name) for name in SETTINGS},
-        "epoch": state.epoch,
-        "model": state.model.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-        "scheduler": state.scheduler.state_dict(),
-        "generator": state.generator.get_state(),
-        "torch_generator": torch.get_rng_state(),
-    }
     unfinished = path.with_name(path.name + ".part")
     try:
         with unfinished.open("wb") as file:
-            torch.save(content, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # so that the move outlives a crash of the machine, too
+        finally:
+            os.close(folder)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into the latter
-        raise UserError(f"--checkpoint: cannot write {path}: {error}".splitlines()[0]) from error
+        raise UserError(f"--out: cannot write {path}: {error}".splitlines()[0]) from error
     finally:
         unfinished.unlink(missing_ok=True)
 
 
-def _read(path: Path, device: torch.device) -> dict[str, Any]:
-    """Returns a checkpoint's content.
+def description(splits: Splits, options: Options) -> dict[str, Any]:
+    """Returns what one must know of a run to use its weights, or to continue it."""
+    return {
+        "options": options.plain(),
+        "classes": list(splits.classes),
+        "in_channels": splits.in_channels,
+        "image_size": splits.image_size,
+        "mean": list(splits.mean),
+        "std": list(splits.std),
+        "images": len(splits.train),
+    }
+
+
+def save(folder: Path, state: TrainingState, splits: Splits, options: Options) -> None:
+    """Writes all that continuing the run needs.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    content = description(splits, options) | state.state_dict()
+    write_atomically(folder / CHECKPOINT, lambda file: torch.save(content, file))
+
+
+def save_model(folder: Path, weights: dict[str, Tensor], splits: Splits, options: Options) -> None:
+    """Writes the network that came out, for `--init` and for predicting.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    content = description(splits, options) | {"model": weights}
+    write_atomically(folder / MODEL, lambda file: torch.save(content, file))
+
+
+def read(path: Path, flag: str) -> dict[str, Any]:
+    """Returns the content of a checkpoint, tensors on the CPU.
+
+    Args:
+        path: a file, or a run's folder.
+        flag: names the option that asked for it, in messages.
 
     Raises:
         UserError: there is no such file, or it is none of ours.
     """
+    if path.is_dir():
+        files = [path / CHECKPOINT] if flag == "--resume" else [path / MODEL, path / CHECKPOINT]
+        path = next((file for file in files if file.is_file()), files[-1])
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"--resume: cannot read {path}: {error.strerror}") from error
+        raise UserError(f"{flag}: cannot read {path}: {error.strerror}") from error
     except Exception as error:  # torch.load raises whatever the damage makes it stumble over
-        raise UserError(f"--resume: {path} is damaged, or not a checkpoint") from error
-    if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
-        raise UserError(f"--resume: {path} is not a checkpoint of this script")
+        raise UserError(f"{flag}: {path} is damaged, or not a checkpoint") from error
+    if not isinstance(content, dict) or not isinstance(content.get("options"), dict):
+        raise UserError(f"{flag}: {path} is not a checkpoint of this script")
     return content
 
 
-def load(path: Path, state: TrainingState, options: Options) -> None:
-    """Continues `state` from a checkpoint.
+def weights_of(content: dict[str, Any]) -> dict[str, Tensor]:
+    """Returns the weights that the run would be tested with: the best, averaged, or last ones."""
+    best = (content.get("stopping") or {}).get("weights")
+    if best is not None:
+        return best
+    if content.get("ema") is not None:
+        start = "module."
+        averaged = content["ema"].items()
+        return {name[len(start) :]: t for name, t in averaged if name.startswith(start)}
+    return content["model"]
+
+
+def check_options(content: dict[str, Any], options: Options) -> None:
+    """Checks that a run continues with the options that decide what comes out.
 
     Raises:
-        UserError: the file is missing, damaged, of a run with other settings, or further along.
+        UserError: one of them differs.
     """
-    device = next(state.model.parameters()).device
-    content = _read(path, device)
-    saved = content["settings"]
+    now = options.plain()
     differences = [
-        f"--{name.replace('_', '-')} {saved.get(name)} (not {getattr(options, name)})"
-        for name in SETTINGS
-        if saved.get(name) != getattr(options, name)
+        f"--{name.replace('_', '-')} {content['options'].get(name)} (not {now[name]})"
+        for name in (field.name for field in fields(Options) if field.name not in FREE)
+        if content["options"].get(name) != now[name]
     ]
     if differences:
-        raise UserError(f"--resume: {path} was trained with {', '.join(differences)}")
+        raise UserError(f"--resume: {options.resume} was trained with {', '.join(differences)}")
+
+
+def restore(
+    content: dict[str, Any], state: TrainingState, splits: Splits, options: Options
+) -> None:
+    """Continues `state` from a checkpoint's content.
+
+    Raises:
+        UserError: it is damaged, of a run with other options or data, or further along.
+    """
+    check_options(content, options)
+    path, saved = options.resume, content["options"]
     try:
-        state.epoch = int(content["epoch"])
-        state.model.load_state_dict(content["model"])
-        state.optimizer.load_state_dict(content["optimizer"])
-        state.scheduler.load_state_dict(content["scheduler"])
-        state.generator.set_state(content["generator"].cpu())
-        torch.set_rng_state(content["torch_generator"].cpu())
+        same_data = content["images"] == len(splits.train)
+        if not same_data or content["classes"] != list(splits.classes):
+            raise UserError(f"--resume: {path} was trained with other data than there is now")
+        state.load_state_dict(content)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(f"--resume: {path} is damaged: {error}".splitlines()[0]) from error
-    if state.epoch > options.epochs:
+    if state.epoch > options.epochs or (state.epoch == options.epochs and state.batch):
         raise UserError(f"--resume: {path} has done {state.epoch} epochs, --epochs is fewer")
+    if state.scheduler.needs_epochs and saved["epochs"] != options.epochs:
+        raise UserError(
+            f"--resume: --scheduler {options.scheduler} of {path} was made for --epochs"
+            f" {saved['epochs']}, not {options.epochs}"
+        )

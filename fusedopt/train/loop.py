@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import Dataset, DistributedSampler, Subset
 from tqdm import tqdm
 
-from fusedopt.train.checkpoint import TrainingState
-from fusedopt.train.cli import Options
-from fusedopt.train.data import random_shift
+from fusedopt.train import world
+from fusedopt.train.data import make_loader
+from fusedopt.train.options import PRECISIONS, Options
+from fusedopt.train.recipe import set_train_mode
+from fusedopt.train.state import TrainingState
 
 CLASSES = {
     "sgd": "SGD",
@@ -28,17 +30,16 @@ CLASSES = {
 }
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch came to: means over its images, and seconds."""
+class Figures(NamedTuple):
+    """Means over a data set's images."""
 
     loss: float
     accuracy: float
-    seconds: float
-    optimizer_seconds: float
 
 
-def make_optimizer(options: Options, impl: str, parameters: Iterable[Tensor]) -> Optimizer:
+def make_optimizer(
+    options: Options, impl: str, parameters: Iterable[Tensor] | Iterable[dict[str, Any]]
+) -> Optimizer:
     """Returns the optimizer: this import is all that changes between torch.optim and fusedopt."""
     if impl == "fusedopt":
         import fusedopt as optim
@@ -49,59 +50,128 @@ def make_optimizer(options: Options, impl: str, parameters: Iterable[Tensor]) ->
     return optimizer_class(parameters, **options.optimizer_kwargs())
 
 
-def clock(device: torch.device) -> float:
-    """Returns the time in seconds, after an accelerator has done all it was given."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter()
+def autocast(options: Options) -> torch.autocast:
+    """Returns the context in which the forward pass runs in `--precision`."""
+    device, dtype = torch.device(options.device), PRECISIONS[options.precision]
+    return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
 
 
-def train_epoch(state: TrainingState, loader: DataLoader, title: str) -> Epoch:
-    """Trains for one epoch.
+def epoch_order(dataset: Dataset, options: Options, epoch: int) -> list[int]:
+    """Returns the training images' order, which seed and epoch decide, for this process's share.
+
+    A last batch of one image is left out: batch norm may have nothing to average there.
+    """
+    sampler = DistributedSampler(dataset, world.size(), world.rank(), seed=options.seed)
+    sampler.set_epoch(epoch)
+    order = list(sampler)
+    return order[:-1] if len(order) % options.batch_size == 1 < options.batch_size else order
+
+
+def train_epoch(
+    state: TrainingState,
+    dataset: Dataset,
+    augmentation: nn.Module,
+    options: Options,
+    after_step: Callable[[], None],
+    title: str,
+) -> Figures:
+    """Trains until the end of the epoch that has begun.
 
     Args:
         state: the model, the optimizer and what else training changes.
-        loader: the training set, shuffled by `state.generator`.
+        dataset: the training set.
+        augmentation: from a loader's batch to the model's input.
+        options: of the recipe.
+        after_step: called after each optimizer step, where `state` is whole and can be saved.
         title: what the progress bar calls this epoch.
 
     Returns:
-        The epoch's loss and accuracy on the images as shifted, and its time.
+        The epoch's loss and accuracy on the images as they were augmented.
     """
-    model, optimizer = state.model, state.optimizer
-    device = next(model.parameters()).device
-    total_loss, correct, seen, optimizer_seconds = 0.0, 0, 0, 0.0
-    model.train()
-    start = clock(device)
-    bar = tqdm(loader, title, leave=False, disable=not sys.stderr.isatty())
-    for images, labels in bar:
-        images = random_shift(images, state.generator).to(device)
-        labels = labels.to(device)
+    model, optimizer, scaler = state.model, state.optimizer, state.scaler
+    device = torch.device(options.device)
+    order = epoch_order(dataset, options, state.epoch)
+    size = options.batch_size
+    rest = Subset(dataset, order[state.batch * size :])
+    # Its generator seeds the workers, and leaves torch's own to dropout.
+    seed = torch.Generator().manual_seed(options.seed)
+    loader = make_loader(rest, size, shuffle=False, workers=options.workers, generator=seed)
+    set_train_mode(model, options)
+    augmentation.train()
+    before = time.perf_counter()
+    with _progress(len(order), state.batch * size, title) as bar:
+        for images, labels in loader:
+            images, labels = augmentation(images.to(device)), labels.to(device)
+            with autocast(options):
+                logits = model(images)
+                loss = F.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
+            # Of the images in this step: all of them, unless gradients are accumulated.
+            first = state.batch - state.batch % options.accumulate
+            in_step = min(options.accumulate * size, len(order) - first * size)
+            scaler.scale(loss * (len(labels) / in_step)).backward()
 
-        optimizer.zero_grad()
-        logits = model(images)
-        loss = F.cross_entropy(logits, labels)
-        loss.backward()
-        before = clock(device)
-        optimizer.step()
-        optimizer_seconds += clock(device) - before
+            state.batch += 1
+            _count(state.totals, loss, logits, labels)
+            _show(bar, state.totals, len(labels))
+            if state.batch % options.accumulate and state.batch * size < len(order):
+                continue
 
-        seen += len(labels)
-        total_loss += loss.item() * len(labels)
-        correct += (logits.argmax(1) == labels).sum().item()
-        bar.set_postfix(
-            loss=f"{total_loss / seen:.4f}", accuracy=f"{correct / seen:.1%}", refresh=False
-        )
-    state.scheduler.step()
-    state.epoch += 1
-    return Epoch(total_loss / seen, correct / seen, clock(device) - start, optimizer_seconds)
+            if options.clip_norm is not None:
+                scaler.unscale_(optimizer)
+                clip_grad_norm_(model.parameters(), options.clip_norm)
+            with state.timer:
+                scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            state.scheduler.after_step()
+            if state.ema is not None:
+                state.ema.update_parameters(model)
+            state.step += 1
+            state.seconds += time.perf_counter() - before
+            before = time.perf_counter()
+            after_step()
+    loss, correct, seen = state.totals.tolist()
+    state.seconds += time.perf_counter() - before
+    return Figures(loss / seen, correct / seen)
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, dataset: TensorDataset) -> float:
-    """Returns the share of a data set's images that the model classifies correctly."""
-    device = next(model.parameters()).device
+def evaluate(
+    model: nn.Module, dataset: Dataset, augmentation: nn.Module, options: Options
+) -> Figures:
+    """Returns loss and accuracy on a data set, whose images are only normalised."""
+    device = torch.device(options.device)
+    seed = torch.Generator().manual_seed(options.seed)
+    loader = make_loader(dataset, 256, shuffle=False, workers=options.workers, generator=seed)
+    totals = torch.zeros(3, dtype=torch.float64, device=device)
     model.eval()
-    correct = 0
-    for images, labels in DataLoader(dataset, batch_size=256):
-        correct += (model(images.to(device)).argmax(1) == labels.to(device)).sum().item()
-    return correct / len(dataset)
+    augmentation.eval()
+    for images, labels in loader:
+        images, labels = augmentation(images.to(device)), labels.to(device)
+        with autocast(options):
+            logits = model(images)
+            loss = F.cross_entropy(logits, labels)
+        _count(totals, loss, logits, labels)
+    loss, correct, seen = totals.tolist()
+    return Figures(loss / seen, correct / seen)
+
+
+def _count(totals: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+    """Adds a batch to the sums of loss, of correct answers and of images, on their device."""
+    totals[0] += loss.detach().double() * len(labels)
+    totals[1] += (logits.argmax(1) == labels).sum()
+    totals[2] += len(labels)
+
+
+def _progress(total: int, done: int, title: str) -> tqdm:
+    """Returns a bar with images/s and the time left; none where nobody watches."""
+    quiet = True if world.rank() else None  # None: where stderr is no terminal
+    return tqdm(total=total, initial=done, desc=title, unit="img", leave=False, disable=quiet)
+
+
+def _show(bar: tqdm, totals: Tensor, images: int) -> None:
+    """Moves the bar on. The sums are read, and a GPU waited for, only when the bar is drawn."""
+    if bar.update(images):
+        loss, correct, seen = totals.tolist()
+        text = f"loss {loss / seen:.4f}, accuracy {correct / seen:.1%}"
+        bar.set_postfix_str(text, refresh=False)

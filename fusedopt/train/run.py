@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import default_collate
 
-from fusedopt.train import checkpoint, data
-from fusedopt.train.checkpoint import TrainingState
-from fusedopt.train.cli import Options
-from fusedopt.train.compare import ROUNDS, Cost, compare
-from fusedopt.train.loop import CLASSES, Epoch, evaluate, make_optimizer, train_epoch
-from fusedopt.train.models import make_model
+from fusedopt.train import checkpoint, cost, report, world
+from fusedopt.train.augment import make_augmentation
+from fusedopt.train.cost import Cost
+from fusedopt.train.data import DataError, Splits, load_data
+from fusedopt.train.folder import RESULT, RunFolder, write_json
+from fusedopt.train.interrupts import Interrupted, Interrupts
+from fusedopt.train.loop import Figures, evaluate, make_optimizer, train_epoch
+from fusedopt.train.options import Options, UserError
+from fusedopt.train.start import start
+from fusedopt.train.state import Row, TrainingState
 
 
 @dataclass(frozen=True)
@@ -21,107 +28,142 @@ class Result:
     """What a run came to.
 
     Attributes:
-        model: the trained network.
-        epochs: one entry for each epoch of this run, those before a `--resume` left out.
-        test_accuracy: share of the test set classified correctly, after the last epoch.
-        train_seconds: time of the epochs, without validation and test.
-        optimizer_seconds: how much of it `optimizer.step()` took.
+        model: the trained network; the best or averaged one, where that was asked for.
+        rows: figures of each epoch, those before a `--resume` included.
+        test: loss and accuracy on the test set, after the last epoch.
         costs: a step's cost with "fusedopt" and with "torch", measured after training.
     """
 
     model: nn.Module
-    epochs: list[Epoch]
-    test_accuracy: float
-    train_seconds: float
-    optimizer_seconds: float
+    rows: list[Row]
+    test: Figures
     costs: dict[str, Cost]
 
-    @property
-    def optimizer_share(self) -> float:
-        """The optimizer's share of the training time; 0 where no epoch was left to do."""
-        return self.optimizer_seconds / self.train_seconds if self.epochs else 0.0
 
-
-def run(options: Options) -> Result:
-    """Trains, tests once, compares the implementations, and prints all of it.
+def load_splits(options: Options) -> Splits:
+    """Returns the data.
 
     Raises:
-        UserError: a checkpoint can't be read or written.
+        UserError: they can't be had or read.
+    """
+    try:
+        return load_data(
+            options.data,
+            root=options.data_dir,
+            seed=options.seed,
+            download=bool(options.download),
+            image_size=options.image_size,
+            classes=options.classes,
+            per_class=options.per_class,
+        )
+    except DataError as error:
+        raise UserError(f"--data {options.data}: {error}") from error
+
+
+def run(options: Options, content: dict[str, Any] | None = None) -> Result:
+    """Trains, tests once, compares the implementations, and prints all of it.
+
+    Args:
+        options: from the command line.
+        content: of the checkpoint to continue, or None.
+
+    Raises:
+        UserError: the options can't work with this data, or a file can't be read or written.
+        Interrupted: Ctrl-C; the folder's checkpoint has all that was done.
     """
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    train_set, validation_set, test_set = data.load_data(options.seed)
-    state = _start(options)
-    if options.resume is not None:
-        checkpoint.load(options.resume, state, options)
-    loader = DataLoader(train_set, options.batch_size, shuffle=True, generator=state.generator)
-    _print_setup(options, state, (train_set, validation_set, test_set))
+    splits = load_splits(options)
+    state = start(options, splits, content)
+    with _folder(options, state) as folder:
+        train(options, splits, state, folder)
+        augmentation = make_augmentation("none", splits)
+        test = evaluate(state.averaged, splits.test, augmentation, options)
+        report.print_training(options, state, test)
+        some = range(min(options.batch_size, len(splits.train)))
+        images, labels = default_collate([splits.train[i] for i in some])
+        costs = cost.measure(state.model, options, augmentation(images), labels)
+        report.print_costs(options, costs)
+        if folder is not None:
+            figures = {"test": test._asdict(), "costs": {k: asdict(v) for k, v in costs.items()}}
+            write_json(folder.path / RESULT, figures)
+    return Result(state.averaged, state.rows, test, costs)
 
+
+@contextlib.contextmanager
+def _folder(options: Options, state: TrainingState) -> Iterator[RunFolder | None]:
+    """Gives the run's folder, if it has one, and finishes it whatever happens."""
+    path = options.out or options.resume
+    if path is None or world.rank() > 0:
+        yield None
+        return
+    folder = RunFolder(path, options, state.rows)
+    try:
+        yield folder
+    finally:
+        folder.close(state.rows)
+
+
+def train(options: Options, splits: Splits, state: TrainingState, folder: RunFolder | None) -> None:
+    """Trains `state` until the last epoch, or until early stopping, and takes the best weights.
+
+    Raises:
+        UserError: a checkpoint can't be written.
+        Interrupted: Ctrl-C; the folder's checkpoint has all that was done.
+    """
+    report.print_setup(options, state, splits)
     # The first step of any optimizer makes torch import its compiler: seconds that are no step's.
     make_optimizer(options, options.impl, [torch.zeros(1, requires_grad=True)]).step()
-    epochs = []
-    while state.epoch < options.epochs:
-        title = f"epoch {state.epoch + 1:2d}/{options.epochs}"
-        epoch = train_epoch(state, loader, title)
-        epochs.append(epoch)
-        validation_accuracy = evaluate(state.model, validation_set)
-        print(
-            f"{title}  loss {epoch.loss:.4f}  accuracy {epoch.accuracy:6.1%}"
-            f"  validation {validation_accuracy:6.1%}  {epoch.seconds:.1f} s",
-            flush=True,
-        )
-        if options.checkpoint is not None:
-            checkpoint.save(options.checkpoint, state, options)
+    augmentation = make_augmentation(options.augment, splits, state.generator)
 
-    images, labels = train_set[: options.batch_size]
-    result = Result(
-        model=state.model,
-        epochs=epochs,
-        test_accuracy=evaluate(state.model, test_set),
-        train_seconds=sum(epoch.seconds for epoch in epochs),
-        optimizer_seconds=sum(epoch.optimizer_seconds for epoch in epochs),
-        costs=compare(state.model, options, images, labels),
-    )
-    _print_result(options, result)
-    return result
+    def save() -> None:
+        if folder is not None:
+            checkpoint.save(folder.path, state, splits, options)
 
+    with Interrupts() as interrupts:
 
-def _start(options: Options) -> TrainingState:
-    """Returns the state before the first epoch."""
-    torch.manual_seed(options.seed)
-    model = make_model(options.model, data.NUM_CLASSES, data.IN_CHANNELS, data.IMAGE_SIZE)
-    model.to(options.device)
-    optimizer = make_optimizer(options, options.impl, model.parameters())
-    # Not a schedule over all epochs: a resumed run may have more of them than it began with.
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, options.gamma)
-    generator = torch.Generator().manual_seed(options.seed)
-    return TrainingState(model, optimizer, scheduler, generator)
+        def after_step() -> None:
+            every = options.checkpoint_every
+            if interrupts.pending or (every and state.step % every == 0):
+                save()
+            if interrupts.pending:
+                raise Interrupted(_how_to_go_on(options, state))
+
+        if state.step == 0:
+            save()  # so that there is always one to resume from
+        while state.epoch < options.epochs and not state.stopping.exhausted:
+            title = f"epoch {state.epoch + 1}/{options.epochs}"
+            figures = train_epoch(state, splits.train, augmentation, options, after_step, title)
+            validation = evaluate(state.averaged, splits.validation, augmentation, options)
+            _finish_epoch(state, figures, validation)
+            save()
+            report.print_epoch(options, state.rows)
+            if folder is not None:
+                folder.record(state.rows)
+    if state.stopping.weights is not None:
+        state.averaged.load_state_dict(state.stopping.weights)
+    if folder is not None:
+        checkpoint.save_model(folder.path, state.averaged.state_dict(), splits, options)
 
 
-def _print_setup(options: Options, state: TrainingState, sets: tuple) -> None:
-    """Prints what is going to be trained."""
-    parameters = sum(p.numel() for p in state.model.parameters())
-    settings = ", ".join(f"{k} {v:g}" for k, v in options.optimizer_kwargs().items())
-    print(f"{options.model}, {parameters:,} parameters, {options.device}, seed {options.seed}")
-    print(f"{_class_name(options, options.impl)}, {settings}")
-    print("digits: {} training, {} validation, {} test images".format(*map(len, sets)), flush=True)
+def _finish_epoch(state: TrainingState, training: Figures, validation: Figures) -> None:
+    """Notes an epoch's figures, and lets scheduler and early stopping see them."""
+    images, own = state.totals[2].item(), state.timer.seconds
+    row: Row = {"epoch": state.epoch + 1, "step": state.step}
+    for part, figures in (("train", training), ("validation", validation)):
+        row |= {f"{part}_{name}": value for name, value in figures._asdict().items()}
+    row["lr"] = max(group["lr"] for group in state.optimizer.param_groups)
+    row |= {"seconds": state.seconds, "images_per_second": images / state.seconds}
+    row |= {"optimizer_seconds": own, "optimizer_share": own / state.seconds}
+    state.rows.append(row)
+    state.scheduler.after_epoch(validation.loss)
+    state.stopping.update(state.epoch + 1, validation._asdict(), state.averaged)
+    state.next_epoch()
 
 
-def _print_result(options: Options, result: Result) -> None:
-    """Prints the test accuracy and what the optimizer took."""
-    print(f"test accuracy {result.test_accuracy:.2%}")
-    print(
-        f"{_class_name(options, options.impl)} took {result.optimizer_seconds:.2f} s of"
-        f" {result.train_seconds:.1f} s of training ({result.optimizer_share:.1%})"
-    )
-    print(f"on copies of the model, by turns, {ROUNDS} training steps each, medians:")
-    for impl, cost in result.costs.items():
-        print(
-            f"  {_class_name(options, impl):20s} {cost.step_ms:8.3f} ms/step"
-            f"  {cost.share:6.1%} of forward + backward + step"
-        )
-
-
-def _class_name(options: Options, impl: str) -> str:
-    module = "fusedopt" if impl == "fusedopt" else "torch.optim"
-    return f"{module}.{CLASSES[options.optimizer]}"
+def _how_to_go_on(options: Options, state: TrainingState) -> str:
+    done = f"interrupted after {state.epoch} epochs and {state.batch} batches"
+    path = options.out or options.resume
+    if path is None:
+        return f"{done}; nothing is kept without --out FOLDER"
+    return f"{done}; to go on: python -m fusedopt.train --resume {path}"

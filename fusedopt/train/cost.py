@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import time
 from dataclasses import dataclass
 from statistics import median
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusedopt.train.cli import Options
-from fusedopt.train.loop import clock, make_optimizer
+from fusedopt.train.loop import autocast, make_optimizer
+from fusedopt.train.options import Options
+from fusedopt.train.recipe import parameter_groups, set_train_mode
 
 WARM_UP = 3
 ROUNDS = 30
+SECONDS = 20.0  # large networks get fewer rounds
 
 
 @dataclass(frozen=True)
@@ -23,13 +27,22 @@ class Cost:
     Attributes:
         step_ms: milliseconds of `optimizer.step()`.
         share: of the time of forward pass, backward pass and step.
+        rounds: number of steps.
     """
 
     step_ms: float
     share: float
+    rounds: int
 
 
-def compare(model: nn.Module, options: Options, images: Tensor, labels: Tensor) -> dict[str, Cost]:
+def clock(device: torch.device) -> float:
+    """Returns the time in seconds, after an accelerator has done all it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
+
+
+def measure(model: nn.Module, options: Options, images: Tensor, labels: Tensor) -> dict[str, Cost]:
     """Trains a copy of the model with each implementation, by turns, and times the steps.
 
     Forward and backward pass run before each step, as in training: the optimizer finds the
@@ -38,31 +51,40 @@ def compare(model: nn.Module, options: Options, images: Tensor, labels: Tensor) 
     Args:
         model: stays as it is.
         options: the optimizer and its settings; torch.optim's version gets its own default path.
-        images: one batch.
+        images: one batch, as the model takes it.
         labels: the images' classes.
 
     Returns:
         The cost with "fusedopt" and with "torch".
     """
-    device = next(model.parameters()).device
+    device = torch.device(options.device)
     images, labels = images.to(device), labels.to(device)
     runs = {}
     for impl in ("fusedopt", "torch"):
-        twin = copy.deepcopy(model).train()
-        runs[impl] = twin, make_optimizer(options, impl, twin.parameters())
+        twin = copy.deepcopy(model)
+        set_train_mode(twin, options)
+        runs[impl] = twin, make_optimizer(options, impl, parameter_groups(twin, options))
     step_times: dict[str, list[float]] = {impl: [] for impl in runs}
     other_times: list[float] = []
+    begin = clock(device)
     for i in range(WARM_UP + ROUNDS):
         for impl, (twin, optimizer) in runs.items():
             start = clock(device)
             optimizer.zero_grad()
-            F.cross_entropy(twin(images), labels).backward()
+            with autocast(options):
+                loss = F.cross_entropy(twin(images), labels)
+            loss.backward()
             before = clock(device)
             optimizer.step()
             end = clock(device)
             if i >= WARM_UP:
                 other_times.append(before - start)
                 step_times[impl].append(end - before)
+        if i > WARM_UP and clock(device) - begin > SECONDS:
+            break
     other = median(other_times)
-    steps = {impl: median(times) for impl, times in step_times.items()}
-    return {impl: Cost(step * 1e3, step / (step + other)) for impl, step in steps.items()}
+    costs = {}
+    for impl, times in step_times.items():
+        step = median(times)
+        costs[impl] = Cost(step * 1e3, step / (step + other), len(times))
+    return costs

@@ -1,0 +1,111 @@
+"""Training, validation and test set: splitting, and what a model must know of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from sklearn.model_selection import train_test_split
+from torch.utils.data import Dataset
+
+from fusedopt.train.data.images import DataError
+
+
+class Split(NamedTuple):
+    """Indices of the images for training, for validation and for the one test at the end."""
+
+    train: list[int]
+    validation: list[int]
+    test: list[int]
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """A data set in three parts that share no image.
+
+    Attributes:
+        train: gives `(image, label)` for an index: uint8 (in_channels, image_size, image_size),
+            and an int below the number of classes.
+        validation: the same, for what is decided while training.
+        test: the same, to be looked at once, at the end.
+        classes: names of the classes, in the order of the labels.
+        in_channels: channels of an image.
+        image_size: height and width of an image.
+        mean: of each channel of the training images, in 0..1.
+        std: standard deviation of each channel of the training images, in 0..1.
+    """
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+    classes: tuple[str, ...]
+    in_channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def split_indices(
+    labels: Sequence[int], seed: int, validation: float = 0.1, test: float = 0.2
+) -> Split:
+    """Splits images at random, each class in the same proportion, and no image in two parts.
+
+    Args:
+        labels: the class of each image.
+        seed: the same seed gives the same split.
+        validation: share of all images, 0 for none.
+        test: share of all images, 0 for none.
+
+    Returns:
+        Three disjoint lists of indices that together cover all the images.
+
+    Raises:
+        DataError: there are too few images to have each class in each part.
+    """
+    train, parts = list(range(len(labels))), []
+    for share in (test, validation):
+        part: list[int] = []
+        if share > 0:
+            size = math.ceil(share * len(labels))
+            try:
+                train, part = train_test_split(
+                    train, test_size=size, stratify=[labels[i] for i in train], random_state=seed
+                )
+            except ValueError as error:
+                raise DataError(
+                    f"{len(labels)} images of {len(set(labels))} classes are too few to put"
+                    f" {share:.0%} of them aside, of each class some: {error}"
+                ) from error
+        parts.append(part)
+    return Split(train, parts[1], parts[0])
+
+
+def restrict(part: Dataset, classes: Sequence[int]) -> Dataset:
+    """Returns the images of these classes only, labelled by their position in `classes`."""
+    new_label = torch.full((int(part.labels.max()) + 2 + max(classes),), -1)
+    new_label[torch.as_tensor(classes)] = torch.arange(len(classes))
+    labels = new_label[part.labels]
+    chosen = (labels >= 0).nonzero().flatten()
+    return part.take(chosen).with_labels(labels[chosen])
+
+
+def first_of_each_class(part: Dataset, count: int, seed: int) -> Dataset:
+    """Returns `count` images of each class, drawn with `seed`.
+
+    Raises:
+        DataError: a class has fewer.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(part), generator=generator)
+    chosen = []
+    for label in range(int(part.labels.max()) + 1):
+        of_class = order[part.labels[order] == label][:count]
+        if len(of_class) < count:
+            raise DataError(
+                f"per_class is {count}, but class {label} has {len(of_class)} images for training"
+            )
+        chosen.append(of_class)
+    return part.take(torch.cat(chosen).sort().values)

@@ -1,0 +1,109 @@
+"""A run's folder: its options, and its figures as CSV, for TensorBoard and as a chart."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fusedopt.train.charts import draw_run
+from fusedopt.train.checkpoint import CHECKPOINT, write_atomically
+from fusedopt.train.options import Options, UserError
+from fusedopt.train.state import Row
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+CONFIG, METRICS, RESULT, CHART, EVENTS = (
+    "config.json", "metrics.csv", "result.json", "curves.png", "tensorboard"
+)  # fmt: skip
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file's content at once."""
+    write_atomically(path, lambda file: file.write(text.encode()) and None)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replaces a JSON file at once."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Replaces a CSV file at once; its columns are the rows' keys."""
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+class RunFolder:
+    """The folder of one run, which no other process writes to meanwhile.
+
+    Args:
+        path: made where it isn't there.
+        options: written to config.json.
+        rows: figures of the epochs done before.
+
+    Raises:
+        UserError: it can't be written to, holds another run, or another process writes to it.
+    """
+
+    def __init__(self, path: Path, options: Options, rows: Sequence[Row]) -> None:
+        self.path = path
+        if path != options.resume and (path / CHECKPOINT).exists():
+            raise UserError(f"--out: {path} holds a run; --resume {path} continues it")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / "lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a dead process's is free
+        except BlockingIOError:
+            raise UserError(f"--out: another process is writing to {path}") from None
+        except OSError as error:
+            raise UserError(f"--out: cannot write to {path}: {error.strerror}") from error
+        for unfinished in path.glob("*.part"):
+            unfinished.unlink()
+        config = {"options": options.plain(), "torch": torch.__version__}
+        write_json(path / CONFIG, config)
+        self._events = self._open_events(rows)
+
+    def _open_events(self, rows: Sequence[Row]) -> SummaryWriter:
+        """Returns TensorBoard's writer, all rows so far in it instead of those of before."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        events = SummaryWriter(str(self.path / EVENTS), purge_step=0)
+        for row in rows:
+            _add_scalars(events, row)
+        return events
+
+    def record(self, rows: Sequence[Row]) -> None:
+        """Writes the figures of an epoch that is done, the last of `rows`."""
+        write_csv(self.path / METRICS, rows)
+        _add_scalars(self._events, rows[-1])
+        self._events.flush()
+
+    def close(self, rows: Sequence[Row]) -> None:
+        """Draws the chart, and lets go of the folder."""
+        if rows:
+            image = io.BytesIO()
+            draw_run(rows, image)
+            write_atomically(self.path / CHART, lambda file: file.write(image.getvalue()) and None)
+            write_csv(self.path / METRICS, rows)
+        self._events.close()
+        self._lock.close()
+
+
+def _add_scalars(events: SummaryWriter, row: Row) -> None:
+    for name in ("loss", "accuracy"):
+        for part in ("train", "validation"):
+            events.add_scalar(f"{name}/{part}", row[f"{part}_{name}"], int(row["epoch"]))
+    for name in ("lr", "images_per_second", "optimizer_share"):
+        events.add_scalar(name, row[name], int(row["epoch"]))

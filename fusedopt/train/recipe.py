@@ -1,0 +1,125 @@
+"""What the recipe adds to the plain loop: parameter groups, freezing, averages, early stopping."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from fusedopt.train.models import depth_of_parameters, head_of
+from fusedopt.train.models.parts import NORMS
+from fusedopt.train.options import Options
+
+
+def parameter_groups(model: nn.Module, options: Options) -> list[dict[str, Any]]:
+    """Returns the trained parameters as an optimizer takes them, in groups by depth and decay.
+
+    Args:
+        model: with `requires_grad` off for what is frozen.
+        options: `lr_decay_by_depth` and `no_decay_on_norm_and_bias` make several groups.
+    """
+    undecayed = _norms_and_biases(model) if options.no_decay_on_norm_and_bias else set()
+    factor = options.lr_decay_by_depth
+    depths = depth_of_parameters(model) if factor else {}
+    deepest = max(depths.values(), default=0)
+    groups: dict[tuple[int, bool], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = depths.get(name, 0), parameter not in undecayed
+            groups.setdefault(key, []).append(parameter)
+    made = []
+    for (depth, decayed), parameters in groups.items():
+        group: dict[str, Any] = {"params": parameters}
+        if factor:
+            group["lr"] = options.lr * factor ** (deepest - depth)
+        if not decayed:
+            group["weight_decay"] = 0.0
+        made.append(group)
+    return made
+
+
+def _norms_and_biases(model: nn.Module) -> set[Tensor]:
+    return {
+        parameter
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if isinstance(module, NORMS) or name == "bias"
+    }
+
+
+def freeze_backbone(model: nn.Module) -> None:
+    """Leaves gradients to the last layer's parameters only."""
+    model.requires_grad_(False)
+    head_of(model).requires_grad_(True)
+
+
+def set_train_mode(model: nn.Module, options: Options) -> None:
+    """Turns on dropout and the norms' batch statistics, except in a frozen backbone."""
+    model.train(not options.freeze)
+    head_of(model).train()
+
+
+def make_ema(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    """Returns the moving average of a model's weights and of its norms' statistics."""
+    if decay is None:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def make_scaler(options: Options) -> torch.amp.GradScaler:
+    """Returns the scaler that keeps float16's small gradients from vanishing; else an idle one."""
+    device = torch.device(options.device).type
+    return torch.amp.GradScaler(device, enabled=options.precision == "fp16")
+
+
+@dataclass
+class EarlyStopping:
+    """Watches the validation figure, and keeps the weights it was best with.
+
+    Attributes:
+        patience: epochs without a better figure until training stops; None never stops.
+        monitor: "loss", where less is better, or "accuracy".
+        best: the best figure so far.
+        epoch: the epoch that had it.
+        weights: a copy of the model's state from then; kept where there is a patience.
+        waited: epochs since.
+    """
+
+    patience: int | None
+    monitor: str
+    best: float | None = None
+    epoch: int = 0
+    weights: dict[str, Tensor] | None = None
+    waited: int = 0
+
+    def update(self, epoch: int, figures: dict[str, float], model: nn.Module) -> None:
+        """Takes an epoch's figures, and the model that has them."""
+        figure = figures[self.monitor]
+        best = math.inf if self.best is None else self.best
+        better = figure < best if self.monitor == "loss" else self.best is None or figure > best
+        if better:
+            self.best, self.epoch, self.waited = figure, epoch, 0
+            if self.patience is not None:
+                self.weights = copy.deepcopy(model.state_dict())
+        else:
+            self.waited += 1
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether training should stop."""
+        return self.patience is not None and self.waited >= self.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what `load_state_dict` takes."""
+        names = ("best", "epoch", "weights", "waited")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved state."""
+        for name in self.state_dict():
+            setattr(self, name, state[name])

@@ -1,0 +1,78 @@
+"""What a run prints: its set-up, a line for each epoch, and what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fusedopt.train.cost import Cost
+from fusedopt.train.data import Splits
+from fusedopt.train.loop import CLASSES, Figures
+from fusedopt.train.options import Options
+from fusedopt.train.state import Row, TrainingState
+from fusedopt.train.world import say
+
+
+def class_name(options: Options, impl: str) -> str:
+    """Returns the name of the optimizer's class, with the package it is from."""
+    module = "fusedopt" if impl == "fusedopt" else "torch.optim"
+    return f"{module}.{CLASSES[options.optimizer]}"
+
+
+def duration(seconds: float) -> str:
+    """Returns seconds as people say them: 4.2 s, 3:05 or 2:00:07."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def print_setup(options: Options, state: TrainingState, splits: Splits) -> None:
+    """Prints what is going to be trained."""
+    parameters = sum(p.numel() for p in state.model.parameters())
+    trained = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
+    settings = ", ".join(f"{k} {v:g}" for k, v in options.optimizer_kwargs().items())
+    groups = len(state.optimizer.param_groups)
+    frozen = f", {trained:,} of them trained" if trained < parameters else ""
+    precision = "" if options.precision == "fp32" else f", {options.precision}"
+    say(f"{options.model}, {parameters:,} parameters{frozen}, {options.device}{precision},"
+        f" seed {options.seed}")  # fmt: skip
+    say(f"{class_name(options, options.impl)}, {settings}"
+        + (f", {groups} parameter groups" if groups > 1 else ""))  # fmt: skip
+    sizes = len(splits.train), len(splits.validation), len(splits.test)
+    say(f"{options.data}: {{}} training, {{}} validation, {{}} test images".format(*sizes))
+    if state.epoch or state.batch:
+        say(f"continues after {state.epoch} epochs and {state.batch} batches")
+
+
+def print_epoch(options: Options, rows: Sequence[Row]) -> None:
+    """Prints the last epoch's figures, and how much time the others will take."""
+    row, left = rows[-1], options.epochs - len(rows)
+    seconds = sum(row["seconds"] for row in rows) / len(rows) * left
+    say(
+        f"epoch {row['epoch']:2d}/{options.epochs}  loss {row['train_loss']:.4f}"
+        f"  accuracy {row['train_accuracy']:6.1%}  validation {row['validation_accuracy']:6.1%}"
+        f"  {duration(row['seconds'])}, {row['images_per_second']:.0f} images/s"
+        + (f", {duration(seconds)} left" if left else "")
+    )
+
+
+def print_training(options: Options, state: TrainingState, test: Figures) -> None:
+    """Prints the test's figures and what the optimizer took."""
+    stopping = state.stopping
+    if stopping.weights is not None:
+        say(f"back to epoch {stopping.epoch}, validation {stopping.monitor} {stopping.best:.4f}")
+    say(f"test accuracy {test.accuracy:.2%}")
+    seconds = sum(row["seconds"] for row in state.rows)
+    own = sum(row["optimizer_seconds"] for row in state.rows)
+    say(f"{class_name(options, options.impl)} took {own:.2f} s of {seconds:.1f} s of training"
+        f" ({own / seconds:.1%})")  # fmt: skip
+
+
+def print_costs(options: Options, costs: dict[str, Cost]) -> None:
+    """Prints a step's cost with each implementation."""
+    rounds = next(iter(costs.values())).rounds
+    say(f"on copies of the model, by turns, {rounds} training steps each, medians:")
+    for impl, cost in costs.items():
+        say(f"  {class_name(options, impl):20s} {cost.step_ms:8.3f} ms/step"
+            f"  {cost.share:6.1%} of forward + backward + step")  # fmt: skip

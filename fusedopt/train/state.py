@@ -1,0 +1,150 @@
+"""All that changes while training, and how it becomes a checkpoint's content."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from fusedopt.train.recipe import EarlyStopping
+from fusedopt.train.schedule import Scheduler
+
+Row = dict[str, float]
+
+
+class StepTimer:
+    """Sums the time that a device spends in `with` blocks, and on CUDA waits for nothing.
+
+    Args:
+        device: where the work is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def __enter__(self) -> None:
+        self._start = torch.cuda.Event(enable_timing=True) if self._cuda else time.perf_counter()
+        if self._cuda:
+            self._start.record()
+
+    def __exit__(self, *error: object) -> None:
+        if self._cuda:
+            end = torch.cuda.Event(enable_timing=True)
+            end.record()
+            self._events.append((self._start, end))
+        else:
+            self._seconds += time.perf_counter() - self._start
+
+    @property
+    def seconds(self) -> float:
+        """The sum so far; reading it waits until the device is done."""
+        for start, end in self._events:
+            end.synchronize()
+            self._seconds += start.elapsed_time(end) / 1e3
+        self._events.clear()
+        return self._seconds
+
+    @seconds.setter
+    def seconds(self, value: float) -> None:
+        self._events.clear()
+        self._seconds = value
+
+
+@dataclass
+class TrainingState:
+    """All that changes while training.
+
+    Attributes:
+        model: its parameters and buffers.
+        optimizer: its state and options.
+        scheduler: of the learning rate.
+        scaler: of the loss, for float16.
+        ema: moving average of the model's weights, or None.
+        stopping: the best epoch so far.
+        generator: draws the augmentation of the images.
+        timer: seconds in `optimizer.step()` in the epoch that has begun.
+        totals: of the epoch that has begun: sums of loss and of correct answers, images; float64.
+        seconds: of the epoch that has begun.
+        epoch: number of epochs done.
+        batch: batches done in the epoch that has begun.
+        step: optimizer steps done in all.
+        rows: figures of each epoch done.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: Scheduler
+    scaler: torch.amp.GradScaler
+    ema: AveragedModel | None
+    stopping: EarlyStopping
+    generator: torch.Generator
+    timer: StepTimer
+    totals: Tensor
+    seconds: float = 0.0
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The network to validate and test: the moving average where there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def next_epoch(self) -> None:
+        """Counts an epoch as done, and begins to count anew."""
+        self.epoch += 1
+        self.batch, self.seconds, self.timer.seconds = 0, 0.0, 0.0
+        self.totals.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what `load_state_dict` takes, the random generators' states included."""
+        cuda = self.totals.device.type == "cuda"
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "stopping": self.stopping.state_dict(),
+            "generator": self.generator.get_state(),
+            "torch_generator": torch.get_rng_state(),
+            "cuda_generator": torch.cuda.get_rng_state(self.totals.device) if cuda else None,
+            "totals": self.totals,
+            "seconds": self.seconds,
+            "optimizer_seconds": self.timer.seconds,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "step": self.step,
+            "rows": self.rows,
+        }
+
+    def load_state_dict(self, content: dict[str, Any]) -> None:
+        """Goes on from a saved state.
+
+        Raises:
+            KeyError, TypeError, ValueError, RuntimeError, AttributeError: it is no such state.
+        """
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scheduler.scheduler.load_state_dict(content["scheduler"])
+        self.scaler.load_state_dict(content["scaler"])
+        if self.ema is not None:
+            self.ema.load_state_dict(content["ema"])
+        self.stopping.load_state_dict(content["stopping"])
+        self.generator.set_state(content["generator"])
+        torch.set_rng_state(content["torch_generator"])
+        if content["cuda_generator"] is not None and self.totals.device.type == "cuda":
+            torch.cuda.set_rng_state(content["cuda_generator"], self.totals.device)
+        self.totals.copy_(content["totals"])
+        self.timer.seconds = float(content["optimizer_seconds"])
+        self.seconds = float(content["seconds"])
+        self.epoch, self.batch = int(content["epoch"]), int(content["batch"])
+        self.step, self.rows = int(content["step"]), list(content["rows"])
