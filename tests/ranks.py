@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import tempfile
 import traceback
@@ -85,10 +86,8 @@ class Ranks:
     def close(self) -> None:
         """Ends the processes: by force, where one has failed and others may wait for it."""
         for process, pipe in zip(self._processes, self._pipes, strict=True):
-            try:
+            with contextlib.suppress(OSError):
                 pipe.send(None)
-            except OSError:
-                pass
             process.join(0 if self.broken else 10)
             process.kill()
             process.join()

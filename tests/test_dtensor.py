@@ -1,5 +1,4 @@
-"""DTensor parameters on one process of a mesh that is only pretended: their local tensors are
-stepped by our kernels, at C++ speed, with the bits that plain tensors get."""
+"""DTensor parameters, in one process of a mesh that is only pretended."""
 
 from __future__ import annotations
 
