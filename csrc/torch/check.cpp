@@ -120,6 +120,10 @@ void Plan::check(const py::object& state, const py::object& stepped_by_torch,
     known = known && work.ready == was_ready && !work.moved;
   }
   overlaps_known_ = known;
+  if (cuts_.learn(slots_.size() * (kMaxStates + 2))) {  // which is Python code: all anew
+    read_slots();
+    check(state, stepped_by_torch, errors);
+  }
 }
 
 // Why torch's own step takes this parameter, or null, and then `work` is filled. Throws on what
@@ -127,7 +131,15 @@ void Plan::check(const py::object& state, const py::object& stepped_by_torch,
 const char* Plan::check_slot(const Slot& slot, Work& work) {
   const Group& group = groups_[slot.group];
   if (group.torch_only != nullptr) return group.torch_only;
-  c10::TensorImpl& param = *THPVariable_Unpack(slot.param).unsafeGetTensorImpl();
+  c10::TensorImpl* taken = THPVariable_Unpack(slot.param).unsafeGetTensorImpl();
+  const at::Tensor& gradient = taken->grad();
+  c10::TensorImpl* grad = gradient.defined() ? gradient.unsafeGetTensorImpl() : nullptr;
+  work.traces.autograd = taken->autograd_meta();
+  work.cut = 0;
+  if (taken->key_set() != kPlainKeys && is_dtensor(slot.param)) {
+    if (const char* reason = take_pieces(slot, work, taken, grad)) return reason;
+  }
+  c10::TensorImpl& param = *taken;
   const Operand operand = operand_of(param);
   work.device = kHost;
   if (param.key_set() != kPlainKeys || operand.address == nullptr || !to_dtype(param, work.dtype)) {
@@ -136,17 +148,14 @@ const char* Plan::check_slot(const Slot& slot, Work& work) {
   const Shape shape(param, work.device);
   const bool dense = param.is_non_overlapping_and_dense();
   work.dense = dense;
-  work.traces.autograd = param.autograd_meta();
   work.moved = work.moved || work.numel != param.numel();
   work.numel = param.numel();
   set_operand(work, 0, operand);
-  const at::Tensor& gradient = param.grad();
-  if (gradient.defined()) {
-    c10::TensorImpl& grad = *gradient.unsafeGetTensorImpl();
-    work.operands[1] = operand_of(grad);
-    if (!fits(grad, work.operands[1].address, shape)) {
-      if (const char* reason = check_gradient(slot, grad, param)) return reason;
-      work.dense = dense && same_strides(grad, param);
+  if (grad != nullptr) {
+    work.operands[1] = operand_of(*grad);
+    if (!fits(*grad, work.operands[1].address, shape)) {
+      if (const char* reason = check_gradient(slot, *grad, param)) return reason;
+      work.dense = dense && same_strides(*grad, param);
     }
   } else {
     work.operands[1] = {};
@@ -160,7 +169,7 @@ const char* Plan::check_slot(const Slot& slot, Work& work) {
   if (!dense && may_overlap_itself(param)) return "its elements may share memory";
   if (const char* reason = check_state(slot, shape, work)) return reason;
   if (!work.dense || work.extent != 0) measure_extent(work);
-  if (gradient.defined() && shares_memory_with_gradient(work)) {
+  if (grad != nullptr && shares_memory_with_gradient(work)) {
     return "shares memory with its gradient";
   }
   return work.device == kHost ? nullptr : check_device(slot, work);
@@ -187,7 +196,7 @@ const char* Plan::check_gradient(const Slot& slot, const c10::TensorImpl& grad,
   return is_allocated(grad) ? nullptr : "its gradient's memory is not allocated";
 }
 
-const char* Plan::check_state(const Slot& slot, const Shape& shape, Work& work) const {
+const char* Plan::check_state(const Slot& slot, const Shape& shape, Work& work) {
   const Variant& variant = groups_[slot.group].variant;
   const int states = variant.cpu->states;
   const auto forget = [&](int from) {
@@ -223,7 +232,11 @@ const char* Plan::check_state(const Slot& slot, const Shape& shape, Work& work) 
       throw py::type_error(name_of(slot) + ": state['" + key + "'] must be a tensor, got " +
                            Py_TYPE(value)->tp_name);
     }
-    c10::TensorImpl& tensor = *THPVariable_Unpack(value).unsafeGetTensorImpl();
+    c10::TensorImpl* taken = THPVariable_Unpack(value).unsafeGetTensorImpl();
+    if (work.cut != 0) {
+      if (const char* reason = take_piece(slot, key, value, work, taken)) return reason;
+    }
+    c10::TensorImpl& tensor = *taken;
     set_operand(work, 2 + k, operand_of(tensor));
     if (work.dense && fits(tensor, work.operands[2 + k].address, shape)) continue;
     const c10::TensorImpl& param = *work.operands[0].tensor;

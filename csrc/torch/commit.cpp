@@ -1,5 +1,6 @@
 // The part of a step that changes something: new state, step counts, tables, the sweep.
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/clone.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/zeros.h>
@@ -40,11 +41,10 @@ double count_step(const Work& work) {
   return tensor_of(work.step.tensor).add_(1).item().toDouble();
 }
 
-// The same count where the parameter is.
-at::Tensor step_on_device(const Work& work, const at::Tensor& param) {
-  const at::Tensor step = tensor_of(work.step.tensor);
+// The same count on a device.
+at::Tensor step_on_device(const at::Tensor& step, c10::Device device) {
   const auto dtype = step.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  return at::full({}, step.item(), param.options().dtype(dtype));
+  return at::full({}, step.item(), at::TensorOptions().dtype(dtype).device(device));
 }
 
 // What filling the tables reads and writes of a slot.
@@ -70,47 +70,52 @@ bool Plan::create_states(const py::object& state, const py::dict& defaults,
                          std::vector<at::Tensor>& created) {
   if (!any_fresh_) return false;
   struct Fresh {
-    py::object param;  // owned: putting state in place runs Python code
+    py::object param;  // owned: a DTensor's state, and putting state in place, run Python code
     py::object state;  // optimizer.state[param]; null: not there yet
+    py::object step;   // what is to be moved to the device; null: all state is to be made
+    const Group* group;
+    c10::Device step_device;
     std::vector<std::pair<PyObject*, at::Tensor>> entries;
-    py::object step;  // that was there before; null: there was none
   };
   std::vector<Fresh> all;
-  const at::NoGradGuard no_grad;
+  double initial = 0;
+  if (optimizer_->initial_value != nullptr) {
+    initial = defaults[optimizer_->initial_value].cast<double>();
+  }
   for (const int index : ready_) {
     const Work& work = works_[index];
     if (!work.fresh && !work.move_step) continue;
     const Slot& slot = slots_[index];
     const Group& group = groups_[slot.group];
-    double initial = 0;
-    if (optimizer_->initial_value != nullptr) {
-      initial = defaults[optimizer_->initial_value].cast<double>();
-    }
-    Fresh fresh{py::reinterpret_borrow<py::object>(slot.param),
-                py::reinterpret_borrow<py::object>(slot.state),
-                {},
-                {}};
-    const at::Tensor param = tensor_of(work.operands[0].tensor);
-    if (work.move_step) {
-      fresh.step = py::reinterpret_borrow<py::object>(work.traces.state[state_keys_.size()]);
-      fresh.entries.emplace_back(step_key_, step_on_device(work, param));
-      all.push_back(std::move(fresh));
+    const bool there = work.device != kHost && (group.fused || group.capturable || scaled_there_);
+    PyObject* step = work.move_step ? work.traces.state[state_keys_.size()] : nullptr;
+    all.push_back({py::reinterpret_borrow<py::object>(slot.param),
+                   py::reinterpret_borrow<py::object>(slot.state),
+                   py::reinterpret_borrow<py::object>(step),
+                   &group,
+                   there ? work.operands[0].tensor->device() : c10::Device(c10::kCPU),
+                   {}});
+  }
+  const at::NoGradGuard no_grad;
+  for (Fresh& fresh : all) {
+    const Group& group = *fresh.group;
+    if (fresh.step) {
+      const at::Tensor& step = THPVariable_Unpack(fresh.step.ptr());
+      fresh.entries.emplace_back(step_key_, step_on_device(step, fresh.step_device));
       continue;
     }
     if (optimizer_->counts_steps) {
       const bool wide =
           !group.fused && c10::get_default_dtype() == caffe2::TypeMeta::Make<double>();
-      const bool there = work.device != kHost && (group.fused || group.capturable || scaled_there_);
       const auto options = at::TensorOptions().dtype(wide ? at::kDouble : at::kFloat);
-      fresh.entries.emplace_back(step_key_,
-                                 at::zeros({}, options.device(there ? param.device() : at::kCPU)));
+      fresh.entries.emplace_back(step_key_, at::zeros({}, options.device(fresh.step_device)));
     }
+    const at::Tensor& param = THPVariable_Unpack(fresh.param.ptr());
     for (int k = 0; k < group.variant.cpu->states; ++k) {
       fresh.entries.emplace_back(state_keys_[group.variant.keys[k]],
                                  at::full_like(param, initial, {}, at::MemoryFormat::Preserve));
     }
     created.push_back(param);
-    all.push_back(std::move(fresh));
   }
   size_t placed = 0;
   try {
@@ -140,8 +145,9 @@ bool Plan::create_states(const py::object& state, const py::dict& defaults,
 }
 
 // A gradient that is written (unscaled) must not be read under another name: where one is expanded,
-// or belongs to several parameters, each parameter gets a copy of its own.
-void Plan::separate_gradients() {
+// or belongs to several parameters, each parameter gets a copy of its own. Returns whether Python
+// code ran, as it does to copy a DTensor: then all has to be looked at again.
+bool Plan::separate_gradients() {
   std::vector<Range> ranges;
   std::vector<char> shared(works_.size(), 0);
   for (const int slot : ready_) {
@@ -152,9 +158,14 @@ void Plan::separate_gradients() {
   }
   for (const int slot : find_overlapping(ranges)) shared[slot] = 1;
   const at::NoGradGuard no_grad;
+  std::vector<at::Tensor> sharded;
   for (const int slot : ready_) {
     if (!shared[slot]) continue;
     Work& work = works_[slot];
+    if (work.cut != 0) {
+      sharded.push_back(THPVariable_Unpack(slots_[slot].param));
+      continue;
+    }
     const at::Tensor param = tensor_of(work.operands[0].tensor);
     const at::Tensor copy = at::zeros_like(param, {}, at::MemoryFormat::Preserve);
     copy.copy_(tensor_of(work.operands[1].tensor));
@@ -162,6 +173,8 @@ void Plan::separate_gradients() {
     work.operands[1] = operand_of(*copy.unsafeGetTensorImpl());
     work.dense = false;  // its layout is found anew
   }
+  for (const at::Tensor& param : sharded) param.mutable_grad() = param.grad().clone();
+  return !sharded.empty();
 }
 
 int64_t Bucket::elements() const {
@@ -214,10 +227,14 @@ void Plan::fill_buckets(bool scaled) {
     double step = work.first ? 0 : 1;
     if (optimizer_->counts_steps && !work.device_step) step = count_step(work);
     TensorEntry entry;
-    for (int k = 0; k < operands; ++k) {
-      const Operand& operand = work.operands[k];
-      const bool written = k != 1 || scaled;
-      entry.operands[k] = written ? written_address(operand) : const_cast<char*>(operand.address);
+    if (work.cut != 0) {
+      enter_pieces(slots_[ready_[i]], work, operands, scaled, entry);
+    } else {
+      for (int k = 0; k < operands; ++k) {
+        const Operand& operand = work.operands[k];
+        const bool written = k != 1 || scaled;
+        entry.operands[k] = written ? written_address(operand) : const_cast<char*>(operand.address);
+      }
     }
     if (work.numel == 0 && !there) continue;
     if (bucket == nullptr || !bucket->takes(group.variant, work, there)) {

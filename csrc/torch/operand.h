@@ -112,13 +112,17 @@ FUSEDOPT_INLINE Operand operand_of(c10::TensorImpl& tensor) {
   return operand;
 }
 
-// Counts up the version of what is about to be written, and returns its address: memory that is
-// shared until somebody writes to it becomes the tensor's own.
-FUSEDOPT_INLINE char* written_address(const Operand& operand) {
-  operand.tensor->bump_version();
+// Where to write: memory that is shared until somebody writes to it becomes the tensor's own.
+FUSEDOPT_INLINE char* own_address(const Operand& operand) {
   const char* before = static_cast<const char*>(operand.tensor->unsafe_storage().data());
   char* after = static_cast<char*>(operand.tensor->unsafe_storage().mutable_data());
   return after + (operand.address - before);
+}
+
+// Counts up the version of what is about to be written, and returns its address.
+FUSEDOPT_INLINE char* written_address(const Operand& operand) {
+  operand.tensor->bump_version();
+  return own_address(operand);
 }
 
 inline bool to_dtype(const c10::TensorImpl& tensor, Dtype& dtype) {

@@ -172,7 +172,7 @@ py::object Plan::step(const py::object& groups, const py::object& state, const p
   // Putting state in place runs Python code (Tensor.__hash__, the garbage collector), which may do
   // anything: all is looked at again.
   std::vector<at::Tensor> created;
-  while (create_states(state, defaults, created)) {
+  while (create_states(state, defaults, created) || (scaler.scaled && separate_gradients())) {
     read_slots();
     check(state, stepped_by_torch);
     find_overlaps();
@@ -182,10 +182,10 @@ py::object Plan::step(const py::object& groups, const py::object& state, const p
     for (const at::Tensor& param : created) first.insert(param.unsafeGetTensorImpl());
     for (const int slot : ready_) {
       Work& work = works_[slot];
-      work.first = work.first || first.count(work.operands[0].tensor) != 0;
+      const auto* param = THPVariable_Unpack(slots_[slot].param).unsafeGetTensorImpl();
+      work.first = work.first || first.count(param) != 0;
     }
   }
-  if (scaler.scaled) separate_gradients();
   prepare_devices(scaler);
   fill_buckets(scaler.scaled);
   sweep(scaler);

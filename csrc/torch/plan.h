@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "engine/layout.h"
+#include "torch/dtensor.h"
 #include "torch/operand.h"
 #include "torch/optimizers.h"
 #include "torch/prefetch.h"
@@ -68,6 +69,7 @@ struct Work {
   bool moved;          // parameter or state lie elsewhere than in the last step
   Dtype dtype;
   int device;  // kHost, or the other device's number
+  int cut;     // of a DTensor, whose pieces the operands are then; 0 for other tensors
   int64_t numel;
   int64_t extent;  // bytes, of parameter and states together; 0 where they are dense
   Operand operands[kMaxOperands];  // without tensor: fresh state
@@ -152,13 +154,21 @@ class Plan {
   const char* check_slot(const Slot& slot, Work& work);
   const char* check_gradient(const Slot& slot, const c10::TensorImpl& grad,
                              const c10::TensorImpl& param) const;
-  const char* check_state(const Slot& slot, const Shape& shape, Work& work) const;
+  const char* check_state(const Slot& slot, const Shape& shape, Work& work);
   const char* check_state_tensor(const Slot& slot, const char* key, const c10::TensorImpl& tensor,
                                  const c10::TensorImpl& param, bool same_dtype) const;
   const char* check_step(const Slot& slot, PyObject* step, Work& work) const;
   void refuse_inference(const Slot& slot, const std::string& what,
                         const c10::TensorImpl& tensor) const;
   std::string name_of(const Slot& slot) const;
+
+  // dtensor.cpp
+  const char* take_pieces(const Slot& slot, Work& work, c10::TensorImpl*& param,
+                          c10::TensorImpl*& grad);
+  const char* take_piece(const Slot& slot, const char* key, PyObject* object, const Work& work,
+                         c10::TensorImpl*& tensor);
+  void enter_pieces(const Slot& slot, const Work& work, int operands, bool scaled,
+                    TensorEntry& entry) const;
 
   // device.cpp: what is on a device, and stays there
   Scaler read_scaler(const py::object& grad_scale, const py::object& found_inf);
@@ -178,7 +188,7 @@ class Plan {
   // commit.cpp: what changes something
   bool create_states(const py::object& state, const py::dict& defaults,
                      std::vector<at::Tensor>& created);
-  void separate_gradients();
+  bool separate_gradients();
   void fill_buckets(bool scaled);
   int32_t add_layout(const Work& work, int operands, Bucket& bucket);
   Bucket& bucket_for(const Variant& variant, const Work& work, bool there);
@@ -208,6 +218,7 @@ class Plan {
   bool any_fresh_ = false;
   bool scaled_there_ = false;    // whether to step is known on the device only
   std::vector<Device> devices_;  // of this step
+  Cuts cuts_;
   std::deque<Bucket> buckets_;
   std::deque<LayoutBuffer> layouts_;
 };

@@ -1,0 +1,47 @@
+// DTensor: a tensor in pieces, of which this process has one, and steps it where it lies.
+#pragma once
+
+#include <c10/core/TensorImpl.h>
+#include <pybind11/pybind11.h>
+
+#include <unordered_map>
+#include <vector>
+
+namespace fusedopt {
+
+namespace py = pybind11;
+
+// Is it a DTensor, and nothing derived from it? Imports nothing.
+bool is_dtensor(PyObject* object);
+
+// A DTensor's piece on this process, and its DTensorSpec: which piece of what that is. Borrowed,
+// and null where the slots are empty. Read from the object itself: no Python code runs.
+struct Piece {
+  c10::TensorImpl* local;
+  PyObject* spec;
+};
+Piece piece_of(PyObject* dtensor);
+
+// Numbers for DTensorSpecs: equal ones cut a tensor alike, so that pieces belong together.
+//
+// Comparing specs is Python code, which must not run while borrowed pointers are held. So a spec
+// that wasn't seen before has no number until `learn` is called. All that were seen are owned,
+// which keeps their addresses from being used for others.
+class Cuts {
+ public:
+  static constexpr int kUnknown = -1;
+  static constexpr int kUncovered = -2;  // Partial, or a placement that we don't know
+
+  int number_of(PyObject* spec);
+  // Gives numbers to what `number_of` was asked for in vain, and tells if there was any. Forgets
+  // what is in use no more, if more than `in_use` specs aren't.
+  bool learn(size_t in_use);
+
+ private:
+  std::unordered_map<PyObject*, int> numbers_;
+  std::vector<py::object> known_;    // the specs in numbers_
+  std::vector<py::object> unknown_;  // those asked for in vain
+  py::object by_cut_;                // a dict from mesh, placements and shard order to the number
+};
+
+}  // namespace fusedopt

@@ -1,0 +1,57 @@
+"""More than one process: DDP, FSDP2, ZeRO, tensor parallelism, distributed checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import rank_checks as checks
+from ranks import Ranks
+
+Get = Callable[[int], Ranks]
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Get]:
+    """Gives a group of any size, whose processes start when it is first asked for."""
+    started: dict[int, Ranks] = {}
+
+    def get(world: int) -> Ranks:
+        if world in started and started[world].broken:
+            started.pop(world).close()
+        if world not in started:
+            started[world] = Ranks(world)
+        return started[world]
+
+    yield get
+    for group in started.values():
+        group.close()
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize(
+    "check",
+    [
+        checks.ddp_equals_one_process,
+        checks.fsdp_equals_ddp,
+        checks.zero_equals_ddp,
+        checks.tensor_parallel_equals_one_process,
+        checks.partial_gradients_are_torchs,
+        checks.overflow_on_one_rank_skips_all,
+        checks.state_dicts,
+    ],
+    ids=lambda check: check.__name__,
+)
+def test_on_ranks(check: Callable[[], None], world: int, ranks: Get) -> None:
+    ranks(world).run(check)
+
+
+def test_two_dimensions(ranks: Get) -> None:
+    ranks(4).run(checks.two_dimensions_equal_ddp)
+
+
+def test_a_checkpoint_is_loaded_on_another_number_of_ranks(ranks: Get, tmp_path: Path) -> None:
+    ranks(2).run(checks.save, tmp_path)
+    ranks(4).run(checks.load, tmp_path)
+    ranks(1).run(checks.load, tmp_path)
