@@ -26,7 +26,7 @@ inline constexpr int kBlocksAhead = 32;
 
 // Nothing is asked for in advance where 32-bit and 64-bit tensors are stepped in place: the
 // hardware follows these streams. One float32 tensor of 25.6 M on two threads of an EPYC Milan, in
-// percent of the floor, AdamW and SGD with momentum: 103 and 95; asking for 1 KiB ahead, 92 and 92;
+// percent of the floor, two states and one: 103 and 95; asking for 1 KiB ahead, 92 and 92;
 // for 4 KiB ahead, 85 and 88.
 
 // Fewer elements than this run on the calling thread. 1000 tensors of 64, two states, on two
