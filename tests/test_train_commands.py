@@ -11,19 +11,21 @@ import torch
 
 pytest.importorskip("sklearn", reason="the training script needs fusedopt[train]")
 pytest.importorskip("tensorboard", reason="the training script needs fusedopt[train]")
-Image = pytest.importorskip("PIL.Image", reason="the training script needs fusedopt[train]")
+pytest.importorskip("PIL", reason="the training script needs fusedopt[train]")
 
+from PIL import Image
 from train_runs import SMALL, error_of, metrics, read, train
 
-from fusedopt.train import cost, main, run
+from fusedopt.train import charts, cost, folder, main, run
 from fusedopt.train.data import load_data
 from fusedopt.train.options import DEFAULTS
 
 
 @pytest.fixture(autouse=True)
 def short_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Times matter to none of these tests."""
+    """Times matter to none of these tests, and a run's chart to one."""
     monkeypatch.setattr(cost, "ROUNDS", 1)
+    monkeypatch.setattr(folder, "draw_run", lambda rows, file: file.write(b"PNG"))
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -42,7 +44,8 @@ def fail(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 2) 
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_a_runs_folder(tmp_path: Path) -> None:
+def test_a_runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "draw_run", charts.draw_run)
     result = train("--epochs", 2, *SMALL, "--out", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["options"]["model"] == "lenet" and config["options"]["lr"] == 3e-3
