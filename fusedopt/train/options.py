@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 
+from fusedopt.train import world
+from fusedopt.train.strategy import STRATEGIES
+
 # What each optimizer gets where the command line doesn't say otherwise. The keys are also the
 # options it has: --momentum with adam is an error.
 DEFAULTS: dict[str, dict[str, float]] = {
@@ -29,7 +32,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 # These may change when a run is resumed. --impl is among them: a fusedopt checkpoint continues
 # with torch.optim, and the other way round, only not bit for bit.
 FREE = {"impl", "epochs", "threads", "device", "workers", "data_dir", "download"}
-FREE |= {"out", "resume", "checkpoint_every"}
+FREE |= {"out", "resume", "checkpoint_every", "strategy"}
 
 
 class UserError(Exception):
@@ -85,6 +88,7 @@ class Options:
     out: Path | None
     resume: Path | None
     checkpoint_every: int | None
+    strategy: str | None
 
     def optimizer_kwargs(self) -> dict[str, float]:
         """Returns the keyword arguments of the optimizer's constructor."""
@@ -199,7 +203,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("recipe").add_argument
     one_up, fraction = _number(int, 1), _number(float, 0, 1)
     add("--epochs", type=one_up, default=20, help="epochs in all, those of --resume included")
-    add("--batch-size", type=one_up, default=64, help="images per batch")
+    add("--batch-size", type=one_up, default=64, help="images per batch, of all processes together")
     add("--accumulate", type=one_up, default=1, metavar="N", help="batches per step")
     add("--scheduler", default="exponential", metavar="NAME",
         help="none, step, multistep, exponential, cosine, cosine-restarts, one-cycle, cyclic,"
@@ -242,6 +246,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         " --threads")  # fmt: skip
     add("--checkpoint-every", type=one_up, metavar="STEPS",
         help="write a checkpoint every so many steps too, not only after each epoch")  # fmt: skip
+    add("--strategy", choices=STRATEGIES,
+        help="how the processes of torchrun share the work: ddp, the default, fsdp (FSDP2), or"
+        " zero (ZeroRedundancyOptimizer)")  # fmt: skip
 
 
 def make_options(given: dict[str, Any]) -> Options:
@@ -270,6 +277,15 @@ def make_options(given: dict[str, Any]) -> Options:
         raise UserError("--new-head: a fresh network has one already; give --init as well")
     if values["checkpoint_every"] and values["out"] is None and values["resume"] is None:
         raise UserError("--checkpoint-every: give --out, the folder to write to, as well")
+    if world.launched():
+        values["strategy"] = values["strategy"] or "ddp"
+        if ":" in values["device"]:
+            raise UserError("--device: each process takes a GPU of its own with --device cuda")
+    elif values["strategy"] is not None:
+        raise UserError(
+            "--strategy: is for several processes, which torchrun starts:"
+            " torchrun --nproc-per-node 2 -m fusedopt.train"
+        )
     return Options(**values)
 
 
