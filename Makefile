@@ -1,4 +1,4 @@
-# make train | test | bench | build | lint | format | sanitize | clean
+# make train | test | bench | build | lint | format | sanitize | gpu-check | clean
 #
 # Each needs only Python 3.10+, a C++ compiler and make: it creates .venv, installs torch and the
 # tools there, and builds fusedopt, as far as that isn't done yet.
@@ -23,12 +23,14 @@ else
   BIN := $(abspath $(VENV))/bin
   WANTED := $(TORCH)
 endif
+OUTER_PATH := $(PATH)
 export PATH := $(BIN):$(PATH)
 
 PIP = $(PY) -m pip install --disable-pip-version-check
 # What pyproject.toml lists as needed to build and to check the style, each in its quotes.
 TOOLS := $(shell sed -n -e 's/^requires = \[\(.*\)\]/\1/p' -e 's/^dev = \[\(.*\)\]/\1/p' \
            pyproject.toml | tr ',' ' ')
+WORKS_WITH := $(shell sed -n -e 's/^works-with = \[\(.*\)\]/\1/p' pyproject.toml | tr ',' ' ')
 # Folders too: their time changes when a file comes or goes.
 SOURCES := $(shell find csrc cmake) CMakeLists.txt setup.py pyproject.toml
 CXX_FILES = $$(find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu*')
@@ -36,11 +38,12 @@ CXX_FILES = $$(find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.inl'
 # Both are touched last, so that what was interrupted is done again.
 TOOLED := $(or $(VENV),build)/tools
 BUILT := build/built-$(subst /,_,$(VENV))
+OTHERS := $(or $(VENV),build)/others
 ifeq ($(VENV),)
-.PHONY: $(TOOLED) $(BUILT)
+.PHONY: $(TOOLED) $(BUILT) $(OTHERS)
 endif
 
-.PHONY: train test bench build lint format sanitize clean cpp-test
+.PHONY: train test bench build lint format sanitize clean cpp-test gpu-check
 build: $(BUILT)
 
 $(TOOLED): pyproject.toml Makefile
@@ -56,13 +59,18 @@ $(BUILT): $(TOOLED) $(SOURCES)
 	$(PIP) --quiet --no-build-isolation --editable '.[bench,train,test,dev]'
 	@mkdir -p $(@D) && touch $@
 
+# The libraries that fusedopt is tried with: only for the tests. torch is named so that it stays.
+$(OTHERS): $(TOOLED) pyproject.toml
+	$(PIP) --quiet $(WANTED) $(WORKS_WITH)
+	@mkdir -p $(@D) && touch $@
+
 train: build
 	$(PY) -m fusedopt.train $(ARGS)
 
 bench: build
 	$(PY) -m benchmarks.step --json build/bench.json --chart build/bench.png $(ARGS)
 
-test: cpp-test sanitize
+test: cpp-test sanitize $(OTHERS)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) tests $(ARGS)
 
 cpp-test: build
@@ -76,6 +84,22 @@ sanitize: $(TOOLED)
 	  -DFUSEDOPT_SANITIZE=ON >build/configure.log
 	cmake --build build/sanitize
 	ctest --test-dir build/sanitize --output-on-failure --no-tests=error
+
+# With the torch that is there: $(PYTHON)'s, if it sees a GPU, or else .venv's, which is made first
+# if there is a GPU at all.
+SEES_GPU = -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null
+SUBMAKE = $(MAKE)# make -n would run a recipe that names MAKE itself
+gpu-check:
+	@if PATH='$(OUTER_PATH)' $(PYTHON) $(SEES_GPU); then \
+	  PATH='$(OUTER_PATH)' $(PYTHON) tests/gpu_check.py $(ARGS); \
+	elif $(PY) $(SEES_GPU); then \
+	  $(PY) tests/gpu_check.py $(ARGS); \
+	elif nvidia-smi -L 2>/dev/null | grep -q GPU; then \
+	  $(SUBMAKE) $(TOOLED) && $(PY) tests/gpu_check.py $(ARGS); \
+	else \
+	  echo 'gpu-check: no GPU: neither torch nor nvidia-smi finds one. Nothing was done.' >&2; \
+	  exit 2; \
+	fi
 
 lint: $(TOOLED)
 	ruff check .

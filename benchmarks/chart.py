@@ -68,13 +68,13 @@ def draw(result: dict[str, Any], path: Path) -> None:
     size = (max(4.6 * columns, 7.0), lines * (max(0.3 * tallest, 1.0) + 0.8) + 0.9)
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(lines, columns, squeeze=False).flat
+    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
     dtypes = list(dict.fromkeys(row["dtype"] for rows in by_workload.values() for row in rows))
     for axis, (workload, rows) in zip(axes, by_workload.items(), strict=False):
         title = WORKLOADS[workload].title if workload in WORKLOADS else workload
         axis.set_title(title if len(dtypes) > 1 else f"{title}, {dtypes[0]}", fontsize=10)
         _bars(axis, rows, one_dtype=len(dtypes) == 1)
-    for axis in list(axes)[len(by_workload) :]:
+    for axis in axes[len(by_workload) :]:
         axis.set_visible(False)
     _finish(figure, dtypes, result, int(size[0] * 20))
     path.parent.mkdir(parents=True, exist_ok=True)

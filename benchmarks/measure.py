@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+import io
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
 
-from benchmarks import floor, memory
+import fusedopt
+from benchmarks import floor, memory, syncs
 from benchmarks.implementations import IMPLEMENTATIONS, Absent, Implementation, check
 from benchmarks.optimizers import Choice
 from benchmarks.results import Row
@@ -85,6 +90,7 @@ def run_case(
     for name, step in steps.items():
         step()  # creates the state
         peaks[name] = memory.peak_during(step, case.device) if with_memory else None
+    waits = _syncs(case, able) if case.device == "cuda" else {}
     steps[FLOOR] = floor.make_floor(
         case.choice.states, case.workload.elements * case.element_size, case.device
     )
@@ -94,7 +100,10 @@ def run_case(
         for count in threads:
             torch.set_num_threads(count)
             samples = interleave(steps, clock_for(case.device), seconds, seed)
-            rows += _rows(case, count, samples, status, peaks)
+            measured = _rows(case, count, samples, status, peaks)
+            if case.device == "cuda":
+                _add_cuda(measured, samples, status, waits)
+            rows += measured
     finally:
         torch.set_num_threads(threads_before)
     return rows
@@ -105,6 +114,8 @@ def _too_large(case: Case, implementations: int) -> str:
     operand = case.workload.elements * case.element_size
     states = case.choice.states * (implementations + 1)
     needed = operand * (3 + states + 3)  # parameter twice, gradient; state; foreach's temporaries
+    if case.device == "cuda":
+        needed += case.bytes_moved  # the copy's source and target
     free = memory.available() if case.device == "cpu" else torch.cuda.mem_get_info()[0]
     if free is None or needed < free:
         return ""
@@ -128,15 +139,74 @@ def _make_steps(
     params = case.workload.parameters(dtype, case.device, seed)
     for implementation in implementations:
         try:
-            steps[implementation.name] = implementation.make(case.choice, params).step
+            optimizer = implementation.make(case.choice, params)
         except Absent as reason:
             status[implementation.name] = f"{ABSENT} {reason}"
+            continue
+        steps[implementation.name] = optimizer.step
+        if implementation.name == "fusedopt" and case.device == "cuda":
+            status["fusedopt"] = status["fusedopt"] or _taken_by_torch(optimizer)
     if case.workload.channels_last and "fusedopt" in steps:
         plain = dataclasses.replace(case.workload, channels_last=False)
         params = plain.parameters(dtype, case.device, seed)
         steps[CONTIGUOUS] = IMPLEMENTATIONS["fusedopt"].make(case.choice, params).step
         status[CONTIGUOUS] = ""
     return steps
+
+
+def _taken_by_torch(optimizer: Optimizer) -> str:
+    """Says that torch's own step runs in place of our kernels, or nothing."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        rows = fusedopt.explain(optimizer).rows
+    reasons = [row.reason for row in rows if row.kernel == "torch"]
+    return f"torch's own step: {reasons[0]}" if reasons else ""
+
+
+def _syncs(case: Case, implementations: Sequence[Implementation]) -> dict[str, float | None]:
+    """How often each waits for the device in a step with GradScaler."""
+    dtype = DTYPES[case.dtype]
+    return {each.name: syncs.per_step(each, case.choice, dtype) for each in implementations}
+
+
+def _torch_paths(samples: Mapping[str, Samples], status: Mapping[str, str]) -> list[str]:
+    return [
+        name
+        for name in samples
+        if name in IMPLEMENTATIONS and IMPLEMENTATIONS[name].is_torch and not status[name]
+    ]
+
+
+def _add_cuda(
+    rows: Sequence[Row],
+    samples: Mapping[str, Samples],
+    status: Mapping[str, str],
+    waits: Mapping[str, float | None],
+) -> None:
+    """Adds what only a device has: the host's time, until all is done, late launches, waits.
+
+    Of each time the ratio is to the torch path that is fastest by that measure.
+    """
+    measures: dict[str, Callable[[Samples], list[float]]] = {
+        "host": lambda sample: sample.host,
+        "done": lambda sample: sample.done,
+    }
+    paths = _torch_paths(samples, status)
+    for row in rows:
+        if "seconds" not in row:
+            continue
+        own = samples[row["implementation"]]
+        for measure, values in measures.items():
+            row[f"{measure}_seconds"] = dataclasses.asdict(Spread.of(values(own)))
+            medians = {name: Spread.of(values(samples[name])).median for name in paths}
+            if medians and row["implementation"] != FLOOR:
+                best = min(medians, key=medians.__getitem__)
+                ratio = Spread.of_ratios(values(samples[best]), values(own))
+                row[f"{measure}_best"] = best
+                row[f"{measure}_ratio"] = dataclasses.asdict(ratio)
+        if "first_seconds" in row:  # on CUDA it is the host that finds its caches cold
+            row["first_host_seconds"] = row.pop("first_seconds")
+        row["late_percent"] = 100 * statistics.fmean(own.late)
+        row["scaler_syncs"] = waits.get(row["implementation"])
 
 
 def _rows(
@@ -146,11 +216,7 @@ def _rows(
     status: dict[str, str],
     peaks: dict[str, int | None],
 ) -> list[Row]:
-    torch_paths = [
-        name
-        for name in samples
-        if name in IMPLEMENTATIONS and IMPLEMENTATIONS[name].is_torch and not status[name]
-    ]
+    torch_paths = _torch_paths(samples, status)
     medians = {name: Spread.of(samples[name].seconds).median for name in samples}
     best = min(torch_paths, key=lambda name: medians[name], default=None)
     rows = []
@@ -161,8 +227,6 @@ def _rows(
             row["seconds"] = dataclasses.asdict(Spread.of(own))
             if samples[name].first:
                 row["first_seconds"] = dataclasses.asdict(Spread.of(samples[name].first))
-            if case.device != "cpu":
-                row["host_seconds"] = dataclasses.asdict(Spread.of(samples[name].host))
             row["gb_per_s"] = case.bytes_moved / medians[name] * 1e-9
             row["floor_percent"] = 100 * Spread.of_ratios(samples[FLOOR].seconds, own).median
             row["peak_bytes"] = peaks.get(name)

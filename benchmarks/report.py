@@ -1,7 +1,8 @@
-"""Writes the tables of README.md and benchmarks/README.md from result files, and the charts.
+"""Writes the tables of the READMEs and of docs/ from result files, and the charts.
 
 A table stands between `<!-- begin table: KIND FILE... -->` and `<!-- end table -->`, where FILE is
-a result file's name without its ending. Run `python -m benchmarks.report` after a measurement.
+a result file's name without its ending, or GPU for the result files of all GPUs. Run
+`python -m benchmarks.report` after a measurement.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, chart, host, tables, targets, train
+from benchmarks import accuracy, chart, host, landscapes, report_gpu, tables, targets, train
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.measure import FLOOR
 from benchmarks.optimizers import OPTIMIZERS
@@ -20,7 +21,7 @@ from benchmarks.results import RESULTS, Row, load, provenance
 from benchmarks.workloads import WORKLOADS
 
 ROOT = Path(__file__).resolve().parents[1]
-READMES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+READMES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "optimizers.md")
 _TABLE = re.compile(r"(<!-- begin table: (\S+) ([^>\n]+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 
 
@@ -114,6 +115,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "host": host_costs,
     "train": lambda result: tables.markdown(train.table_rows(result["rows"])),
     "accuracy": lambda result: tables.markdown(accuracy.table_rows(result["rows"])),
+    "trajectories": lambda result: tables.markdown(landscapes.trajectory_table(result["rows"])),
+    "tolerance": lambda result: tables.markdown(landscapes.tolerance_table(result["rows"])),
+    "groups": lambda result: tables.markdown(landscapes.group_table(result["rows"])),
 }
 
 
@@ -123,6 +127,8 @@ def render(kind: str, names: str, folder: Path = RESULTS) -> str:
     Raises:
         KeyError: There is no such kind of table.
     """
+    if names == "GPU":
+        return report_gpu.render(kind, folder)
     make = TABLES[kind]
     paths = [folder / f"{name}.json" for name in names.split()]
     found = [load(path) for path in paths if path.exists()]
@@ -142,6 +148,7 @@ def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser("python -m benchmarks.report", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail if it would")
+    parser.add_argument("--no-charts", action="store_true", help="make the tables only")
     options = parser.parse_args()
     stale = []
     for readme in filter(Path.exists, READMES):
@@ -155,7 +162,10 @@ def main() -> None:
         raise SystemExit(f"not made from the result files: {', '.join(stale)}")
     if not options.check:
         print(f"Wrote {', '.join(stale) or 'nothing new'}")
-        for path in sorted(RESULTS.glob("step*.json")):
+    if not options.check and not options.no_charts:
+        for path in sorted(RESULTS.glob("*.json")):
+            if load(path)["benchmark"] != "step":
+                continue
             chart.draw(load(path), path.with_suffix(".png"))
             print(f"Drew {path.with_suffix('.png').relative_to(ROOT)}")
 

@@ -35,7 +35,10 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
     }
     if torch.cuda.is_available():
-        info["gpu"] = torch.cuda.get_device_name()
+        gpu = torch.cuda.get_device_properties("cuda")
+        info["gpu"] = gpu.name
+        info["gpu_memory_gib"] = round(gpu.total_memory / 2**30, 1)
+        info["gpu_processors"] = gpu.multi_processor_count
     return info
 
 
@@ -69,6 +72,8 @@ def versions() -> dict[str, str]:
     }
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
+    if torch.cuda.is_available():
+        found["cuda_kernels"] = _build_info.CUDA
     for peer in _PEERS:
         try:
             found[peer] = importlib.metadata.version(peer)
@@ -236,7 +241,9 @@ def load(path: Path) -> dict[str, Any]:
 def setting(result: dict[str, Any]) -> str:
     """Machine, versions and dates in one line."""
     where, what = result["machine"], result["versions"]
-    device = where.get("gpu") or f"{where['cpu']}, {where['cores']} cores, {what['isa']}"
+    device = f"{where['cpu']}, {where['cores']} cores, {what['isa']}"
+    if any(row.get("device") == "cuda" for row in result["rows"]):
+        device = f"{where.get('gpu')}, CUDA {what.get('cuda')}; {device}"
     dates = [part["date"] for part in result["parts"]]
     when = dates[0] if len(dates) == 1 else f"{min(dates)} to {max(dates)}"
     return (

@@ -9,6 +9,11 @@ from benchmarks.results import Row
 STEP_HEAD = [
     "", "one step", "p10–p90", "cold", "torch's best / it", "GB/s", "% of floor", "peak memory",
 ]  # fmt: skip
+CUDA_HEAD = [
+    "", "on the device", "p10–p90", "torch's best / it", "GB/s", "% of copy", "host", "until done",
+    "peak memory", "syncs with GradScaler",
+]  # fmt: skip
+LATE = "* not all was launched while the device slept: its time may hold waiting for the host"
 
 
 def seconds_text(seconds: float) -> str:
@@ -52,24 +57,40 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 def step_cells(row: Row) -> list[str]:
     """One implementation's line in the table of a case."""
-    name = row["implementation"]
-    if "seconds" not in row:
-        return [name, row["status"], "", "", "", "", "", ""]
-    seconds, ratio = row["seconds"], row.get("ratio")
-    between = "–".join(seconds_text(seconds[key]) for key in ("p10", "p90"))
-    ratio_text = ""
-    if ratio is not None:
-        ratio_text = f"{digits(ratio['median'])}× ({digits(ratio['p10'])}–{digits(ratio['p90'])})"
-    return [
+    name, seconds = row["implementation"], row["seconds"]
+    limits = [digits(row["gb_per_s"]), f"{row['floor_percent']:.0f} %"]
+    shown = [
         name if not row["status"] else f"{name} ({row['status']})",
-        seconds_text(seconds["median"]),
-        between,
-        seconds_text(row["first_seconds"]["median"]) if "first_seconds" in row else "",
-        ratio_text,
-        digits(row["gb_per_s"]),
-        f"{row['floor_percent']:.0f} %",
-        bytes_text(row["peak_bytes"]),
+        seconds_text(seconds["median"]) + late_mark(row),
+        "–".join(seconds_text(seconds[key]) for key in ("p10", "p90")),
     ]
+    if row["device"] == "cpu":
+        cold = seconds_text(row["first_seconds"]["median"]) if "first_seconds" in row else ""
+        return [*shown, cold, ratio_text(row), *limits, bytes_text(row["peak_bytes"])]
+    host, done = (seconds_text(row[key]["median"]) for key in ("host_seconds", "done_seconds"))
+    waits = row.get("scaler_syncs")
+    return [
+        *shown,
+        ratio_text(row),
+        *limits,
+        host,
+        done,
+        bytes_text(row["peak_bytes"]),
+        "" if waits is None else f"{waits:g}",
+    ]
+
+
+def ratio_text(row: Row, key: str = "ratio") -> str:
+    """A ratio with the 10th and the 90th percentile, or nothing."""
+    ratio = row.get(key)
+    if ratio is None:
+        return ""
+    return f"{digits(ratio['median'])}× ({digits(ratio['p10'])}–{digits(ratio['p90'])})"
+
+
+def late_mark(row: Row) -> str:
+    """A star where the device may have waited for the host: see `timing.CudaClock`."""
+    return "*" if row.get("late_percent") else ""
 
 
 def step_table(rows: Iterable[Row]) -> str:
@@ -81,5 +102,7 @@ def step_table(rows: Iterable[Row]) -> str:
         if "seconds" not in row:
             by_status.setdefault(row["status"], []).append(row["implementation"])
     missing = [f"  {', '.join(names)}: {status}" for status, names in by_status.items()]
-    table = [align([STEP_HEAD, *map(step_cells, measured)])] if measured else []
-    return "\n".join([*table, *missing])
+    head = CUDA_HEAD if measured and measured[0]["device"] != "cpu" else STEP_HEAD
+    table = [align([head, *map(step_cells, measured)])] if measured else []
+    late = [f"  {LATE}"] if any(map(late_mark, measured)) else []
+    return "\n".join([*table, *late, *missing])

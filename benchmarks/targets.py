@@ -1,4 +1,4 @@
-"""What the library is meant to reach on the CPU, and whether result files show it."""
+"""What the library is meant to reach on the CPU and on CUDA, and whether result files show it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from benchmarks.results import Row
 
 RUNS = 5  # a target is for the median of at least as many
 HEAD = "torch's fastest path / ours, and % of floor"
+CUDA_HEAD = "torch's fastest path / ours, % of a device-to-device copy's bandwidth, syncs"
 STATE_CHECKS = "state objects checked at each step: yes, inside all figures here"
 
 
@@ -21,8 +22,8 @@ class Target:
         what: In words.
         workload: Of which workload; "training" is the whole training step.
         dtype: Of parameters and state.
-        measure: "ratio", "floor" or "layout".
-        bounds: The figure for each optimizer: the least, or of "layout" the largest.
+        measure: "ratio", "floor" or "layout"; on CUDA also "host", "done" and "syncs".
+        bounds: The figure for each optimizer: the least, or of "layout" and "syncs" the largest.
     """
 
     what: str
@@ -30,6 +31,11 @@ class Target:
     dtype: str
     measure: str
     bounds: Mapping[str, float]
+
+    @property
+    def is_limit(self) -> bool:
+        """Whether less is better."""
+        return self.measure in ("layout", "syncs")
 
 
 @dataclass(frozen=True)
@@ -46,15 +52,15 @@ class Verdict:
         """Whether it is enough; what wasn't measured isn't."""
         if self.measured is None:
             return False
-        if self.target.measure == "layout":
+        if self.target.is_limit:
             return self.measured <= self.bound
         return self.measured >= self.bound
 
     @property
     def text(self) -> str:
         """Mark, figure and bound; never rounded to a bound that was missed."""
-        layout, percent = self.target.measure == "layout", self.target.measure == "floor"
-        unit, digits = (" %", 0) if percent else ("", 2)
+        layout, percent = self.target.is_limit, self.target.measure == "floor"
+        unit, digits = (" %", 0) if percent else ("", 1 if self.target.measure == "syncs" else 2)
         wanted = f"({'≤' if layout else '≥'} {self.bound:g}{unit})"
         if self.measured is None:
             return f"– {wanted}"
@@ -108,11 +114,36 @@ TARGETS = (
 )  # fmt: skip
 
 
-def ours(rows: Sequence[Row]) -> dict[tuple[str, str, str], Row]:
-    """fusedopt's rows on the CPU with the most threads, by workload, dtype and optimizer."""
+_CUDA = ("sgd-momentum", "adagrad", "rmsprop", "adadelta", "adamw")
+_CUDA_FUSED = ("sgd-momentum", "adagrad", "adam", "adamw")
+_ALL_SIX = dict.fromkeys(_SMALL, 0.0)
+# What isn't named otherwise is device time. "host" and "done" have ratios of their own.
+CUDA_TARGETS = (
+    Target("GPT-2, % of a copy's bandwidth", "gpt2", "float32", "floor",
+           dict.fromkeys(_CUDA, 92.0)),
+    Target("ResNet-50, % of a copy's bandwidth", "resnet50", "float32", "floor",
+           dict.fromkeys(_CUDA, 80.0)),
+    Target("GPT-2, device time", "gpt2", "float32", "ratio",
+           {"sgd-momentum": 1.0, "adagrad": 1.0, "adamw": 1.0, "rmsprop": 2.3, "adadelta": 3.5}),
+    Target("ResNet-50, the host's time", "resnet50", "float32", "host",
+           dict.fromkeys(_CUDA_FUSED, 8.0)),
+    Target("1000 tensors of 64, until the device is done", "1000x64", "float32", "done",
+           dict.fromkeys(_CUDA_FUSED, 10.0)),
+    Target("GradScaler, syncs per step", "gpt2", "float32", "syncs", _ALL_SIX),
+    Target("GradScaler, syncs per step", "16m", "float16", "syncs", _ALL_SIX),
+)  # fmt: skip
+
+
+def ours(rows: Sequence[Row], device: str = "cpu") -> dict[tuple[str, str, str], Row]:
+    """fusedopt's rows on a device with the most threads, by workload, dtype and optimizer.
+
+    On CUDA only those that our kernels stepped.
+    """
     found: dict[tuple[str, str, str], Row] = {}
     for row in rows:
-        if row["implementation"] != "fusedopt" or row["device"] != "cpu" or "seconds" not in row:
+        if row["implementation"] != "fusedopt" or row["device"] != device or "seconds" not in row:
+            continue
+        if device != "cpu" and row["status"]:
             continue
         place = ("training", "float32") if "model" in row else (row["workload"], row["dtype"])
         key = (*place, row["optimizer"])
@@ -121,16 +152,20 @@ def ours(rows: Sequence[Row]) -> dict[tuple[str, str, str], Row]:
     return found
 
 
-def verdicts(rows: Sequence[Row]) -> list[Verdict]:
-    """Compares the rows of result files of `step` and `train` with every target."""
-    by_key = ours(rows)
+def verdicts(rows: Sequence[Row], device: str = "cpu") -> list[Verdict]:
+    """Compares the rows of result files of `step` and `train` with every target of a device."""
+    by_key = ours(rows, device)
     return [
         Verdict(target, optimizer, bound, _measured(target, by_key.get(
             (target.workload, target.dtype, optimizer)
         )))
-        for target in TARGETS
+        for target in (TARGETS if device == "cpu" else CUDA_TARGETS)
         for optimizer, bound in target.bounds.items()
     ]  # fmt: skip
+
+
+_SPREADS = {"ratio": "ratio", "layout": "over_contiguous", "host": "host_ratio",
+            "done": "done_ratio"}  # fmt: skip
 
 
 def _measured(target: Target, row: Row | None) -> float | None:
@@ -138,30 +173,36 @@ def _measured(target: Target, row: Row | None) -> float | None:
         return None
     if target.measure == "floor":
         return row["floor_percent"]
-    spread = row.get("ratio" if target.measure == "ratio" else "over_contiguous")
+    if target.measure == "syncs":
+        return row.get("scaler_syncs")
+    spread = row.get(_SPREADS[target.measure])
     return None if spread is None else spread["median"]
 
 
-def table(rows: Sequence[Row]) -> str:
-    """All targets in one table, optimizers across, with a line that counts."""
-    found = verdicts(rows)
-    lines: dict[int, dict[str, str]] = {}
+def table(rows: Sequence[Row], device: str = "cpu") -> str:
+    """All targets of a device in one table, optimizers across, with a line that counts."""
+    found = verdicts(rows, device)
+    lines: dict[int, tuple[Target, dict[str, str]]] = {}
     for verdict in found:
-        lines.setdefault(TARGETS.index(verdict.target), {})[verdict.optimizer] = verdict.text
+        line = lines.setdefault(id(verdict.target), (verdict.target, {}))
+        line[1][verdict.optimizer] = verdict.text
+    across = [name for name in OPTIMIZERS if any(name in cells for _, cells in lines.values())]
     body = [
-        [TARGETS[index].what, TARGETS[index].dtype, *(cells.get(name, "") for name in OPTIMIZERS)]
-        for index, cells in lines.items()
+        [target.what, target.dtype, *(cells.get(name, "") for name in across)]
+        for target, cells in lines.values()
     ]
-    return f"{_count(found, rows)}\n\n{tables.markdown([[HEAD, 'dtype', *OPTIMIZERS], *body])}"
+    head = [HEAD if device == "cpu" else CUDA_HEAD, "dtype", *across]
+    return f"{_count(found, rows, device)}\n\n{tables.markdown([head, *body])}"
 
 
-def _count(found: Sequence[Verdict], rows: Sequence[Row]) -> str:
+def _count(found: Sequence[Verdict], rows: Sequence[Row], device: str) -> str:
     met = sum(verdict.met for verdict in found)
     missing = sum(verdict.measured is None for verdict in found)
-    repeated = [row.get("runs", 1) for row in ours(rows).values()]
+    repeated = [row.get("runs", 1) for row in ours(rows, device).values()]
     fewest, most = min(repeated, default=0), max(repeated, default=0)
     between = f"{fewest} to {most} runs" if fewest != most else f"{most} run{'s' * (most != 1)}"
-    return (
-        f"{met} met, {len(found) - met - missing} missed, {missing} not measured (–), in medians "
-        f"of {between} (asked for: at least {RUNS} runs); {STATE_CHECKS}."
-    )
+    asked = f" (asked for: at least {RUNS} runs)" if device == "cpu" else ""
+    counts = f"{met} met, {len(found) - met - missing} missed, {missing} not measured (–)"
+    if missing == len(found):
+        return f"{counts}."
+    return f"{counts}, in medians of {between}{asked}; {STATE_CHECKS}."

@@ -7,14 +7,19 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
+from torch import cuda
 
 SAMPLE_SECONDS = 2e-3  # a shorter step is repeated within one sample
 LONG_STEP_SECONDS = 0.1  # a longer one doesn't notice what the caches held before
 MIN_ROUNDS = 7
 MAX_ROUNDS = 300
+MOST_STEPS = 20  # of one sample on CUDA, where each is measured by itself
+CALIBRATION_CYCLES = 10_000_000
+LONGEST_SLEEP = 0.25  # seconds; a host that needs longer to launch has filled the device's queue
 Step = Callable[[], object]
 
 
@@ -40,58 +45,158 @@ class Spread:
         return cls.of([a / b for a, b in zip(over, under, strict=True)])
 
 
+class Times(NamedTuple):
+    """What one sample says of a step.
+
+    Attributes:
+        seconds: Until the result is there: the wall clock on the CPU, device events on CUDA.
+        host: How long the host is busy; on the CPU the same.
+        done: From an idle device until it has finished, on the host's clock; on the CPU the same.
+        late: The share of steps whose device time may hold waiting for the host.
+    """
+
+    seconds: float
+    host: float
+    done: float
+    late: float = 0.0
+
+
 @dataclass(frozen=True)
 class Samples:
     """What was measured of one implementation, in seconds per step, one entry per round.
 
     Attributes:
-        seconds: Until the result is there: the wall clock on the CPU, device events on CUDA.
-        host: How long the host is busy; on the CPU the same.
-        first: Of the step before those, which starts with the caches full of the other
-            implementations' memory. Empty for long steps, which are not preceded by one.
+        seconds: `Times.seconds`.
+        host: `Times.host`.
+        first: The host's time of the step before those, which starts with the caches full of the
+            other implementations' memory. Empty for long steps, which are not preceded by one.
+        done: `Times.done`.
+        late: `Times.late`.
     """
 
-    seconds: list[float]
-    host: list[float]
-    first: list[float]
+    seconds: list[float] = field(default_factory=list)
+    host: list[float] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+    done: list[float] = field(default_factory=list)
+    late: list[float] = field(default_factory=list)
+
+    def add(self, times: Times) -> None:
+        """Appends one sample."""
+        self.seconds.append(times.seconds)
+        self.host.append(times.host)
+        self.done.append(times.done)
+        self.late.append(times.late)
 
 
 class CpuClock:
     """Wall-clock time."""
 
-    def measure(self, step: Step, repeats: int) -> tuple[float, float]:
-        """Returns seconds per step, and the host's."""
+    def measure(self, step: Step, repeats: int) -> Times:
+        """Returns seconds per step."""
         start = time.perf_counter_ns()
         for _ in range(repeats):
             step()
         seconds = (time.perf_counter_ns() - start) * 1e-9 / repeats
-        return seconds, seconds
+        return Times(seconds, seconds, seconds)
+
+
+def _flusher() -> Step:
+    """Returns what fills the device's L2 cache with other memory.
+
+    It reads. What it wrote would have to go to memory during the step that is measured next.
+    """
+    size = cuda.get_device_properties("cuda").L2_cache_size
+    other = torch.ones(max(size, 1 << 20), device="cuda")  # four bytes each: four times the cache
+    return other.amax
 
 
 class CudaClock:
-    """Events on the device, with its L2 cache flushed before every step; the host's time apart."""
+    """Events on the device, with its L2 cache flushed before every step; the host's time apart.
+
+    The device has to be busy until all of a step is launched, or its time is the host's. So it
+    sleeps meanwhile, for longer than the host was measured to need, and whether it slept long
+    enough is asked after the last launch. A step of more launches than the device's queue holds
+    (1024 or so) can't be measured that way: `Times.late` tells.
+    """
 
     def __init__(self) -> None:
-        size = torch.cuda.get_device_properties("cuda").L2_cache_size
-        self._flush = torch.empty(max(2 * size, 1 << 20), dtype=torch.int8, device="cuda")
+        self._flush = _flusher()
+        self._cycles_per_second = self._calibrate()
+        self._sleeps: dict[Step, float] = {}  # how many seconds were needed at last
 
-    def measure(self, step: Step, repeats: int) -> tuple[float, float]:
-        """Returns seconds per step between two events, and the host's until it is free again."""
-        device, host = [], []
-        for _ in range(min(repeats, 20)):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda.synchronize()
-            self._flush.zero_()
-            # The device has to be busy while the host launches, or its time is the host's.
-            torch.cuda._sleep(1_000_000)
+    def measure(self, step: Step, repeats: int) -> Times:
+        """Returns medians over steps that are measured one by one."""
+        device, host, done, late = [], [], [], []
+        for _ in range(min(repeats, MOST_STEPS)):
+            busy, whole = self._time_host(step)
+            host.append(busy)
+            done.append(whole)
+            seconds, asleep = self._time_device(step, busy)
+            device.append(seconds)
+            late.append(not asleep)
+        median = statistics.median
+        return Times(median(device), median(host), median(done), statistics.fmean(late))
+
+    def sleeps_through(self, step: Step, seconds: float) -> bool:
+        """Whether a device that sleeps so long is still asleep when `step` has returned.
+
+        It isn't if anything in `step` waits for the device, whoever does it and by whatever call.
+        """
+        self._sleep(seconds)
+        awake = cuda.Event()
+        awake.record()
+        step()
+        asleep = not awake.query()
+        cuda.synchronize()
+        return asleep
+
+    def _calibrate(self) -> float:
+        """Cycles per second; the first sleep is for a device that slows down when idle."""
+        for _ in range(2):
+            start, end = (cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
-            before = time.perf_counter_ns()
-            step()
-            host.append((time.perf_counter_ns() - before) * 1e-9)
+            cuda._sleep(CALIBRATION_CYCLES)
             end.record()
-            torch.cuda.synchronize()
-            device.append(start.elapsed_time(end) * 1e-3)
-        return statistics.median(device), statistics.median(host)
+            cuda.synchronize()
+        return CALIBRATION_CYCLES / (start.elapsed_time(end) * 1e-3)
+
+    def _sleep(self, seconds: float) -> None:
+        cuda._sleep(max(1, int(seconds * self._cycles_per_second)))
+
+    def _time_host(self, step: Step) -> tuple[float, float]:
+        """On an idle device: until the host is free again, and until the device has finished."""
+        self._flush()
+        cuda.synchronize()
+        start = time.perf_counter_ns()
+        step()
+        launched = time.perf_counter_ns()
+        cuda.synchronize()
+        return (launched - start) * 1e-9, (time.perf_counter_ns() - start) * 1e-9
+
+    def _time_device(self, step: Step, host: float) -> tuple[float, bool]:
+        """Between events around a step; and whether the device slept until all was launched."""
+        sleep = max(self._sleeps.get(step, 0.0), 2 * host + 1e-4)
+        while True:
+            seconds, asleep = self._between_events(step, sleep)
+            hopeless = sleep > LONGEST_SLEEP
+            if asleep or hopeless:
+                break
+            sleep *= 4
+        self._sleeps[step] = 2 * LONGEST_SLEEP if hopeless else sleep
+        return seconds, asleep
+
+    def _between_events(self, step: Step, sleep: float) -> tuple[float, bool]:
+        start, end = (cuda.Event(enable_timing=True) for _ in range(2))
+        cuda.synchronize()
+        self._flush()
+        if sleep <= LONGEST_SLEEP:  # where no sleep is long enough, none is better
+            self._sleep(sleep)
+        start.record()
+        step()
+        end.record()
+        asleep = not start.query()
+        cuda.synchronize()
+        return start.elapsed_time(end) * 1e-3, asleep
 
 
 def clock_for(device: str) -> CpuClock | CudaClock:
@@ -116,13 +221,13 @@ def interleave(
     repeats, long = {}, set()
     for name, step in steps.items():
         clock.measure(step, 1)  # warm-up: caches, thread pools, first-time work
-        quick = min(clock.measure(step, 1)[0] for _ in range(3))
+        quick = min(clock.measure(step, 1).seconds for _ in range(3))
         repeats[name] = max(1, round(SAMPLE_SECONDS / max(quick, 1e-9)))
         if quick > LONG_STEP_SECONDS:
             long.add(name)
     order = list(steps)
     shuffle = random.Random(seed).shuffle
-    samples = {name: Samples([], [], []) for name in steps}
+    samples = {name: Samples() for name in steps}
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -134,10 +239,8 @@ def interleave(
             shuffle(order)
             for name in order:
                 if name not in long:
-                    samples[name].first.append(clock.measure(steps[name], 1)[0])
-                total, host = clock.measure(steps[name], repeats[name])
-                samples[name].seconds.append(total)
-                samples[name].host.append(host)
+                    samples[name].first.append(clock.measure(steps[name], 1).host)
+                samples[name].add(clock.measure(steps[name], repeats[name]))
     finally:
         if collecting:
             gc.enable()

@@ -5,7 +5,7 @@ from typing import Any
 from torch.optim import Adadelta as TorchAdadelta
 from torch.optim.adadelta import adadelta
 
-from fusedopt.optimizer import FusedOptimizer, set_fused, signature_with_fused
+from fusedopt.optimizer import FusedOptimizer, add_option, signature_with
 
 __all__ = ["Adadelta", "adadelta"]
 
@@ -52,8 +52,9 @@ class Adadelta(FusedOptimizer, TorchAdadelta):
     """
 
     _kernels = "Adadelta"
-    __signature__ = signature_with_fused(TorchAdadelta)
+    _added_options = ("fused",)
+    __signature__ = signature_with("fused", TorchAdadelta)
 
     def __init__(self, params: Any, *args: Any, fused: bool | None = None, **kwargs: Any) -> None:
         super().__init__(params, *args, **kwargs)
-        set_fused(self, fused)
+        add_option(self, "fused", fused)

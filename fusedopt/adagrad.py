@@ -1,9 +1,11 @@
 """Adagrad with fusedopt's kernels."""
 
+from typing import Any
+
 from torch.optim import Adagrad as TorchAdagrad
 from torch.optim.adagrad import adagrad
 
-from fusedopt.optimizer import FusedOptimizer
+from fusedopt.optimizer import FusedOptimizer, add_option, signature_with
 
 __all__ = ["Adagrad", "adagrad"]
 
@@ -29,6 +31,7 @@ class Adagrad(FusedOptimizer, TorchAdagrad):
         foreach: Accepted as torch's; only `fused=False` makes use of it.
         differentiable: Let autograd record the step; torch's own code does that.
         fused: False runs torch's own code. Anything else runs fusedopt's kernels.
+        capturable: Keep step counts on the device, for CUDA graphs; torch has no such option.
 
     State per parameter, of its shape and dtype: `sum`;
     and `step`, a float32 count on the CPU. Both exist from the start.
@@ -48,3 +51,11 @@ class Adagrad(FusedOptimizer, TorchAdagrad):
     """
 
     _kernels = "Adagrad"
+    _added_options = ("capturable",)
+    __signature__ = signature_with("capturable", TorchAdagrad)
+
+    def __init__(
+        self, params: Any, *args: Any, capturable: bool | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(params, *args, **kwargs)
+        add_option(self, "capturable", capturable)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from fusedopt import _C
 
 # What torch's own step takes: per group its index and the indices of its parameters.
 _Rest = list[tuple[int, list[int]]]
+_LIGHTNING = ("lightning", "lightning_fabric", "pytorch_lightning")
 
 
 class FusedOptimizer(Optimizer):
@@ -26,6 +28,7 @@ class FusedOptimizer(Optimizer):
     """
 
     _kernels: ClassVar[str]  # the name under which the extension knows the rule
+    _added_options: ClassVar[tuple[str, ...]] = ()  # that the torch.optim class doesn't have
     # A subclass that overrides torch's _init_group means torch's step, which calls it.
     _initializes_groups_itself: ClassVar[bool] = False
 
@@ -47,10 +50,13 @@ class FusedOptimizer(Optimizer):
     def _step_supports_amp_scaling(self) -> bool:
         """Tells GradScaler to leave unscaling and skipping to `step`.
 
-        Not where somebody else's code runs around the kernels (an overridden `step`, hooks): it
-        expects what it gets with torch.optim, gradients that the scaler has unscaled already.
+        Not where somebody else's code runs around the kernels (an overridden or replaced `step`,
+        hooks): it expects what it gets with torch.optim, gradients that the scaler has unscaled
+        already, and no call where it skips. And not where Lightning asks, which refuses to clip
+        the gradients of an optimizer that unscales; told No, it lets the scaler unscale first.
         """
         step = getattr(type(self).step, "__wrapped__", type(self).step)
+        asking = sys._getframe(1).f_globals.get("__name__", "").partition(".")[0]
         hooks = (
             self._optimizer_step_pre_hooks,
             self._optimizer_step_post_hooks,
@@ -59,7 +65,9 @@ class FusedOptimizer(Optimizer):
         )
         return (
             step is FusedOptimizer.step
+            and not _replaces_step(self)
             and not any(hooks)
+            and asking not in _LIGHTNING
             and any(_wants_kernels(group) for group in self.param_groups)
         )
 
@@ -118,10 +126,22 @@ class FusedOptimizer(Optimizer):
         if groups_before is None:  # unpickled or copied
             return
         for group, before in zip(self.param_groups, groups_before, strict=False):
-            for key in ("fused", "foreach"):
+            for key in ("fused", "foreach", *self._added_options):
                 group.pop(key, None)
                 if key in before:
                     group[key] = before[key]
+
+
+def _replaces_step(optimizer: Optimizer) -> bool:
+    """Whether the object has another `step` than its class, as Accelerate gives it to see calls.
+
+    A scheduler's, which only notes that it was called, doesn't count.
+    """
+    step = optimizer.__dict__.get("step")
+    if step is None:
+        return False
+    inside = "__wrapped__" if hasattr(step, "_wrapped_by_lr_sched") else "__func__"
+    return getattr(step, inside, None) is not type(optimizer).step
 
 
 def _wants_kernels(group: dict[str, Any]) -> bool:
@@ -129,29 +149,30 @@ def _wants_kernels(group: dict[str, Any]) -> bool:
     return fused is None or bool(fused)
 
 
-def signature_with_fused(cls: type[Optimizer]) -> inspect.Signature:
-    """Returns the constructor's signature with the keyword `fused` added."""
+def signature_with(option: str, cls: type[Optimizer]) -> inspect.Signature:
+    """Returns the constructor's signature with a keyword added, `fused` or `capturable`."""
     signature = inspect.signature(cls)
-    fused = inspect.Parameter(
-        "fused", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=bool | None
+    added = inspect.Parameter(
+        option, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=bool | None
     )
-    return signature.replace(parameters=[*signature.parameters.values(), fused])
+    return signature.replace(parameters=[*signature.parameters.values(), added])
 
 
-def set_fused(optimizer: Optimizer, fused: bool | None) -> None:
-    """Adds the option `fused` to an optimizer whose torch.optim class has none, if it was given.
+def add_option(optimizer: Optimizer, option: str, value: bool | None) -> None:
+    """Adds an option to an optimizer whose torch.optim class has none, if it was given.
 
     Left out otherwise, so that `param_groups` and `state_dict` have torch's keys.
     """
-    if fused is None:
+    if value is None:
         return
-    if fused and optimizer.defaults["differentiable"]:
-        raise RuntimeError("`fused` does not support `differentiable`")
-    if fused and optimizer.defaults["foreach"]:
-        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
-    optimizer.defaults["fused"] = fused
+    if value and option == "fused":
+        if optimizer.defaults["differentiable"]:
+            raise RuntimeError("`fused` does not support `differentiable`")
+        if optimizer.defaults["foreach"]:
+            raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+    optimizer.defaults[option] = value
     for group in optimizer.param_groups:
-        group.setdefault("fused", fused)
+        group.setdefault(option, value)
 
 
 def _torch_step_function(cls: type) -> Callable[[Optimizer], Any]:

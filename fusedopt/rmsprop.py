@@ -5,7 +5,7 @@ from typing import Any
 from torch.optim import RMSprop as TorchRMSprop
 from torch.optim.rmsprop import rmsprop
 
-from fusedopt.optimizer import FusedOptimizer, set_fused, signature_with_fused
+from fusedopt.optimizer import FusedOptimizer, add_option, signature_with
 
 __all__ = ["RMSprop", "rmsprop"]
 
@@ -54,8 +54,9 @@ class RMSprop(FusedOptimizer, TorchRMSprop):
     """
 
     _kernels = "RMSprop"
-    __signature__ = signature_with_fused(TorchRMSprop)
+    _added_options = ("fused",)
+    __signature__ = signature_with("fused", TorchRMSprop)
 
     def __init__(self, params: Any, *args: Any, fused: bool | None = None, **kwargs: Any) -> None:
         super().__init__(params, *args, **kwargs)
-        set_fused(self, fused)
+        add_option(self, "fused", fused)

@@ -1,9 +1,11 @@
 """SGD with fusedopt's kernels."""
 
+from typing import Any
+
 from torch.optim import SGD as TorchSGD
 from torch.optim.sgd import sgd
 
-from fusedopt.optimizer import FusedOptimizer
+from fusedopt.optimizer import FusedOptimizer, add_option, signature_with
 
 __all__ = ["SGD", "sgd"]
 
@@ -29,6 +31,7 @@ class SGD(FusedOptimizer, TorchSGD):
         foreach: Accepted as torch's; only `fused=False` makes use of it.
         differentiable: Let autograd record the step; torch's own code does that.
         fused: False runs torch's own code. Anything else runs fusedopt's kernels.
+        capturable: For CUDA graphs, which can capture a step with it or without.
 
     State per parameter, of its shape and dtype:
     `momentum_buffer`, with momentum only.
@@ -48,3 +51,11 @@ class SGD(FusedOptimizer, TorchSGD):
     """
 
     _kernels = "SGD"
+    _added_options = ("capturable",)
+    __signature__ = signature_with("capturable", TorchSGD)
+
+    def __init__(
+        self, params: Any, *args: Any, capturable: bool | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(params, *args, **kwargs)
+        add_option(self, "capturable", capturable)

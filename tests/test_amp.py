@@ -266,3 +266,26 @@ def test_half_precision_gradients_with_autocast() -> None:
         scaler.update()
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0]
+
+
+def test_a_replaced_step_gets_unscaled_gradients_and_isnt_called_on_overflow() -> None:
+    """As torch.optim's unless fused; a scheduler's own wrapper is not somebody else's code."""
+    (param,) = make_params([(3,)])
+    optimizer = fusedopt.AdamW([param])
+    torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    assert "step" in vars(optimizer) and optimizer._step_supports_amp_scaling
+    original, seen = optimizer.step, []
+    optimizer.step = lambda *args: (seen.append(param.grad.tolist()), original(*args))
+    assert not optimizer._step_supports_amp_scaling
+    scaler = GradScaler("cpu", init_scale=8.0)
+    for factor in (1.0, torch.inf):
+        scaler.scale(factor * param.sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        param.grad = None
+    assert seen == [[1.0, 1.0, 1.0]]
+    optimizer.step = original
+    assert optimizer._step_supports_amp_scaling
+    del optimizer.step
+    optimizer.step = optimizer.step  # bound, as Accelerate leaves it behind
+    assert optimizer._step_supports_amp_scaling

@@ -189,10 +189,10 @@ def test_every_step_has_one_turn_in_every_round_in_random_order(seconds: float) 
     calls: list[str] = []
 
     class Clock(timing.CpuClock):
-        def measure(self, step: Callable[[], object], repeats: int) -> tuple[float, float]:
+        def measure(self, step: Callable[[], object], repeats: int) -> timing.Times:
             assert repeats == 1
             step()
-            return seconds, seconds
+            return timing.Times(seconds, seconds, seconds)
 
     names = "abcd"
     steps = {name: (lambda name=name: calls.append(name)) for name in names}

@@ -17,6 +17,7 @@ from benchmarks import (  # noqa: E402
     chart,
     host,
     instructions,
+    landscapes,
     report,
     results,
     runs,
@@ -25,6 +26,7 @@ from benchmarks import (  # noqa: E402
     timing,
     train,
 )
+from benchmarks.descents import DESCENTS  # noqa: E402
 from benchmarks.implementations import IMPLEMENTATIONS  # noqa: E402
 from benchmarks.measure import DTYPES, Case, run_case  # noqa: E402
 from benchmarks.optimizers import OPTIMIZERS  # noqa: E402
@@ -151,6 +153,14 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "host": host.time_split(choice, TINY, 0),
             "accuracy": accuracy.errors(choice, "float32", steps=2),
             "train": train.measure(choice, 2, "cpu", 0),
+            "landscapes": [
+                *(
+                    row
+                    for made in (landscapes.follow(1), landscapes.try_rates(2, 1))
+                    for row in made[1]
+                ),
+                landscapes.group_row(DESCENTS["SGD"], 2, 0),
+            ],
         }
     for name, values in rows.items():
         record = results.Record(
@@ -163,6 +173,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("kind", report.TABLES)
 def test_tables_are_made_from_result_files(kind: str, example: Path) -> None:
     name = kind if kind in ("host", "accuracy", "train") else "step"
+    name = "landscapes" if kind in ("trajectories", "tolerance", "groups") else name
     text = f"before\n<!-- begin table: {kind} {name} -->\noutdated\n<!-- end table -->\nafter\n"
     made = report.update(text, example)
     assert "outdated" not in made and "| --- |" in made and "python -m benchmarks.x --y" in made

@@ -51,7 +51,9 @@ def test_only_cuda_files_include_cuda_headers() -> None:
     wrong = [
         str(path)
         for path, name in includes("cuda")
-        if re.match(CUDA, name) and not name.startswith("cuda/") and path.suffix != ".cu"
+        if re.match(CUDA, name)
+        and not name.startswith("cuda/")
+        and not (path.suffix == ".cu" or path.name == "device_scope.cuh")
     ]
     assert wrong == []
 
@@ -202,6 +204,19 @@ def test_every_hot_loop_uses_the_registers_of_its_instruction_set(isa: str) -> N
             tiles = set().union(*(ops for f, ops in used.items() if f"Dtype){dtype}" in f))
             assert "paddd" in tiles, (name, isa, dtype)
             assert tiles & {"pslld", "punpcklwd", "pmovzxwd"}, (name, isa, dtype)
+
+
+def test_blocks_of_16_bit_floats_are_not_stepped_one_by_one() -> None:
+    """They have no remainder: the tiles' loop, which has one, is a function of its own."""
+    for name, path in kernel_objects().items():
+        for function, instructions in functions(path).items():
+            if isa_of(function) == "avx2" and re.search(
+                r"::(sweep|blocks)<.*Dtype\)[23]", function
+            ):
+                assert "mulss" not in {m.removeprefix("v") for m, _ in instructions}, (
+                    name,
+                    function,
+                )
 
 
 def test_the_baseline_has_no_newer_instruction() -> None:

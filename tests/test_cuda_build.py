@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "release" / "cuda"
-SOURCES = sorted(p for p in (ROOT / "csrc" / "cuda").glob("*.cu") if p.stem != "launch")
+SOURCES = sorted(
+    p for p in (ROOT / "csrc" / "cuda").glob("*.cu") if p.stem not in ("launch", "self_test")
+)
 # In a mangled name: the kernel, the rule, float or double, and the rule's template options.
 KERNEL = re.compile(r"(sweep|prepare)INS_\d+([A-Z][a-z]+)I([fd])((?:Lb[01]E)*)E")
 # States of each rule; each of its template options that is set adds one.

@@ -124,6 +124,8 @@ def test_the_loaders_workers_change_nothing() -> None:
         (["--device", "tpu"], "--device: 'tpu' is not available here; 'cpu'"),
         (["--checkpoint-every", "5"], "--checkpoint-every: give --out, the folder to write to"),
         (["--new-head"], "--new-head: a fresh network has one already; give --init"),
+        (["--init", "x", "--weight-init", "he"], "--weight-init: --init says what weights to"),
+        (["--init", "x", "--pretrained", "y"], "--pretrained: --init says what weights to"),
         (["--init", "{tmp}/no.pt"], "--init: cannot read {tmp}/no.pt: No such file"),
         (["--out", "{tmp}/file"], "--out: cannot write to {tmp}/file: "),
         (["--out", "{tmp}/file/sub"], "--out: cannot write to {tmp}/file/sub: "),

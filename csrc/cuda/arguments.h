@@ -59,7 +59,6 @@ struct PrepareArguments {
   void* rules;  // where the first of them goes
   const float* found_inf;
   int32_t count;
-  int32_t earlier;  // a rule is told the count before this step (rules that only ask: the first?)
   uint64_t options[kPreparedGroups][kMaxOptions];      // a double's bits, or an address
   uint64_t steps[kPreparedRules];                      // the same
   uint8_t option_types[kPreparedGroups][kMaxOptions];  // what is at the address: a Dtype; kHere

@@ -42,7 +42,6 @@ struct DeviceRules {
   const Number* options;      // the groups' one after the other, Kernel::options of each
   const RuleSource* sources;  // TensorEntry::rule is an index into these
   int64_t count;
-  bool earlier;  // rules are told how many steps there were before this one
   void* memory;  // on the device, aligned to 16 bytes: count * rule_bytes
 };
 

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cuda/device_scope.cuh"
 #include "cuda/kernel.h"
 #include "cuda/pack.h"
 #include "engine/tuning.h"
@@ -32,29 +33,6 @@ void check(cudaError_t error, const Target& target) {
                            ") couldn't be launched on device " + std::to_string(target.device) +
                            ": " + cudaGetErrorString(error));
 }
-
-// Makes a device the current one, and then the one again that was.
-class DeviceScope {
- public:
-  explicit DeviceScope(int device) {
-    error_ = cudaGetDevice(&previous_);
-    if (error_ != cudaSuccess || previous_ == device) return;
-    error_ = cudaSetDevice(device);
-    changed_ = error_ == cudaSuccess;
-  }
-  ~DeviceScope() {
-    if (changed_) cudaSetDevice(previous_);
-  }
-  DeviceScope(const DeviceScope&) = delete;
-  DeviceScope& operator=(const DeviceScope&) = delete;
-
-  cudaError_t error() const { return error_; }
-
- private:
-  int previous_ = 0;
-  bool changed_ = false;
-  cudaError_t error_;
-};
 
 int multiprocessors_of(const Target& target) {
   static std::array<std::atomic<int>, 64> known{};

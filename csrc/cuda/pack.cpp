@@ -157,7 +157,6 @@ uint32_t PreparePacker::next(PrepareArguments& args) {
   if (rules_ == nullptr) return 0;
   args.rules = static_cast<char*>(rules_->memory) + done_ * rule_bytes_;
   args.found_inf = found_inf_;
-  args.earlier = rules_->earlier;
   args.count = 0;
   int groups = 0;
   for (; done_ < rules_->count && args.count < kPreparedRules; ++done_, ++args.count) {

@@ -50,9 +50,8 @@ FUSEDOPT_HD void prepare_rule(const PrepareArguments& args, uint32_t index) {
   }
   Options options;
   memcpy(&options, numbers, sizeof options);
-  const double before = number_at(args.steps[index], args.step_types[index]);
   const double step = count_step(args.steps[index], args.step_types[index]);
-  new (static_cast<Rule*>(args.rules) + index) Rule(options, args.earlier ? before : step);
+  new (static_cast<Rule*>(args.rules) + index) Rule(options, step);
 }
 
 }  // namespace fusedopt::cuda

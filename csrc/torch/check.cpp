@@ -23,13 +23,14 @@ using Places = std::vector<std::pair<int, std::vector<int>>>;
 __attribute__((cold, noinline)) const char* why_not_covered(const c10::TensorImpl& tensor,
                                                             Work& work) {
   const c10::Device device = tensor.device();
-  const auto plain = device.is_cuda() ? kPlainCudaKeys : kPlainKeys;
-  work.device = device.is_cuda() ? device.index() : kHost;
+  const bool accelerated = device.type() == accelerator->type;
+  const auto plain = plain_keys(device.type());
+  work.device = accelerated ? device.index() : kHost;
   if (is_plain(tensor, plain) && to_dtype(tensor, work.dtype)) {
     return is_allocated(tensor) ? nullptr : "its memory is not allocated";
   }
   if (tensor.layout() != c10::kStrided) return "sparse layout";
-  if (!device.is_cpu() && !device.is_cuda()) return "no kernels for this device";
+  if (!device.is_cpu() && !accelerated) return "no kernels for this device";
   if (tensor.key_set().has(c10::DispatchKey::Python)) return "tensor subclass";
   if (!is_plain(tensor, plain)) return "not a plain tensor";
   return c10::isComplexType(c10::typeMetaToScalarType(tensor.dtype()))
@@ -107,7 +108,7 @@ void Plan::check(const py::object& state, const py::object& stepped_by_torch,
         work.ready = work.reason == nullptr;
         if (work.ready) {
           ready_.push_back(i);
-          any_fresh_ = any_fresh_ || work.fresh;
+          any_fresh_ = any_fresh_ || work.fresh || work.move_step;
         } else {
           any_for_torch_ = true;
         }
@@ -171,7 +172,7 @@ const char* Plan::check_slot(const Slot& slot, Work& work) {
   if (grad != nullptr && shares_memory_with_gradient(work)) {
     return "shares memory with its gradient";
   }
-  return work.device == kHost ? nullptr : check_device(group, work);
+  return work.device == kHost ? nullptr : check_device(slot, work);
 }
 
 void Plan::refuse_inference(const Slot& slot, const std::string& what,
@@ -189,7 +190,7 @@ const char* Plan::check_gradient(const Slot& slot, const c10::TensorImpl& grad,
     throw std::runtime_error(name_of(slot) + ": its gradient has " + describe(grad) +
                              ", expected " + describe(param));
   }
-  const auto plain = param.device().is_cuda() ? kPlainCudaKeys : kPlainKeys;
+  const auto plain = plain_keys(param.device().type());
   if (!is_plain(grad, plain)) return "its gradient is not a plain tensor";
   refuse_inference(slot, ": its gradient", grad);
   return is_allocated(grad) ? nullptr : "its gradient's memory is not allocated";
@@ -203,7 +204,7 @@ const char* Plan::check_state(const Slot& slot, const Shape& shape, Work& work) 
       if (work.operands[k].tensor != nullptr) set_operand(work, k, {});
     }
   };
-  work.first = work.fresh = false;
+  work.first = work.fresh = work.device_step = work.move_step = false;
   if (states == 0 && !optimizer_->counts_steps) return forget(2), nullptr;
   if (slot.state != nullptr && !PyDict_Check(slot.state)) return "its state is not a dict";
   if (slot.state == nullptr || PyDict_GET_SIZE(slot.state) == 0) {
@@ -261,7 +262,7 @@ const char* Plan::check_state_tensor(const Slot& slot, const char* key,
   }
   refuse_inference(slot, std::string(": state['") + key + "']", tensor);
   if (tensor.dtype() != param.dtype()) return "its state has another dtype";
-  const auto plain = param.device().is_cuda() ? kPlainCudaKeys : kPlainKeys;
+  const auto plain = plain_keys(param.device().type());
   if (!is_plain(tensor, plain)) return "its state is not a plain tensor";
   if (!is_allocated(tensor)) return "its state's memory is not allocated";
   return may_overlap_itself(tensor) ? "its state's elements may share memory" : nullptr;
@@ -274,7 +275,9 @@ const char* Plan::check_step(const Slot& slot, PyObject* step, Work& work) const
                          Py_TYPE(step)->tp_name);
   }
   c10::TensorImpl& tensor = *THPVariable_Unpack(step).unsafeGetTensorImpl();
+  work.moved = work.moved || (work.device != kHost && work.step.tensor != &tensor);
   work.step = operand_of(tensor);
+  work.device_step = false;
   work.float_step = tensor.dtype() == caffe2::TypeMeta::Make<float>();
   if (work.float_step && tensor.numel() == 1 && tensor.key_set() == kPlainKeys &&
       work.step.address != nullptr) {
@@ -284,6 +287,14 @@ const char* Plan::check_step(const Slot& slot, PyObject* step, Work& work) const
   if (tensor.numel() != 1 || type == c10::kBool || c10::isComplexType(type)) {
     throw std::runtime_error(name_of(slot) + ": state['step'] has " + describe(tensor) +
                              ", expected one real number");
+  }
+  if (work.device != kHost && tensor.device().type() == accelerator->type) {
+    const bool countable = is_number_on_device(tensor, work.step_dtype) &&
+                           tensor.device().index() == work.device &&
+                           (work.float_step || work.step_dtype == Dtype::kFloat64);
+    work.device_step = countable;
+    refuse_inference(slot, ": state['step']", tensor);
+    return countable ? nullptr : "its step count is elsewhere";
   }
   if (!is_plain_cpu(tensor) || !is_allocated(tensor)) return "its step count is elsewhere";
   refuse_inference(slot, ": state['step']", tensor);

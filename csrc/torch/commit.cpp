@@ -1,6 +1,7 @@
 // The part of a step that changes something: new state, step counts, tables, the sweep.
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/clone.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
@@ -40,6 +41,14 @@ double count_step(const Work& work) {
   return tensor_of(work.step.tensor).add_(1).item().toDouble();
 }
 
+// The same count where the parameter is.
+at::Tensor step_on_device(const Work& work) {
+  const at::Tensor param = tensor_of(work.operands[0].tensor);
+  const at::Tensor step = tensor_of(work.step.tensor);
+  const auto dtype = step.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  return at::full({}, step.item(), param.options().dtype(dtype));
+}
+
 // What filling the tables reads and writes of a slot.
 void prefetch_counters(const Work& work) {
   const auto prefetch_operand = [](const Operand& operand) {
@@ -65,35 +74,51 @@ bool Plan::create_states(const py::object& state, const py::dict& defaults,
   struct Fresh {
     py::object param;  // owned: a DTensor's state, and putting state in place, run Python code
     py::object state;  // optimizer.state[param]; null: not there yet
-    const Group* group;
     std::vector<std::pair<PyObject*, at::Tensor>> entries;
+    py::object step;     // that was there before; null: there was none
+    const Group* group;  // null: has all but the step
   };
   std::vector<Fresh> all;
   double initial = 0;
   if (optimizer_->initial_value != nullptr) {
     initial = defaults[optimizer_->initial_value].cast<double>();
   }
-  for (const int index : ready_) {
-    if (!works_[index].fresh) continue;
-    const Slot& slot = slots_[index];
-    all.push_back({py::reinterpret_borrow<py::object>(slot.param),
-                   py::reinterpret_borrow<py::object>(slot.state),
-                   &groups_[slot.group],
-                   {}});
-  }
   const at::NoGradGuard no_grad;
-  for (Fresh& fresh : all) {
-    const Group& group = *fresh.group;
+  for (const int index : ready_) {
+    const Work& work = works_[index];
+    if (!work.fresh && !work.move_step) continue;
+    const Slot& slot = slots_[index];
+    const Group& group = groups_[slot.group];
+    Fresh fresh{py::reinterpret_borrow<py::object>(slot.param),
+                py::reinterpret_borrow<py::object>(slot.state),
+                {},
+                {},
+                nullptr};
+    if (work.move_step) {
+      fresh.step = py::reinterpret_borrow<py::object>(work.traces.state[state_keys_.size()]);
+      fresh.entries.emplace_back(step_key_, step_on_device(work));
+      all.push_back(std::move(fresh));
+      continue;
+    }
     if (optimizer_->counts_steps) {
       const bool wide =
           !group.fused && c10::get_default_dtype() == caffe2::TypeMeta::Make<double>();
-      const auto dtype = wide ? at::kDouble : at::kFloat;
+      const bool there = work.device != kHost && (group.fused || group.capturable || scaled_there_);
+      const c10::Device device = work.operands[0].tensor->device();
+      const auto options = at::TensorOptions().dtype(wide ? at::kDouble : at::kFloat);
       fresh.entries.emplace_back(step_key_,
-                                 at::zeros({}, at::TensorOptions().dtype(dtype).device(at::kCPU)));
+                                 at::zeros({}, options.device(there ? device : at::kCPU)));
     }
+    fresh.group = &group;
+    all.push_back(std::move(fresh));
+  }
+  // No borrowed pointer is used from here on: a DTensor's full_like is Python code.
+  for (Fresh& fresh : all) {
+    if (fresh.group == nullptr) continue;
     const at::Tensor& param = THPVariable_Unpack(fresh.param.ptr());
-    for (int k = 0; k < group.variant.cpu->states; ++k) {
-      fresh.entries.emplace_back(state_keys_[group.variant.keys[k]],
+    const Variant& variant = fresh.group->variant;
+    for (int k = 0; k < variant.cpu->states; ++k) {
+      fresh.entries.emplace_back(state_keys_[variant.keys[k]],
                                  at::full_like(param, initial, {}, at::MemoryFormat::Preserve));
     }
     created.push_back(param);
@@ -113,7 +138,10 @@ bool Plan::create_states(const py::object& state, const py::dict& defaults,
   } catch (...) {
     for (size_t i = 0; i < placed; ++i) {
       for (const auto& [key, tensor] : all[i].entries) {
-        if (all[i].state && PyDict_DelItem(all[i].state.ptr(), key) != 0) PyErr_Clear();
+        if (!all[i].state) continue;
+        const int failed = all[i].step ? PyDict_SetItem(all[i].state.ptr(), key, all[i].step.ptr())
+                                       : PyDict_DelItem(all[i].state.ptr(), key);
+        if (failed != 0) PyErr_Clear();
       }
       if (!all[i].state && PyObject_DelItem(state.ptr(), all[i].param.ptr()) != 0) PyErr_Clear();
     }
@@ -169,15 +197,16 @@ void Bucket::add_rule(const Group& of, int index, double at_step) {
   step = at_step;
 }
 
-bool Bucket::takes(const Variant& of, const Work& work) const {
-  return variant.cpu == of.cpu && dtype == work.dtype && device == work.device;
+bool Bucket::takes(const Variant& of, const Work& work, bool there) const {
+  return variant.cpu == of.cpu && dtype == work.dtype && device == work.device &&
+         made_there == there;
 }
 
-Bucket& Plan::bucket_for(const Variant& variant, const Work& work) {
+Bucket& Plan::bucket_for(const Variant& variant, const Work& work, bool there) {
   for (Bucket& bucket : buckets_) {
-    if (bucket.takes(variant, work)) return bucket;
+    if (bucket.takes(variant, work, there)) return bucket;
   }
-  buckets_.push_back({variant, work.dtype, work.device, {}, {}, {}});
+  buckets_.push_back({variant, work.dtype, work.device, {}, there, {}, {}, {}, {}});
   return buckets_.back();
 }
 
@@ -186,6 +215,8 @@ void Plan::fill_buckets(bool scaled) {
   for (Bucket& bucket : buckets_) {
     bucket.tensors.clear();
     bucket.rules.clear();
+    bucket.sources.clear();
+    bucket.numbers.clear();
     bucket.rule_count = 0;
     bucket.layouts.clear();
     bucket.group = -1;
@@ -198,7 +229,9 @@ void Plan::fill_buckets(bool scaled) {
     const int group_index = slots_[ready_[i]].group;
     const Group& group = groups_[group_index];
     const int operands = 2 + group.variant.cpu->states;
-    const double step = optimizer_->counts_steps ? count_step(work) : (work.first ? 0 : 1);
+    const bool there = work.device != kHost && (work.device_step || group.any_on_device);
+    double step = work.first ? 0 : 1;
+    if (optimizer_->counts_steps && !work.device_step) step = count_step(work);
     TensorEntry entry;
     if (work.cut != 0) {
       enter_pieces(slots_[ready_[i]], work, operands, scaled, entry);
@@ -209,11 +242,14 @@ void Plan::fill_buckets(bool scaled) {
         entry.operands[k] = written ? written_address(operand) : const_cast<char*>(operand.address);
       }
     }
-    if (work.numel == 0) continue;
-    if (bucket == nullptr || !bucket->takes(group.variant, work)) {
-      bucket = &bucket_for(group.variant, work);
+    if (work.numel == 0 && !there) continue;
+    if (bucket == nullptr || !bucket->takes(group.variant, work, there)) {
+      bucket = &bucket_for(group.variant, work, there);
     }
-    if (bucket->group != group_index || bucket->step != step) {
+    if (there) {
+      add_source(work, group_index, step, *bucket);
+      if (work.numel == 0) continue;
+    } else if (bucket->group != group_index || bucket->step != step) {
       bucket->add_rule(group, group_index, step);
     }
     entry.start = bucket->elements();
@@ -236,7 +272,7 @@ int32_t Plan::add_layout(const Work& work, int operands, Bucket& bucket) {
   return static_cast<int32_t>(bucket.layouts.size()) - 1;
 }
 
-void Plan::sweep(bool scaled, double grad_scale) {
+void Plan::sweep(const Scaler& scaler) {
   int64_t elements = 0;
   for (const Bucket& bucket : buckets_) elements += bucket.device == kHost ? bucket.elements() : 0;
   // While the lock is released other threads may drop tensors: the storages are held, for a long
@@ -252,16 +288,13 @@ void Plan::sweep(bool scaled, double grad_scale) {
     release.emplace();
   }
   for (const Bucket& bucket : buckets_) {
-    const Table table{bucket.tensors.data(),
-                      static_cast<int64_t>(bucket.tensors.size()),
-                      bucket.rules.data(),
-                      bucket.layouts.data(),
-                      scaled,
-                      grad_scale};
+    const Table table{bucket.tensors.data(), static_cast<int64_t>(bucket.tensors.size()),
+                      bucket.rules.data(),   bucket.layouts.data(),
+                      scaler.scaled,         scaler.scale};
     if (bucket.device == kHost) {
       cpu::run(*bucket.variant.cpu, bucket.dtype, table, parallel);
     } else {
-      launch(bucket, table);
+      launch(bucket, table, scaler);
     }
   }
 }

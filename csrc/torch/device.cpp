@@ -1,7 +1,9 @@
-// Parameters on CUDA devices: which of them our kernels take, and launching these.
-//
-// No GPU has run this yet, so it is off unless FUSEDOPT_CUDA_KERNELS=1 asks for it. Not covered
-// yet, and torch's: step counts and options on the device, graph capture.
+// Parameters on CUDA devices: which of them our kernels take, what stays on the device, and
+// launching.
+#include <ATen/ops/empty.h>
+#include <c10/core/Stream.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -9,72 +11,240 @@
 #include <string>
 #include <tuple>
 
+#include "cuda/self_test.h"
 #include "torch/plan.h"
+#include "torch/python.h"
 
 namespace fusedopt {
 
-#if defined(FUSEDOPT_WITH_CUDA)
-
 namespace {
 
-bool is_asked_for() {
-  static const char* const value = std::getenv("FUSEDOPT_CUDA_KERNELS");
-  return value != nullptr && std::strcmp(value, "1") == 0;
+#if defined(FUSEDOPT_WITH_CUDA)
+
+std::string why_not(const Variant& variant, Dtype dtype, int device) {
+  static const char* const asked_for = std::getenv("FUSEDOPT_CUDA_KERNELS");
+  if (asked_for != nullptr && std::strcmp(asked_for, "0") == 0) return "FUSEDOPT_CUDA_KERNELS=0";
+  const std::string reason = cuda::why_not(*variant.cuda, dtype, device);
+  if (!reason.empty()) return reason;
+  return cuda::self_test(*variant.cuda, *variant.cpu, dtype, device);
 }
 
-// Without a torch header of CUDA's, which a CPU-only torch lacks: as torch.compile's launchers do.
-Device look_at(int index) {
-  static PyObject* const current = PyObject_GetAttrString(
-      PyImport_AddModule("torch._C"), "_cuda_getCurrentRawStream");  // kept for the process' life
-  if (current == nullptr) throw py::error_already_set();
-  const auto handle = py::handle(current)(index);
-  auto* stream = reinterpret_cast<void*>(handle.cast<uintptr_t>());
-  return {index, stream, cuda::is_capturing(index, stream)};
+void run(const Variant& variant, Dtype dtype, const Table& table, const cuda::Scalars& scalars,
+         int device, void* stream) {
+  cuda::run(*variant.cuda, dtype, table, scalars, device, stream);
 }
 
-// Asked of each kernel once. The text stays where it is.
-const std::string& cuda_reason(const cuda::Kernel& kernel, Dtype dtype, int device) {
-  static std::map<std::tuple<const cuda::Kernel*, Dtype, int>, std::string> known;
-  const auto key = std::make_tuple(&kernel, dtype, device);
+#else
+
+std::string why_not(const Variant&, Dtype, int) { return "this build has no CUDA kernels"; }
+void run(const Variant&, Dtype, const Table&, const cuda::Scalars&, int, void*) {}
+
+#endif
+
+const Accelerator kCuda = {
+    c10::kCUDA,
+    c10::DispatchKeySet({c10::DispatchKey::CUDA, c10::DispatchKey::AutogradCUDA,
+                         c10::DispatchKey::ADInplaceOrView, c10::DispatchKey::AutocastCUDA}),
+    why_not,
+#if defined(FUSEDOPT_WITH_CUDA)
+    cuda::is_capturing,
+#else
+    [](int, void*) { return false; },
+#endif
+    run,
+};
+
+// Asked of each kernel once, and not while a graph is captured. The text stays where it is.
+const std::string& known_reason(const Variant& variant, Dtype dtype, const Device& device) {
+  static const std::string none;
+  using Key = std::tuple<const Accelerator*, const cpu::Kernel*, Dtype, int>;
+  static std::map<Key, std::string> known;
+  const Key key(accelerator, variant.cpu, dtype, device.index);
   const auto found = known.find(key);
   if (found != known.end()) return found->second;
-  return known.emplace(key, cuda::why_not(kernel, dtype, device)).first->second;
+  if (device.capturing) return none;
+  return known.emplace(key, accelerator->why_not(variant, dtype, device.index)).first->second;
+}
+
+// A rule's share of a device's memory. Each bucket's begins at a multiple of 16.
+constexpr int64_t kAlignment = 16;
+int64_t bytes_of(const Variant& variant, Dtype dtype) {
+  return static_cast<int64_t>(variant.cpu->rule_bytes[cpu::Kernel::compute(dtype)]);
+}
+
+at::Tensor tensor_of(const c10::TensorImpl* impl) {
+  return at::Tensor(
+      c10::intrusive_ptr<c10::TensorImpl>::reclaim_copy(const_cast<c10::TensorImpl*>(impl)));
 }
 
 }  // namespace
 
+const Accelerator* accelerator = &kCuda;
+
+void set_accelerator(const Accelerator* other) { accelerator = other == nullptr ? &kCuda : other; }
+
+Scaler Plan::read_scaler(const py::object& grad_scale, const py::object& found_inf) {
+  const auto on_device = [](const py::object& value) -> const c10::TensorImpl* {
+    if (!THPVariable_Check(value.ptr())) return nullptr;
+    const c10::TensorImpl& tensor = *THPVariable_Unpack(value.ptr()).unsafeGetTensorImpl();
+    Dtype dtype;
+    return is_number_on_device(tensor, dtype) && dtype == Dtype::kFloat32 ? &tensor : nullptr;
+  };
+  Scaler scaler;
+  scaler.scaled = !grad_scale.is_none();
+  scaler.scale_at = on_device(grad_scale);
+  scaler.found_inf_at = on_device(found_inf);
+  if (scaler.scaled && scaler.scale_at == nullptr) {
+    scaler.scale = to_number(grad_scale.ptr(), [] { return std::string("grad_scale"); });
+  }
+  if (!found_inf.is_none() && scaler.found_inf_at == nullptr) {
+    scaler.overflow = to_number(found_inf.ptr(), [] { return std::string("found_inf"); }) != 0;
+  }
+  scaled_there_ = scaler.found_inf_at != nullptr;
+  return scaler;
+}
+
+Device& Plan::device_of(int index) {
+  for (Device& device : devices_) {
+    if (device.index == index) return device;
+  }
+  const c10::Device device(accelerator->type, static_cast<c10::DeviceIndex>(index));
+  const c10::impl::VirtualGuardImpl guard(accelerator->type);
+  void* stream = guard.getStreamNativeHandle(guard.getStream(device));
+  devices_.push_back({index, stream, accelerator->is_capturing(index, stream), {}, 0, {}});
+  return devices_.back();
+}
+
 // Why torch's own step takes a parameter on a device, or null.
-const char* Plan::check_device(const Group& group, const Work& work) {
-  if (!is_asked_for()) return "our CUDA kernels are off (FUSEDOPT_CUDA_KERNELS=1 tries them)";
-  if (group.fused) return "fused=True keeps step counts on the device";
-  if (group.capturable) return "capturable=True";
-  auto found = std::find_if(devices_.begin(), devices_.end(),
-                            [&](const Device& device) { return device.index == work.device; });
-  if (found == devices_.end()) found = devices_.insert(found, look_at(work.device));
-  if (found->capturing) return "a CUDA graph is being captured";
+const char* Plan::check_device(const Slot& slot, Work& work) {
+  const Group& group = groups_[slot.group];
+  const bool capturing = device_of(work.device).capturing;
+  const std::string& reason = known_reason(group.variant, work.dtype, device_of(work.device));
+  if (!reason.empty()) return reason.c_str();
   for (const Operand& operand : work.operands) {
     if (operand.tensor != nullptr && !cuda::is_aligned(operand.address, work.dtype)) {
       return "an address is no multiple of its element's size";
     }
   }
-  const std::string& reason = cuda_reason(*group.variant.cuda, work.dtype, work.device);
-  return reason.empty() ? nullptr : reason.c_str();
+  const bool on_host = optimizer_->counts_steps && !work.device_step;
+  work.move_step = on_host && !work.fresh && (group.capturable || scaled_there_);
+  if (!capturing) return nullptr;
+  if (group.has_capturable && !group.capturable) {
+    throw std::runtime_error("Attempting CUDA graph capture of step() for an instance of " +
+                             std::string(optimizer_->name) +
+                             " but param_groups' capturable is False.");
+  }
+  if (work.fresh || work.move_step) {
+    throw std::runtime_error(name_of(slot) + ": a CUDA graph can't hold the step that makes its " +
+                             "state: take one step before the capture");
+  }
+  return on_host ? "a CUDA graph is being captured" : nullptr;
 }
 
-void Plan::launch(const Bucket& bucket, const Table& table) const {
-  const auto device = std::find_if(devices_.begin(), devices_.end(),
-                                   [&](const Device& d) { return d.index == bucket.device; });
-  cuda::run(*bucket.variant.cuda, bucket.dtype, table, {}, device->index, device->stream);
+// Waits for the device where the host can't do without its numbers: for parameters on the host, and
+// for state whose being there tells that there was a step. Returns whether nothing is to be done.
+bool Plan::read_back(Scaler& scaler) {
+  const bool any = scaler.scale_at != nullptr || scaler.found_inf_at != nullptr;
+  const auto needs = [&](int slot) {
+    const Work& work = works_[slot];
+    return work.device == kHost || (work.fresh && !optimizer_->counts_steps);
+  };
+  if (any && std::any_of(ready_.begin(), ready_.end(), needs)) {
+    if (scaler.scale_at != nullptr) scaler.scale = tensor_of(scaler.scale_at).item().toDouble();
+    if (scaler.found_inf_at != nullptr) {
+      scaler.overflow = tensor_of(scaler.found_inf_at).item().toDouble() != 0;
+    }
+    scaler.scale_at = scaler.found_inf_at = nullptr;
+    scaled_there_ = false;
+  }
+  for (const int slot : ready_) {
+    Group& group = groups_[slots_[slot].group];
+    if (!group.any_on_device || works_[slot].device != kHost) continue;
+    for (int i = 0; i < kMaxOptions; ++i) {
+      const c10::TensorImpl* number = i < group.count ? group.on_device[i] : nullptr;
+      if (number != nullptr) group.numbers[i] = tensor_of(number).item().toDouble();
+    }
+  }
+  return scaler.overflow;
 }
 
-#else
-
-const char* Plan::check_device(const Group&, const Work&) {
-  return "this build has no CUDA kernels";
+// All that may fail for want of memory: room for the rules that devices make, and copies of numbers
+// that are on another device.
+void Plan::prepare_devices(const Scaler& scaler) {
+  if (devices_.empty()) return;
+  std::vector<int64_t> bytes(devices_.size(), 0);
+  for (const int slot : ready_) {
+    const Work& work = works_[slot];
+    const Group& group = groups_[slots_[slot].group];
+    if (work.device == kHost || !(work.device_step || group.any_on_device)) continue;
+    bytes[&device_of(work.device) - devices_.data()] +=
+        bytes_of(group.variant, work.dtype) + kAlignment;
+  }
+  for (size_t i = 0; i < devices_.size(); ++i) {
+    Device& device = devices_[i];
+    const c10::Device where(accelerator->type, static_cast<c10::DeviceIndex>(device.index));
+    const auto copy = [&](const c10::TensorImpl* tensor) {
+      if (tensor == nullptr || tensor->device() == where) return;
+      device.copies.emplace_back(tensor, tensor_of(tensor).to(where, /*non_blocking=*/true));
+    };
+    copy(scaler.scale_at);
+    copy(scaler.found_inf_at);
+    for (const Group& group : groups_) {
+      for (int k = 0; group.any_on_device && k < group.count; ++k) copy(group.on_device[k]);
+    }
+    if (bytes[i] != 0) {
+      device.memory = at::empty({bytes[i]}, at::TensorOptions().dtype(at::kByte).device(where));
+    }
+  }
 }
 
-void Plan::launch(const Bucket&, const Table&) const {}
+void* Plan::address_on(Device& device, const c10::TensorImpl* tensor) const {
+  if (tensor == nullptr) return nullptr;
+  for (const auto& [original, copy] : device.copies) {
+    if (original == tensor) return copy.data_ptr();
+  }
+  return const_cast<char*>(address_of(*tensor));
+}
 
-#endif
+// What the rule of one parameter is made of, if the device makes it.
+void Plan::add_source(const Work& work, int group_index, double step, Bucket& bucket) {
+  const Group& group = groups_[group_index];
+  Device& device = device_of(work.device);
+  const auto options = static_cast<int>(bucket.variant.cpu->options);
+  const bool same_group = bucket.group == group_index;
+  if (same_group && !work.device_step && bucket.step == step) return;
+  if (!same_group) {
+    for (int i = 0; i < options; ++i) {
+      cuda::Number number{group.numbers[i], address_on(device, group.on_device[i]), {}};
+      if (number.address != nullptr) to_dtype(*group.on_device[i], number.dtype);
+      bucket.numbers.push_back(number);
+    }
+  }
+  const int32_t index = static_cast<int32_t>(bucket.numbers.size()) / options - 1;
+  cuda::Number count{step, nullptr, {}};
+  if (work.device_step) count = {0, written_address(work.step), work.step_dtype};
+  bucket.sources.push_back({index, count});
+  ++bucket.rule_count;
+  bucket.group = group_index;
+  bucket.step = work.device_step ? -1 : step;
+}
+
+void Plan::launch(const Bucket& bucket, const Table& table, const Scaler& scaler) {
+  Device& device = device_of(bucket.device);
+  cuda::DeviceRules rules{bucket.numbers.data(), bucket.sources.data(),
+                          static_cast<int64_t>(bucket.sources.size()), nullptr};
+  cuda::Scalars scalars{static_cast<const float*>(address_on(device, scaler.found_inf_at)),
+                        static_cast<const float*>(address_on(device, scaler.scale_at)), nullptr};
+  if (bucket.made_there) {
+    if (bucket.sources.empty()) return;
+    rules.memory = static_cast<char*>(device.memory.data_ptr()) + device.used;
+    const int64_t bytes = rules.count * bytes_of(bucket.variant, bucket.dtype);
+    device.used += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    scalars.rules = &rules;
+  } else if (table.count == 0) {
+    return;
+  }
+  accelerator->run(bucket.variant, bucket.dtype, table, scalars, device.index, device.stream);
+}
 
 }  // namespace fusedopt

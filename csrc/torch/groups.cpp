@@ -37,10 +37,30 @@ bool is_true(PyObject* value) {
 
 }  // namespace
 
+// A number on a device stays there: asking for it would wait for all that is queued. What depends
+// on whether a number is 0 takes it for something.
+template <typename Name>
+void Plan::read_option(PyObject* value, Group& group, int at, const Name& name) {
+  group.on_device[at] = nullptr;
+  if (is_tensor(value)) {
+    c10::TensorImpl& tensor = *THPVariable_Unpack(value).unsafeGetTensorImpl();
+    Dtype dtype;
+    if (is_number_on_device(tensor, dtype)) {
+      held_.push_back(py::reinterpret_borrow<py::object>(value));
+      group.on_device[at] = &tensor;
+      group.any_on_device = true;
+      group.numbers[at] = 1;
+      return;
+    }
+  }
+  group.numbers[at] = to_number(value, name);
+}
+
 void Plan::read_group(PyObject* dict, int index, Group& group) {
   if (!PyDict_Check(dict)) throw py::type_error(group_name(index) + " must be a dict");
   group.dict = dict;
-  double* number = group.numbers;
+  group.any_on_device = false;
+  int count = 0;
   const char* key = nullptr;
   const auto name = [&] { return group_name(index) + "['" + key + "']"; };
   for (size_t i = 0; i < option_keys_.size(); ++i) {
@@ -48,7 +68,7 @@ void Plan::read_group(PyObject* dict, int index, Group& group) {
     PyObject* value = look_up(dict, option_keys_[i]);
     if (value == nullptr) throw py::key_error(group_name(index) + " has no '" + key + "'");
     if (option_keys_[i] != names().betas) {
-      *number++ = to_number(value, name);
+      read_option(value, group, count++, name);
       continue;
     }
     const auto pair = py::reinterpret_steal<py::object>(PySequence_Fast(value, ""));
@@ -57,16 +77,22 @@ void Plan::read_group(PyObject* dict, int index, Group& group) {
       throw py::type_error(name() + " must be a pair");
     }
     for (int k = 0; k < 2; ++k) {
-      *number++ = to_number(PySequence_Fast_GET_ITEM(pair.ptr(), k),
-                            [&] { return name() + "[" + std::to_string(k) + "]"; });
+      read_option(PySequence_Fast_GET_ITEM(pair.ptr(), k), group, count++,
+                  [&] { return name() + "[" + std::to_string(k) + "]"; });
     }
   }
-  for (PyObject* flag : flag_keys_) *number++ = is_true(look_up(dict, flag));
+  for (PyObject* flag : flag_keys_) {
+    group.on_device[count] = nullptr;
+    group.numbers[count++] = is_true(look_up(dict, flag));
+  }
+  group.count = count;
   group.variant = optimizer_->variant(group.numbers);
   group.maximize = is_true(look_up(dict, names().maximize));
   PyObject* fused = look_up(dict, names().fused);
   group.fused = is_true(fused);
-  group.capturable = is_true(look_up(dict, names().capturable));
+  PyObject* capturable = look_up(dict, names().capturable);
+  group.has_capturable = capturable != nullptr;
+  group.capturable = is_true(capturable);
   group.torch_only = nullptr;
   if (fused != nullptr && fused != Py_None && !group.fused) group.torch_only = "fused=False";
   if (is_true(look_up(dict, names().differentiable))) group.torch_only = "differentiable=True";
@@ -90,7 +116,7 @@ void Plan::read_groups(const py::object& groups) {
   for (int i = 0; i < static_cast<int>(count); ++i) {
     PyObject* params = look_up(groups_[i].dict, names().params);
     held_.push_back(py::reinterpret_steal<py::object>(
-        params == nullptr || THPVariable_Check(params) ? nullptr : PySequence_Fast(params, "")));
+        params == nullptr || is_tensor(params) ? nullptr : PySequence_Fast(params, "")));
     groups_[i].params = held_.back().ptr();
     if (groups_[i].params == nullptr) {
       PyErr_Clear();

@@ -1,5 +1,8 @@
 // The Python module fusedopt._C.
+#include <pybind11/stl.h>
+
 #include <cstdlib>
+#include <optional>
 
 #include "cpu/isa.h"
 #include "torch/plan.h"
@@ -30,6 +33,10 @@ PYBIND11_MODULE(_C, module) {
 #else
   module.def("cuda_built", [] { return false; });
 #endif
+  // For tests.
+  module.def("_set_accelerator", [](const std::optional<py::capsule>& other) {
+    set_accelerator(other ? other->get_pointer<const Accelerator>() : nullptr);
+  });
   module.def("stream", &stream, py::arg("read"), py::arg("updated"));
   py::class_<Plan>(module, "Plan")
       .def(py::init<const std::string&>(), py::arg("optimizer"))

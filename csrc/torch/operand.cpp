@@ -9,6 +9,11 @@
 
 namespace fusedopt {
 
+bool is_number_on_device(const c10::TensorImpl& tensor, Dtype& dtype) {
+  return tensor.key_set() == accelerator->plain && tensor.numel() == 1 && is_allocated(tensor) &&
+         to_dtype(tensor, dtype);
+}
+
 bool is_expanded(const c10::TensorImpl& tensor) {
   if (tensor.layout() != c10::kStrided) return false;
   for (int64_t d = 0; d < tensor.dim(); ++d) {

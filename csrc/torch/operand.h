@@ -8,13 +8,14 @@
 #include <string>
 
 #include "engine/dtype.h"
+#include "torch/accelerator.h"
 
 namespace fusedopt {
 
 // These are a few instructions each, and a step asks them of five tensors per parameter.
 #define FUSEDOPT_INLINE inline __attribute__((always_inline))
 
-inline constexpr int kHost = -1;  // where a CUDA device has its number
+inline constexpr int kHost = -1;  // where another device has its number
 
 // One tensor of a parameter.
 struct Operand {
@@ -30,14 +31,13 @@ inline constexpr c10::DispatchKeySet kPlainKeys({c10::DispatchKey::CPU,
                                                  c10::DispatchKey::AutogradCPU,
                                                  c10::DispatchKey::ADInplaceOrView,
                                                  c10::DispatchKey::AutocastCPU});
-inline constexpr c10::DispatchKeySet kPlainCudaKeys({c10::DispatchKey::CUDA,
-                                                     c10::DispatchKey::AutogradCUDA,
-                                                     c10::DispatchKey::ADInplaceOrView,
-                                                     c10::DispatchKey::AutocastCUDA});
 inline bool is_plain(const c10::TensorImpl& tensor, c10::DispatchKeySet plain) {
   return (tensor.key_set().raw_repr() & ~plain.raw_repr()) == 0;
 }
 inline bool is_plain_cpu(const c10::TensorImpl& tensor) { return is_plain(tensor, kPlainKeys); }
+inline c10::DispatchKeySet plain_keys(c10::DeviceType type) {
+  return type == accelerator->type ? accelerator->plain : kPlainKeys;
+}
 
 // The address of a plain tensor's first element; null where nothing is allocated, as sharding
 // frameworks leave it. (TensorImpl::data() makes two virtual calls to learn the same.)
@@ -74,7 +74,7 @@ inline bool same_strides(const c10::TensorImpl& a, const c10::TensorImpl& b) {
 // What a parameter's gradient and state are compared with.
 struct Shape {
   Shape(const c10::TensorImpl& param, int on_device)
-      : keys(on_device == kHost ? kPlainKeys : kPlainCudaKeys),
+      : keys(on_device == kHost ? kPlainKeys : accelerator->plain),
         device(on_device),
         sizes(param.sizes()),
         strides(param.strides()),
@@ -143,6 +143,9 @@ inline bool to_dtype(const c10::TensorImpl& tensor, Dtype& dtype) {
       return false;
   }
 }
+
+// One real number in an accelerator's memory, that its kernels can read.
+bool is_number_on_device(const c10::TensorImpl& tensor, Dtype& dtype);
 
 // Does more than one element refer to one place, by a stride of 0?
 bool is_expanded(const c10::TensorImpl& tensor);

@@ -48,6 +48,8 @@ void Plan::find_overlaps() {
           ranges.push_back(range_of(*tensor, slot));
         }
       }
+      // Threads of a device count their steps side by side.
+      if (works_[slot].device_step) ranges.push_back(range_of(*works_[slot].step.tensor, slot));
     }
     overlapping_ = find_overlapping(ranges);
     overlaps_known_ = true;

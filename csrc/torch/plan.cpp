@@ -154,16 +154,13 @@ std::unique_lock<std::mutex> Plan::lock() {
 py::object Plan::step(const py::object& groups, const py::object& state, const py::dict& defaults,
                       const py::object& grad_scale, const py::object& found_inf,
                       const py::object& stepped_by_torch) {
-  const bool scaled = !grad_scale.is_none();
-  const double scale =
-      scaled ? to_number(grad_scale.ptr(), [] { return std::string("grad_scale"); }) : 1;
-  const bool overflow = !found_inf.is_none() &&
-                        to_number(found_inf.ptr(), [] { return std::string("found_inf"); }) != 0;
   const auto locked = lock();
   const Finally finally{[this] {
     held_.clear();
+    devices_.clear();
     lock_->owner = std::thread::id();
   }};
+  Scaler scaler = read_scaler(grad_scale, found_inf);
   read_groups(groups);
   check(state, stepped_by_torch);
   find_overlaps();
@@ -171,11 +168,11 @@ py::object Plan::step(const py::object& groups, const py::object& state, const p
     py::object rest = torch_parameters();
     if (!rest.is_none()) return rest;
   }
-  if (overflow) return py::none();
+  if (read_back(scaler)) return py::none();
   // Putting state in place runs Python code (Tensor.__hash__, the garbage collector), which may do
   // anything: all is looked at again.
   std::vector<at::Tensor> created;
-  while (create_states(state, defaults, created) || (scaled && separate_gradients())) {
+  while (create_states(state, defaults, created) || (scaler.scaled && separate_gradients())) {
     read_slots();
     check(state, stepped_by_torch);
     find_overlaps();
@@ -189,8 +186,9 @@ py::object Plan::step(const py::object& groups, const py::object& state, const p
       work.first = work.first || first.count(param) != 0;
     }
   }
-  fill_buckets(scaled);
-  sweep(scaled, scale);
+  prepare_devices(scaler);
+  fill_buckets(scaler.scaled);
+  sweep(scaler);
   return py::none();
 }
 
@@ -200,6 +198,7 @@ py::list Plan::explain(const py::object& groups, const py::object& state) {
     held_.clear();
     lock_->owner = std::thread::id();
   }};
+  scaled_there_ = false;
   read_groups(groups);
   std::vector<std::string> errors;
   check(state, py::none(), &errors);

@@ -29,10 +29,14 @@ struct Group {
   PyObject* dict;
   PyObject* params;
   Numbers numbers;
+  c10::TensorImpl* on_device[kMaxOptions];  // where a number is, if not in `numbers`
+  bool any_on_device;
+  int count;  // of the numbers
   Variant variant;
   bool maximize;
   bool fused;  // fused=True was asked for: state["step"] is float32 then, as torch's
   bool capturable;
+  bool has_capturable;     // the group has the option: torch's class refuses graphs without it
   const char* torch_only;  // why torch's own step takes the whole group, or null
 };
 
@@ -60,14 +64,17 @@ struct Work {
   bool first;          // no step has been made with this state (matters where steps aren't counted)
   bool dense;          // all operands share one dense layout
   bool float_step;     // state["step"] is float32
+  bool device_step;    // state["step"] is where the parameter is
+  bool move_step;      // it is on the host, and has to be there
   bool moved;          // parameter or state lie elsewhere than in the last step
   Dtype dtype;
-  int device;  // kHost, or the CUDA device's number
+  int device;  // kHost, or the other device's number
   int cut;     // of a DTensor, whose pieces the operands are then; 0 for other tensors
   int64_t numel;
   int64_t extent;  // bytes, of parameter and states together; 0 where they are dense
   Operand operands[kMaxOperands];  // without tensor: fresh state
   Operand step;
+  Dtype step_dtype;  // if it is on a device
   Traces traces;
 };
 
@@ -77,22 +84,38 @@ struct Bucket {
   Dtype dtype;
   int device;
   std::vector<TensorEntry> tensors;
+  bool made_there;  // the device makes the rules, from `sources` and `numbers`
   std::vector<char> rules;
+  std::vector<cuda::RuleSource> sources;
+  std::vector<cuda::Number> numbers;
   std::vector<Layout> layouts;
   int32_t rule_count = 0;
   int group = -1;  // of the newest rule
   double step = 0;
 
   int64_t elements() const;
-  bool takes(const Variant& of, const Work& work) const;
+  bool takes(const Variant& of, const Work& work, bool there) const;
   void add_rule(const Group& of, int index, double at_step);
 };
 
-// A CUDA device that this step has met.
+// A device beside the host that this step has met.
 struct Device {
   int index;
   void* stream;
   bool capturing;
+  at::Tensor memory;  // for the rules that it makes
+  int64_t used;       // bytes of it
+  // Of numbers on another device; the last of them are in use until the step is launched.
+  std::vector<std::pair<const c10::TensorImpl*, at::Tensor>> copies;
+};
+
+// What a GradScaler hands over: numbers, or where on a device they are.
+struct Scaler {
+  bool scaled = false;
+  double scale = 1;
+  bool overflow = false;
+  const c10::TensorImpl* scale_at = nullptr;
+  const c10::TensorImpl* found_inf_at = nullptr;
 };
 
 class Plan {
@@ -115,6 +138,8 @@ class Plan {
   // groups.cpp: the options
   void read_groups(const py::object& groups);
   void read_group(PyObject* dict, int index, Group& group);
+  template <typename Name>
+  void read_option(PyObject* value, Group& group, int at, const Name& name);
 
   // plan.cpp: parameters and state
   void read_slots();
@@ -145,9 +170,15 @@ class Plan {
   void enter_pieces(const Slot& slot, const Work& work, int operands, bool scaled,
                     TensorEntry& entry) const;
 
-  // device.cpp
-  const char* check_device(const Group& group, const Work& work);
-  void launch(const Bucket& bucket, const Table& table) const;
+  // device.cpp: what is on a device, and stays there
+  Scaler read_scaler(const py::object& grad_scale, const py::object& found_inf);
+  const char* check_device(const Slot& slot, Work& work);
+  bool read_back(Scaler& scaler);
+  void prepare_devices(const Scaler& scaler);
+  Device& device_of(int index);
+  void* address_on(Device& device, const c10::TensorImpl* tensor) const;
+  void add_source(const Work& work, int group, double step, Bucket& bucket);
+  void launch(const Bucket& bucket, const Table& table, const Scaler& scaler);
 
   // overlap.cpp
   bool shares_memory_with_gradient(const Work& work) const;
@@ -160,8 +191,8 @@ class Plan {
   bool separate_gradients();
   void fill_buckets(bool scaled);
   int32_t add_layout(const Work& work, int operands, Bucket& bucket);
-  Bucket& bucket_for(const Variant& variant, const Work& work);
-  void sweep(bool scaled, double grad_scale);
+  Bucket& bucket_for(const Variant& variant, const Work& work, bool there);
+  void sweep(const Scaler& scaler);
 
   const Optimizer* optimizer_;
   std::vector<PyObject*> option_keys_;
@@ -185,6 +216,7 @@ class Plan {
   bool overlaps_known_ = false;
   bool any_for_torch_ = false;
   bool any_fresh_ = false;
+  bool scaled_there_ = false;    // whether to step is known on the device only
   std::vector<Device> devices_;  // of this step
   Cuts cuts_;
   std::deque<Bucket> buckets_;

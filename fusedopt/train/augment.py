@@ -143,10 +143,13 @@ class RandomResizedCrop(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Returns images (N, C, size, size) of images (N, C, H, W), of the same dtype."""
         batch, _, height, width = images.shape
-        boxes = [(0, 0, height, width)] * batch
+        size = (self.size, self.size)
         if self.training:
             boxes = self.boxes(batch, height, width).tolist()
-        size = (self.size, self.size)
+        elif (height, width) == size:
+            return images
+        else:
+            boxes = [(0, 0, height, width)] * batch
         # Each rectangle has a size of its own, so that one call can't scale them all with
         # antialiasing. uint8 is scaled in floating point and rounded.
         scaled = [

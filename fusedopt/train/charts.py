@@ -58,6 +58,8 @@ def draw_comparison(runs: Mapping[tuple[str, str], Sequence[Row]], file: BinaryI
         line[0].set_ylabel(name)
         for axis, unit in zip(line, ("epochs", "seconds"), strict=True):
             axis.set_xlabel(unit)
+            if unit == "epochs":
+                axis.xaxis.get_major_locator().set_params(integer=True)
             axis.grid(alpha=0.3)
     axes[0][0].set_yscale("log")
     handles, labels = axes[0][0].get_legend_handles_labels()

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fusedopt.train import world
+from fusedopt.train.flags import add_options
 from fusedopt.train.interrupts import Interrupted
-from fusedopt.train.options import Options, UserError, add_options, make_options
+from fusedopt.train.options import Options, UserError, make_options
 
 if TYPE_CHECKING:
     from fusedopt.train.run import Result
@@ -83,11 +84,24 @@ def main(argv: Sequence[str] | None = None) -> Result | None:
         >>> main(["--model", "lenet", "--epochs", "1"]).test.accuracy  # doctest: +SKIP
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser("python -m fusedopt.train")
-    try:
+    command = arguments[0] if arguments else ""
+    parser = argparse.ArgumentParser(f"python -m fusedopt.train {command}")
+    try:  # what is imported here needs fusedopt[train]
+        if command in ("compare", "predict") and world.launched():
+            raise UserError("this runs in one process: start it without torchrun")
+        if command == "compare":
+            from fusedopt.train import compare
+
+            parser = compare.make_parser()
+            return compare.compare(parser.parse_args(arguments[1:]))
+        if command == "predict":
+            from fusedopt.train import predict
+
+            parser = predict.make_parser()
+            return predict.predict(parser.parse_args(arguments[1:]))
         parser = make_parser()
         options, content = parse(parser, arguments)
-        from fusedopt.train.run import run  # here, because it needs fusedopt[train]
+        from fusedopt.train.run import run
 
         with world.join(options.device):
             return run(options, content)

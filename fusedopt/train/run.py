@@ -42,11 +42,13 @@ class Result:
 
 
 def load_splits(options: Options) -> Splits:
-    """Returns the data.
+    """Sets the number of threads, and returns the data.
 
     Raises:
         UserError: they can't be had or read.
     """
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     try:
         return load_data(
             options.data,
@@ -58,7 +60,7 @@ def load_splits(options: Options) -> Splits:
             per_class=options.per_class,
         )
     except DataError as error:
-        raise UserError(f"--data {options.data}: {error}") from error
+        raise _user_error(error, options) from error
 
 
 def run(options: Options, content: dict[str, Any] | None = None) -> Result:
@@ -72,12 +74,10 @@ def run(options: Options, content: dict[str, Any] | None = None) -> Result:
         UserError: the options can't work with this data, or a file can't be read or written.
         Interrupted: Ctrl-C; the folder's checkpoint has all that was done.
     """
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
     world.in_first(lambda: load_splits(options) if options.download else None)
     splits = load_splits(options)
     state = start(options, splits, content)
-    with _folder(options, state) as folder:
+    with open_folder(options, state) as folder:
         train(options, splits, state, folder)
         augmentation = make_augmentation("none", splits)
         test = evaluate(state.averaged, splits.test, augmentation, options)
@@ -94,13 +94,21 @@ def run(options: Options, content: dict[str, Any] | None = None) -> Result:
     return Result(state.averaged, state.rows, test, costs)
 
 
+def _user_error(error: DataError, options: Options) -> UserError:
+    """Returns the error for a file; one from a loader's worker comes with its traceback as text."""
+    text = str(error).strip().splitlines()[-1].rpartition("DataError: ")[2]
+    return UserError(f"--data {options.data}: {text}")
+
+
 @contextlib.contextmanager
-def _folder(options: Options, state: TrainingState) -> Iterator[RunFolder | None]:
+def open_folder(options: Options, state: TrainingState) -> Iterator[RunFolder | None]:
     """Gives the run's folder, if it has one, and finishes it whatever happens."""
     path = options.out or options.resume
     folder = None if path is None else world.in_first(lambda: RunFolder(path, options, state.rows))
     try:
         yield folder
+    except DataError as error:  # an image file that is read only when its turn comes
+        raise _user_error(error, options) from error
     finally:
         if folder is not None:
             folder.close(state.rows)

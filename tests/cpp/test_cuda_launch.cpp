@@ -4,7 +4,9 @@
 #include <string>
 
 #include "check.h"
+#include "cpu/kernels.h"
 #include "cuda/kernels.h"
+#include "cuda/self_test.h"
 
 int main() {
 #if defined(FUSEDOPT_WITH_CUDA)
@@ -12,6 +14,7 @@ int main() {
   const int device = 1000;  // no machine has so many
   const std::string reason = cuda::why_not(cuda::kAdagrad, Dtype::kBFloat16, device);
   CHECK(!reason.empty());
+  CHECK(cuda::self_test(cuda::kAdagrad, cpu::kAdagrad, Dtype::kBFloat16, device) == reason);
   TensorEntry tensor{};
   tensor.numel = 1;
   tensor.layout = -1;

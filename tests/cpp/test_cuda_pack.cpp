@@ -56,7 +56,7 @@ void test_few_launches_are_enough() {
     const Table small{many.data(), 1000, rules.data(), nullptr, false, 1};
     CHECK(count_launches(kernel_with(states), resnet, {}) == 1);
     CHECK(count_launches(kernel_with(states), small, {}) == 2);
-    const cuda::DeviceRules made{nullptr, nullptr, 1000, false, nullptr};
+    const cuda::DeviceRules made{nullptr, nullptr, 1000, nullptr};
     CHECK(count_launches(kernel_with(states), small, {nullptr, nullptr, &made}) == 2);
   }
   CHECK(count_launches(kernel_with(2), {}, {}) == 0);
@@ -174,7 +174,7 @@ void test_rules_on_the_device_in_any_order() {
   const int32_t order[] = {7, 9, 3, 9000};
   for (int i = 0; i < 4; ++i) tensors[i].rule = order[i];
   const Table table{tensors.data(), 4, nullptr, nullptr, false, 1};
-  const cuda::DeviceRules made{nullptr, nullptr, 9001, false, reinterpret_cast<void*>(1 << 20)};
+  const cuda::DeviceRules made{nullptr, nullptr, 9001, reinterpret_cast<void*>(1 << 20)};
   const cuda::Scalars scalars{nullptr, nullptr, &made};
   const Kernel kernel = kernel_with(2);
   cuda::SweepPacker packer(kernel, Dtype::kFloat32, table, scalars, 1);
@@ -202,14 +202,14 @@ void test_preparing_many_rules() {
       sources.push_back({i / per_group, {double(i), i % 2 ? &sources : nullptr, Dtype::kFloat64}});
     }
     std::vector<char> memory(1);
-    const cuda::DeviceRules rules{options.data(), sources.data(), 4000, true, memory.data()};
+    const cuda::DeviceRules rules{options.data(), sources.data(), 4000, memory.data()};
     const cuda::Scalars scalars{nullptr, nullptr, &rules};
     cuda::PreparePacker packer(kernel, Dtype::kFloat64, scalars);
     const auto args = std::make_unique<cuda::PrepareArguments>();
     int next = 0;
     int launches = 0;
     for (; const uint32_t blocks = packer.next(*args); ++launches) {
-      CHECK(args->rules == memory.data() + next * 64 && args->earlier);
+      CHECK(args->rules == memory.data() + next * 64);
       CHECK(static_cast<int>(blocks) == (args->count + kBlockThreads - 1) / kBlockThreads);
       for (int i = 0; i < args->count; ++i, ++next) {
         for (int k = 0; k < 6; ++k) {

@@ -11,7 +11,7 @@
 #include "cpu/kernels.h"
 #include "cuda/pack.h"
 #include "cuda/sweep.cuh"
-#include "elements.h"
+#include "engine/elements.h"
 #include "engine/layout.h"
 #include "rules/adadelta.h"
 #include "rules/adagrad.h"
@@ -28,7 +28,7 @@ struct Case {
   void (*sweep[kDtypes])(const cuda::SweepArguments&, uint32_t block, uint32_t thread);
   void (*prepare[2])(const cuda::PrepareArguments&, uint32_t index);
   std::vector<double> options;
-  bool earlier;
+  bool counts;  // steps; else the rule only asks whether this is the first
 
   cuda::Kernel kernel() const {
     return {"test", cpu->states, cpu->options, {cpu->rule_bytes[0], cpu->rule_bytes[1]}, {}, {}};
@@ -36,13 +36,13 @@ struct Case {
 };
 
 template <typename Float, typename Double>
-Case make_case(const cpu::Kernel& cpu, std::vector<double> options, bool earlier = false) {
+Case make_case(const cpu::Kernel& cpu, std::vector<double> options, bool counts = true) {
   return {&cpu,
           {cuda::sweep_chunk<Float, Dtype::kFloat32>, cuda::sweep_chunk<Double, Dtype::kFloat64>,
            cuda::sweep_chunk<Float, Dtype::kBFloat16>, cuda::sweep_chunk<Float, Dtype::kFloat16>},
           {cuda::prepare_rule<Float>, cuda::prepare_rule<Double>},
           std::move(options),
-          earlier};
+          counts};
 }
 
 // The function that makes the case of a rule with these template options.
@@ -50,9 +50,9 @@ Case make_case(const cpu::Kernel& cpu, std::vector<double> options, bool earlier
   make_case<rule<float __VA_OPT__(, ) __VA_ARGS__>, rule<double __VA_OPT__(, ) __VA_ARGS__>>
 
 const std::vector<Case> kCases = {
-    CASE(Sgd, false)(cpu::kSgd[0], {0.1, 0, 0, 0.01, 0}, true),
-    CASE(Sgd, true)(cpu::kSgd[1], {0.1, 0.9, 0.1, 0.01, 0}, true),
-    CASE(Sgd, true)(cpu::kSgd[1], {0.1, 0.9, 0, 0, 1}, true),
+    CASE(Sgd, false)(cpu::kSgd[0], {0.1, 0, 0, 0.01, 0}, false),
+    CASE(Sgd, true)(cpu::kSgd[1], {0.1, 0.9, 0.1, 0.01, 0}, false),
+    CASE(Sgd, true)(cpu::kSgd[1], {0.1, 0.9, 0, 0, 1}, false),
     CASE(Adagrad)(cpu::kAdagrad, {0.1, 0.01, 1e-10, 0.01}),
     CASE(Rmsprop, false, false)(cpu::kRmsprop[0][0], {0.01, 0.99, 1e-8, 0.01, 0}),
     CASE(Rmsprop, false, true)(cpu::kRmsprop[0][1], {0.01, 0.99, 1e-8, 0, 0}),
@@ -128,7 +128,7 @@ struct Memory {
 
 constexpr int kRules = 3;  // with steps of 1, 2, 3; for rules that only ask for the first: 0, 1, 2
 
-double step_of(const Case& item, int rule) { return item.earlier ? rule : rule + 1; }
+double step_of(const Case& item, int rule) { return item.counts ? rule + 1 : rule; }
 
 std::vector<char> make_rules(const Case& item, Dtype dtype) {
   const int compute = cpu::Kernel::compute(dtype);
@@ -249,12 +249,13 @@ void test_rules_made_on_the_device() {
     std::vector<double> wide_steps(count);
     std::vector<cuda::RuleSource> sources(count);
     for (size_t i = 0; i < count; ++i) {
-      const double before = step_of(item, memory.tensors[i].rule) - (item.earlier ? 0 : 1);
+      const double before = step_of(item, memory.tensors[i].rule) - 1;
       steps[i] = static_cast<float>(before);
       wide_steps[i] = before;
       sources[i] = {0, {0, &steps[i], Dtype::kFloat32}};
       if (i % 3 == 1) sources[i].step = {0, &wide_steps[i], Dtype::kFloat64};
-      if (i % 3 == 2) sources[i].step = {step_of(item, memory.tensors[i].rule), nullptr, {}};
+      if (i % 3 == 2 || !item.counts)
+        sources[i].step = {step_of(item, memory.tensors[i].rule), nullptr, {}};
       memory.tensors[i].rule = static_cast<int32_t>(i);
     }
     std::vector<cuda::Number> options;
@@ -263,7 +264,7 @@ void test_rules_made_on_the_device() {
     options[1] = {0, &wide, Dtype::kFloat64};
     std::vector<double> made(count * item.cpu->rule_bytes[1]);
     const cuda::DeviceRules rules{options.data(), sources.data(), static_cast<int64_t>(count),
-                                  item.earlier, made.data()};
+                                  made.data()};
     const std::string before = memory.all();
     const std::vector<float> first = steps;
     float found_inf = 1;
@@ -273,8 +274,8 @@ void test_rules_made_on_the_device() {
     launch(item, dtype, memory.table({}, false, 1), {&found_inf, nullptr, &rules});
     CHECK(memory.all() == on_the_cpu(item, dtype, kSizes, Lie::kAligned));
     for (size_t i = 0; i < count; ++i) {
-      CHECK(steps[i] == first[i] + (i % 3 == 0 ? 1 : 0));
-      CHECK(wide_steps[i] == first[i] + (i % 3 == 1 ? 1 : 0));
+      CHECK(steps[i] == first[i] + (item.counts && i % 3 == 0 ? 1 : 0));
+      CHECK(wide_steps[i] == first[i] + (item.counts && i % 3 == 1 ? 1 : 0));
     }
   });
 }

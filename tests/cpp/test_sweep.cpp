@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
+#include <limits>
 #include <random>
 #include <string>
 #include <thread>
@@ -11,7 +13,7 @@
 #include "check.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
-#include "elements.h"
+#include "engine/elements.h"
 #include "engine/layout.h"
 #include "engine/tuning.h"
 
@@ -21,6 +23,10 @@ using namespace fusedopt;
 using cpu::Kernel;
 
 constexpr int64_t kSizes[] = {1, 2, 3, 15, 16, 17, kTile - 1, kTile, kTile + 1, 1000};
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr double kSpecial[] = {kNan, kInfinity, -kInfinity, -kNan, 3.3e38, -0.0, 6e4, 1e-40};
 
 struct Case {
   const Kernel* kernel;
@@ -50,7 +56,8 @@ struct Memory {
   std::vector<TensorEntry> tensors;
   int64_t elements = 0;
 
-  Memory(Dtype type, int64_t stride, size_t misaligned)
+  // With `special`, every third gradient is one that conversions treat apart.
+  Memory(Dtype type, int64_t stride, size_t misaligned, bool special = false)
       : dtype(type), item(kItem[static_cast<int>(type)]) {
     int64_t total = 0;
     for (const int64_t size : kSizes) total += size;
@@ -63,7 +70,8 @@ struct Memory {
         char* at = bytes[k].data() + misaligned + elements * stride * item;
         tensor.operands[k] = at;
         for (int64_t i = 0; i < size; ++i) {
-          const double value = normal(random);
+          double value = normal(random);
+          if (special && k == 1 && i % 3 == 0) value = kSpecial[i / 3 % std::size(kSpecial)];
           store(at + i * stride * item, dtype, k < 2 ? value : value * value + 1.5);
         }
       }
@@ -95,11 +103,12 @@ struct Variation {
   size_t misaligned = 0;
   double grad_scale = 1;
   bool scaled = false;
+  bool special = false;
 };
 
 // All operands after one step, as one string of bytes.
 std::string run(const Case& item, Dtype dtype, double step, const Variation& how) {
-  Memory memory(dtype, how.stride, how.misaligned);
+  Memory memory(dtype, how.stride, how.misaligned, how.special);
   std::vector<LayoutBuffer> buffers;
   std::vector<Layout> layouts;
   if (how.stride != 1) {
@@ -147,6 +156,22 @@ void test_the_same_bits() {
           CHECK(run(item, dtype, step, {isa, 50, 3}) == expected);
           CHECK(run(item, dtype, step, {isa, 1 << 30, 2, 1}) == expected);
         }
+      }
+    }
+  }
+}
+
+// NaNs, infinities, numbers that round to infinity, zeros and subnormals.
+void test_the_same_bits_of_special_numbers() {
+  for (const Case& item : kCases) {
+    for (int type = 0; type < kDtypes; ++type) {
+      const auto dtype = static_cast<Dtype>(type);
+      const std::string expected = run(item, dtype, 3, {0, 1 << 30, 1, 0, 1, false, true});
+      for (int isa = 0; isa < cpu::kIsas; ++isa) {
+        if (!cpu::isa_detected(isa)) continue;
+        CHECK(run(item, dtype, 3, {isa, 1 << 30, 1, 0, 1, false, true}) == expected);
+        CHECK(run(item, dtype, 3, {isa, 37, 1, 1, 1, false, true}) == expected);
+        CHECK(run(item, dtype, 3, {isa, 1 << 30, 3, 0, 1, false, true}) == expected);
       }
     }
   }
@@ -242,6 +267,7 @@ void test_choosing_an_instruction_set() {
 int main() {
   test_choosing_an_instruction_set();
   test_the_same_bits();
+  test_the_same_bits_of_special_numbers();
   test_gradient_scale();
   test_neighbours_are_left_alone();
   test_sharing_among_threads();

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,13 @@ from torch.utils.data import Dataset
 
 class DataError(Exception):
     """Data that can't be had or read; its text is the whole message, and names the file."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        # A DataLoader raises an error of its workers again with their traceback as its text.
+        if "Traceback" in text:
+            text = text.rpartition("DataError: ")[2].strip()
+        return text
 
 
 def resize(images: Tensor, size: int) -> Tensor:
@@ -50,11 +57,15 @@ class ImageSet(Dataset):
     def take(self, indices: Sequence[int] | Tensor) -> ImageSet:
         """Returns the data set of these images, in this order."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
-        return ImageSet(self.images[chosen], self.labels[chosen], self.image_size)
+        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
     def with_labels(self, labels: Tensor) -> ImageSet:
         """Returns the same images with other labels."""
-        return ImageSet(self.images, labels, self.image_size)
+        return replace(self, labels=labels)
+
+    def resized(self, image_size: int | None) -> ImageSet:
+        """Returns the same images, given out in another size, unless that is None."""
+        return self if image_size is None else replace(self, image_size=image_size)
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Returns mean and standard deviation of each channel, in 0..1."""
@@ -62,7 +73,7 @@ class ImageSet(Dataset):
         means, deviations = [], []
         for channel in self.images.unbind(1):
             # Counts are exact, and no copy of all images in floating point is made.
-            share = torch.bincount(channel.flatten(), minlength=256) / channel.numel()
+            share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
             mean = (share * levels).sum()
             means.append(mean.item())
             deviations.append((share * (levels - mean) ** 2).sum().sqrt().item())

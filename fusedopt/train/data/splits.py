@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 import torch
 from sklearn.model_selection import train_test_split
-from torch.utils.data import Dataset
 
-from fusedopt.train.data.images import DataError
+from fusedopt.train.data.folder import FolderSet
+from fusedopt.train.data.images import DataError, ImageSet
+
+Part = ImageSet | FolderSet
 
 
 class Split(NamedTuple):
@@ -38,9 +40,9 @@ class Splits:
         std: standard deviation of each channel of the training images, in 0..1.
     """
 
-    train: Dataset
-    validation: Dataset
-    test: Dataset
+    train: Part
+    validation: Part
+    test: Part
     classes: tuple[str, ...]
     in_channels: int
     image_size: int
@@ -83,25 +85,33 @@ def split_indices(
     return Split(train, parts[1], parts[0])
 
 
-def restrict(part: Dataset, classes: Sequence[int]) -> Dataset:
-    """Returns the images of these classes only, labelled by their position in `classes`."""
-    new_label = torch.full((int(part.labels.max()) + 2 + max(classes),), -1)
+def restrict(part: Part, classes: Sequence[int]) -> Part:
+    """Returns the images of these classes only, labelled by their position in `classes`.
+
+    Raises:
+        DataError: there are none.
+    """
+    new_label = torch.full((max(int(part.labels.max()), *classes) + 1,), -1)
     new_label[torch.as_tensor(classes)] = torch.arange(len(classes))
     labels = new_label[part.labels]
     chosen = (labels >= 0).nonzero().flatten()
+    if len(chosen) == 0:
+        raise DataError(f"classes: one part of the data has no image of {list(classes)}")
     return part.take(chosen).with_labels(labels[chosen])
 
 
-def first_of_each_class(part: Dataset, count: int, seed: int) -> Dataset:
-    """Returns `count` images of each class, drawn with `seed`.
+def some_of_each_class(part: Part, classes: int, count: int, seed: int) -> Part:
+    """Returns `count` images of each of so many classes, drawn with `seed`.
 
     Raises:
-        DataError: a class has fewer.
+        DataError: a class has fewer, or `count` is below 1.
     """
+    if count < 1:
+        raise DataError(f"per_class must be at least 1, not {count}")
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(part), generator=generator)
     chosen = []
-    for label in range(int(part.labels.max()) + 1):
+    for label in range(classes):
         of_class = order[part.labels[order] == label][:count]
         if len(of_class) < count:
             raise DataError(

@@ -15,6 +15,7 @@ from fusedopt.train.models.initial import initialise
 from fusedopt.train.models.lenet import LeNet
 from fusedopt.train.models.parts import ModelError
 from fusedopt.train.models.resnet import ResNet
+from fusedopt.train.models.small import SMALL
 from fusedopt.train.models.vgg import VGG
 from fusedopt.train.models.weights import load_weights, read_weights
 
@@ -31,6 +32,7 @@ FACTORIES: dict[str, Callable[[int, int, int], nn.Module]] = {
     "resnet56": lambda classes, channels, _: CifarResNet(56, classes, channels),
 }
 MODELS = tuple(FACTORIES)
+HAVE_SMALL_FORM = ("alexnet", "vgg11", "vgg16", "resnet18", "resnet34", "resnet50")
 TORCHVISION = "torchvision:"
 
 
@@ -78,11 +80,24 @@ def make_model(
     model = factory(num_classes, in_channels, image_size)
     if init is not None:
         initialise(model, init)
-    if pretrained == "default":
-        if not name.startswith(TORCHVISION):
-            raise ModelError(f"pretrained: 'default' is for torchvision:{name}; name a file")
-        weights = external.default_weights(name.removeprefix(TORCHVISION))
-        load_weights(model, weights, "torchvision's default")
-    elif pretrained is not None:
-        load_weights(model, read_weights(Path(pretrained)), str(pretrained))
+    if pretrained is not None:
+        _load_pretrained(model, name, pretrained, image_size)
     return model
+
+
+def _load_pretrained(model: nn.Module, name: str, pretrained: str | Path, image_size: int) -> None:
+    if pretrained != "default":
+        weights = read_weights(Path(pretrained))
+    elif name.startswith(TORCHVISION):
+        weights = external.default_weights(name.removeprefix(TORCHVISION))
+    else:
+        raise ModelError(f"pretrained: 'default' is for torchvision:{name}; name a file")
+    try:
+        load_weights(model, weights, str(pretrained))
+    except ModelError as error:
+        if name in HAVE_SMALL_FORM and image_size < SMALL:
+            raise ModelError(
+                f"{error}. For images below {SMALL} pixels {name} has another form than for"
+                " ImageNet's"
+            ) from error
+        raise

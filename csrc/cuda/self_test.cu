@@ -1,0 +1,139 @@
+// Compares a kernel with the CPU's sweep before its first use on a device: whatever goes wrong
+// there (a driver, an architecture that PTX was translated for), no user finds out by a wrong
+// number.
+#include <cuda_runtime_api.h>
+
+#include <stdexcept>
+#include <vector>
+
+#include "cuda/device_scope.cuh"
+#include "cuda/self_test.h"
+#include "engine/elements.h"
+
+namespace fusedopt::cuda {
+
+namespace {
+
+constexpr int64_t kElements = 1027;  // vectors and a tail
+constexpr int64_t kTensors = 2;
+constexpr int64_t kSlot = 9216;  // bytes that one operand has
+constexpr double kOption = 0.5;
+
+void check(cudaError_t error) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();
+  throw std::runtime_error(cudaGetErrorString(error));
+}
+
+// Elsewhere in the process a graph may be under capture, which allocating would end.
+class Relaxed {
+ public:
+  Relaxed() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~Relaxed() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+struct Stream {
+  Stream() { check(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking)); }
+  ~Stream() { cudaStreamDestroy(handle); }
+  cudaStream_t handle;
+};
+
+struct Memory {
+  explicit Memory(size_t bytes) { check(cudaMalloc(&data, bytes)); }
+  ~Memory() { cudaFree(data); }
+  char* at(int64_t offset) const { return static_cast<char*>(data) + offset; }
+  void* data = nullptr;
+};
+
+// Gradients and parameters between -1 and 1. States such that no rule takes a negative number's
+// root: NaNs have other bits on a GPU.
+double value_between(int operand, double from_0_to_1) {
+  if (operand < 2) return 2 * from_0_to_1 - 1;
+  return operand == 2 ? 1 + from_0_to_1 : from_0_to_1 / 4;
+}
+
+std::vector<char> make_values(Dtype dtype, int operands) {
+  std::vector<char> bytes(kTensors * operands * kSlot);
+  uint32_t random = 1;
+  for (int64_t slot = 0; slot < kTensors * operands; ++slot) {
+    for (int64_t i = 0; i < kElements; ++i) {
+      random = random * 1664525u + 1013904223u;  // Numerical Recipes' generator
+      const double value =
+          value_between(static_cast<int>(slot % operands), (random >> 8) * 0x1p-24);
+      store(bytes.data() + slot * kSlot + i * kItem[static_cast<int>(dtype)], dtype, value);
+    }
+  }
+  return bytes;
+}
+
+std::vector<TensorEntry> make_tensors(char* base, int operands) {
+  std::vector<TensorEntry> tensors;
+  for (int64_t t = 0; t < kTensors; ++t) {
+    TensorEntry entry{};
+    for (int k = 0; k < operands; ++k) entry.operands[k] = base + (t * operands + k) * kSlot;
+    entry.start = t * kElements;
+    entry.numel = kElements;
+    entry.layout = -1;
+    entry.maximize = t == 1;
+    tensors.push_back(entry);
+  }
+  return tensors;
+}
+
+void serially(int64_t, void (*task)(void*), void* context) { task(context); }
+
+bool has_the_cpus_bits(const Kernel& kernel, const cpu::Kernel& expected, Dtype dtype, int device) {
+  const int operands = 2 + kernel.states;
+  const int compute = Kernel::compute(dtype);
+  const std::vector<double> options(kernel.options, kOption);
+  std::vector<char> rule(kernel.rule_bytes[compute]);
+  expected.prepare[compute](options.data(), 3, rule.data());
+  std::vector<char> host = make_values(dtype, operands);
+
+  const Stream stream;
+  const Memory values(host.size());
+  const Memory numbers(1024);  // a count, an option, a scale, found_inf, and the rule
+  const float there[] = {2, static_cast<float>(kOption), 4, 0};
+  check(cudaMemcpyAsync(values.data, host.data(), host.size(), cudaMemcpyHostToDevice,
+                        stream.handle));
+  check(cudaMemcpyAsync(numbers.data, there, sizeof there, cudaMemcpyHostToDevice, stream.handle));
+
+  const auto on_host = make_tensors(host.data(), operands);
+  const auto on_device = make_tensors(values.at(0), operands);
+  std::vector<Number> sources(kernel.options, Number{kOption, nullptr, {}});
+  sources[0] = {0, numbers.at(4), Dtype::kFloat32};
+  const RuleSource source{0, {0, numbers.at(0), Dtype::kFloat32}};
+  const DeviceRules made{sources.data(), &source, 1, numbers.at(256)};
+  const Scalars scalars{reinterpret_cast<const float*>(numbers.at(12)),
+                        reinterpret_cast<const float*>(numbers.at(8)), &made};
+  for (const bool there : {false, true}) {
+    const Table table{on_device.data(), kTensors, rule.data(), nullptr, there, 4};
+    run(kernel, dtype, table, there ? scalars : Scalars{}, device, stream.handle);
+    const Table twin{on_host.data(), kTensors, rule.data(), nullptr, there, 4};
+    cpu::run(expected, dtype, twin, serially);
+  }
+  std::vector<char> found(host.size());
+  check(cudaMemcpyAsync(found.data(), values.data, found.size(), cudaMemcpyDeviceToHost,
+                        stream.handle));
+  check(cudaStreamSynchronize(stream.handle));
+  return found == host;
+}
+
+}  // namespace
+
+std::string self_test(const Kernel& kernel, const cpu::Kernel& expected, Dtype dtype, int device) {
+  try {
+    const Relaxed relaxed;
+    const DeviceScope scope(device);
+    check(scope.error());
+    if (has_the_cpus_bits(kernel, expected, dtype, device)) return "";
+    return std::string("the CUDA kernel ") + kernel.name + " has other bits than the CPU's here";
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+}
+
+}  // namespace fusedopt::cuda

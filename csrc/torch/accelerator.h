@@ -1,0 +1,30 @@
+// The devices beside the host that our kernels run on: CUDA's, or a test's stand-in for them.
+#pragma once
+
+#include <c10/core/Device.h>
+#include <c10/core/DispatchKeySet.h>
+
+#include <string>
+
+#include "cuda/kernel.h"
+#include "engine/table.h"
+#include "torch/optimizers.h"
+
+namespace fusedopt {
+
+struct Accelerator {
+  c10::DeviceType type;
+  c10::DispatchKeySet plain;  // of a dense tensor there and nothing else
+  // Why a kernel can't run on a device. Empty: it can.
+  std::string (*why_not)(const Variant& variant, Dtype dtype, int device);
+  bool (*is_capturing)(int device, void* stream);
+  // As cuda::run.
+  void (*run)(const Variant& variant, Dtype dtype, const Table& table, const cuda::Scalars& scalars,
+              int device, void* stream);
+};
+
+// CUDA's, unless a test has put another in its place.
+extern const Accelerator* accelerator;
+void set_accelerator(const Accelerator* other);  // null: CUDA's
+
+}  // namespace fusedopt

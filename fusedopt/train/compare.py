@@ -1,0 +1,122 @@
+"""Trains with several optimizers side by side: `python -m fusedopt.train compare`."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fusedopt.train import checkpoint
+from fusedopt.train.charts import draw_comparison
+from fusedopt.train.flags import add_options
+from fusedopt.train.folder import write_csv
+from fusedopt.train.interrupts import Interrupted
+from fusedopt.train.options import DEFAULTS, Options, UserError, make_options
+from fusedopt.train.run import load_splits, open_folder, train
+from fusedopt.train.start import start
+from fusedopt.train.state import Row
+from fusedopt.train.world import say
+
+CHART, TABLE, METRICS = "compare.png", "compare.csv", "metrics.csv"
+HEAD = ("optimizer", "impl", "training loss", "validation loss", "validation accuracy", "seconds",
+        "in the optimizer", "per step")  # fmt: skip
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this command's options: those of a run, but for several optimizers."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fusedopt.train compare",
+        usage="%(prog)s [options]",
+        description="Trains one model on one data set with several optimizers, ours and torch's,"
+        " from the same weights and with the same batches. The test set is left alone. The same"
+        " command again continues what was interrupted.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    add_options(parser, several=True)
+    parser.set_defaults(out=Path("compare"))
+    return parser
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Trains with each optimizer and implementation, and writes a table and a chart.
+
+    Args:
+        arguments: what `make_parser`'s parser made of the command line.
+
+    Raises:
+        UserError: the options can't work, or a file can't be read or written.
+        Interrupted: Ctrl-C.
+    """
+    given = vars(arguments)
+    out, optimizers, impls = (given.pop(name) for name in ("out", "optimizers", "impl"))
+    momentum = given.pop("momentum", None)
+    if momentum is not None and not any("momentum" in DEFAULTS[name] for name in optimizers):
+        raise UserError("--momentum: none of these optimizers has one; sgd and rmsprop do")
+    runs = []
+    for optimizer in optimizers:
+        for impl in impls:
+            own = {"optimizer": optimizer, "impl": impl, "out": out / f"{optimizer}-{impl}"}
+            if "momentum" in DEFAULTS[optimizer]:
+                own["momentum"] = momentum
+            runs.append(_continued(make_options(given | own)))
+    splits = load_splits(runs[0][0])
+    rows: dict[tuple[str, str], list[Row]] = {}
+    for options, content in runs:
+        state = start(options, splits, content)
+        try:
+            with open_folder(options, state) as folder:
+                train(options, splits, state, folder)
+        except Interrupted:
+            raise Interrupted("interrupted; the same command again goes on") from None
+        rows[options.optimizer, options.impl] = state.rows
+        say("")
+    lines = [_line(*key, rows[key]) for key in rows]
+    _print_table(lines)
+    write_csv(out / TABLE, [dict(zip(HEAD, line, strict=True)) for line in lines])
+    names = ("optimizer", "impl")
+    write_csv(out / METRICS, [dict(zip(names, k, strict=True)) | r for k in rows for r in rows[k]])
+    image = io.BytesIO()
+    draw_comparison(rows, image)
+    checkpoint.write_atomically(out / CHART, lambda file: file.write(image.getvalue()) and None)
+    say(f"{out / CHART}, {out / TABLE}, {out / METRICS}")
+
+
+def _continued(options: Options) -> tuple[Options, dict[str, Any] | None]:
+    """Returns a run's options, and the content of its checkpoint where it has begun before."""
+    if not (options.out / checkpoint.CHECKPOINT).exists():
+        return options, None
+    options = replace(options, resume=options.out)
+    content = checkpoint.read(options.out, "--resume")
+    try:
+        checkpoint.check_options(content, options)
+    except UserError as error:
+        raise UserError(f"--out: {str(error).removeprefix('--resume: ')}") from error
+    return options, content
+
+
+def _line(optimizer: str, impl: str, rows: list[Row]) -> list[str]:
+    seconds, own = (sum(row[name] for row in rows) for name in ("seconds", "optimizer_seconds"))
+    last = rows[-1]
+    return [
+        optimizer,
+        impl,
+        f"{last['train_loss']:.4f}",
+        f"{last['validation_loss']:.4f}",
+        f"{last['validation_accuracy']:.1%}",
+        f"{seconds:.1f}",
+        f"{own / seconds:.1%}",
+        f"{own / last['step'] * 1e3:.3f} ms",
+    ]
+
+
+def _print_table(lines: list[list[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(HEAD, *lines, strict=True)]
+    for line in [HEAD, *lines]:
+        cells = [
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        say("  ".join(cells).rstrip())

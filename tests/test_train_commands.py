@@ -1,0 +1,172 @@
+"""The training script's other commands, `compare` and `predict`, and what a run's folder holds."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("sklearn", reason="the training script needs fusedopt[train]")
+pytest.importorskip("tensorboard", reason="the training script needs fusedopt[train]")
+Image = pytest.importorskip("PIL.Image", reason="the training script needs fusedopt[train]")
+
+from train_runs import SMALL, error_of, metrics, read, train
+
+from fusedopt.train import cost, main, run
+from fusedopt.train.data import load_data
+from fusedopt.train.options import DEFAULTS
+
+
+@pytest.fixture(autouse=True)
+def short_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times matter to none of these tests."""
+    monkeypatch.setattr(cost, "ROUNDS", 1)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def command(*arguments: object) -> None:
+    main(list(map(str, arguments)))
+
+
+def fail(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 2) -> str:
+    with pytest.raises(SystemExit) as exit_info:
+        command(*arguments)
+    assert exit_info.value.code == code
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_runs_folder(tmp_path: Path) -> None:
+    result = train("--epochs", 2, *SMALL, "--out", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["options"]["model"] == "lenet" and config["options"]["lr"] == 3e-3
+    assert config["torch"] == torch.__version__
+    rows = rows_of(tmp_path / "metrics.csv")
+    assert [{k: float(v) for k, v in row.items()} for row in rows] == result.rows
+    assert json.loads((tmp_path / "result.json").read_text())["test"] == result.test._asdict()
+    with Image.open(tmp_path / "curves.png") as chart:
+        assert chart.format == "PNG" and chart.width > 1000
+        assert len(set(chart.convert("L").get_flattened_data())) > 10  # something is drawn
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    names = {f"{a}/{b}" for a in ("loss", "accuracy") for b in ("train", "validation")}
+    assert set(events.Tags()["scalars"]) == names | {"lr", "images_per_second", "optimizer_share"}
+    assert [event.step for event in events.Scalars("lr")] == [1, 2]
+
+
+def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All six, ours and torch's, with the same weights and batches, and no look at the test."""
+    options = ("--model", "lenet", *SMALL, "--epochs", 1, "--threads", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        evaluated = []
+        evaluate = run.evaluate
+        patch.setattr(run, "evaluate", lambda *a: evaluated.append(len(a[1])) or evaluate(*a))
+        command("compare", *options, "--out", tmp_path)
+    assert evaluated == [180] * 12
+    lines = rows_of(tmp_path / "compare.csv")
+    assert [(line["optimizer"], line["impl"]) for line in lines] == [
+        (name, impl) for name in DEFAULTS for impl in ("fusedopt", "torch")
+    ]
+    rows = rows_of(tmp_path / "metrics.csv")
+    for ours, torchs in zip(rows[::2], rows[1::2], strict=True):
+        assert float(ours["train_loss"]) == pytest.approx(float(torchs["train_loss"]), rel=1e-3)
+        assert 0 < float(ours["optimizer_share"]) < 1
+    assert len({row["train_loss"] for row in rows[::2]}) == len(DEFAULTS)
+    with Image.open(tmp_path / "compare.png") as chart:
+        assert chart.format == "PNG"
+    printed = capsys.readouterr().out
+    assert "in the optimizer" in printed and printed.count("adadelta ") == 2
+
+
+def test_compare_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("compare", "--model", "lenet", *SMALL, "--threads", 1, "--out", tmp_path)
+    options += ("--optimizers", "sgd,adam", "--impl", "fusedopt", "--momentum", 0.5)
+    command(*options, "--epochs", 1)
+    assert read(tmp_path / "sgd-fusedopt")["options"]["momentum"] == 0.5
+    command(*options, "--epochs", 2)
+    assert [len(metrics(tmp_path / f"{name}-fusedopt")) for name in ("sgd", "adam")] == [2, 2]
+    line = fail(capsys, *options, "--epochs", 2, "--lr", 0.5)
+    assert f"error: --out: {tmp_path / 'sgd-fusedopt'} was trained with --lr 0.05" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--optimizers", "sgd,lion"], "argument --optimizers: 'lion' is not among all, sgd"),
+        (["--impl", "apex"], "argument --impl: 'apex' is not among all, fusedopt, torch"),
+        (["--momentum", "0.9", "--optimizers", "adam"], "--momentum: none of these optimizers"),
+        (["--resume", "x"], "unrecognized arguments: --resume x"),
+        (["--scheduler", "step"], "--scheduler step: StepLR missing 1 required"),
+    ],
+)
+def test_bad_comparisons_get_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    line = fail(capsys, "compare", *options, "--out", tmp_path / "out")
+    assert f"error: {message}" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a run's network says of images in files, which differ in size and colour."""
+    train("--epochs", 5, "--out", tmp_path / "run")
+    digits = load_data("digits", root=tmp_path, seed=0)
+    files, labels = [], []
+    for i in range(20):
+        image, label = digits.test[i]
+        files.append(tmp_path / f"{i}.png")
+        picture = Image.fromarray(image[0].numpy())
+        (picture if i % 2 else picture.convert("RGB").resize((64, 64))).save(files[-1])
+        labels.append(str(label))
+    capsys.readouterr()
+    command("predict", tmp_path / "run", *files)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == list(map(str, files))
+    said = [line.partition(": ")[2].split() for line in lines]
+    assert sum(a == b for (a, _), b in zip(said, labels, strict=True)) >= 14
+    command("predict", "--top", 3, tmp_path / "run" / "model.pt", files[0])
+    best = capsys.readouterr().out.strip().partition(": ")[2].split(", ")
+    shares = [float(text.split()[1].rstrip("%")) for text in best]
+    assert best[0] == " ".join(said[0]) and len(best) == 3
+    assert shares == sorted(shares, reverse=True)
+
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(files[0].read_bytes()[:60])
+    with pytest.raises(SystemExit) as exit_info:
+        command("predict", tmp_path / "run", bad, files[0], tmp_path / "none.png")
+    out, err = capsys.readouterr()
+    assert exit_info.value.code == 2 and out == f"{files[0]}: {best[0]}\n"
+    assert f"{bad} is damaged" in err and f"{tmp_path / 'none.png'} doesn't exist" in err
+    line = fail(capsys, "predict", tmp_path / "no", files[0])
+    assert f"error: CHECKPOINT: cannot read {tmp_path / 'no'}: No such file" in line
+
+
+def test_a_damaged_image_in_training_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for label in ("cat", "dog"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for i in range(20):
+            picture = Image.new("RGB", (20, 20), (10 * i, 0, 255 * (label == "cat")))
+            picture.save(tmp_path / "data" / label / f"{i}.png")
+    options = ("--data", f"folder:{tmp_path / 'data'}", "--image-size", 16, "--epochs", 1)
+    assert train(*options, "--lr", 0.01).rows[0]["step"] == 1
+    splits = run.load_splits
+
+    def damage_later(options: object) -> object:
+        loaded = splits(options)
+        Path(loaded.train.paths[0]).write_bytes(b"")
+        return loaded
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "load_splits", damage_later)
+        line = error_of(capsys, *options, "--workers", 1)
+    assert f"--data folder:{tmp_path / 'data'}: {tmp_path / 'data'}" in line
+    assert line.count("DataError") == 0 and "damaged, or no image" in line

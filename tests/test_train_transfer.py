@@ -1,0 +1,90 @@
+"""Transfer learning and fine-tuning with the training script."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("sklearn", reason="the training script needs fusedopt[train]")
+pytest.importorskip("tensorboard", reason="the training script needs fusedopt[train]")
+
+from train_runs import SMALL, error_of, train
+
+from fusedopt.train import cost, folder
+
+
+@pytest.fixture(autouse=True)
+def short_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times and charts matter to none of these tests."""
+    monkeypatch.setattr(cost, "ROUNDS", 1)
+    monkeypatch.setattr(folder, "draw_run", lambda rows, file: file.write(b"PNG"))
+
+
+def test_transfer_beats_training_from_scratch(tmp_path: Path) -> None:
+    """From digits 0-4 to 5-9, of which 20 each are shown; all by the same recipe."""
+    recipe = ("--optimizer", "sgd", "--lr", 0.02, "--scheduler", "cosine", "--epochs", 10)
+    few = (*recipe, "--classes", "5-9", "--per-class", 20, "--batch-size", 10)
+    ways: dict[str, tuple] = {"scratch": (), "tuned": (), "by depth": ("--lr-decay-by-depth", 0.7)}
+    accuracy = dict.fromkeys(ways, 0.0)
+    seeds = range(3)
+    for seed in seeds:
+        trained = tmp_path / str(seed)
+        pretrained = train("--classes", "0-4", "--epochs", 10, "--seed", seed, "--out", trained)
+        assert pretrained.test.accuracy > 0.9
+        for way, options in ways.items():
+            init = () if way == "scratch" else ("--init", trained, "--new-head")
+            result = train(*few, *init, *options, "--seed", seed)
+            accuracy[way] += result.test.accuracy / len(seeds)
+    assert accuracy["tuned"] > accuracy["scratch"] + 0.1
+    assert accuracy["by depth"] > accuracy["scratch"] + 0.1
+
+
+def test_a_frozen_backbone_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    options = ("--model", "resnet20", "--per-class", 4, "--batch-size", 10, "--epochs", 1)
+    train(*options, "--classes", "0-4", "--out", tmp_path)
+    before = torch.load(tmp_path / "model.pt", weights_only=True)["model"]
+    options = (*options, "--classes", "5-9", "--init", tmp_path, "--new-head")
+    model = train(*options, "--freeze", "backbone").model
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert changed == {"fc.weight", "fc.bias"}  # batch norm's statistics are the same, too
+    with_gradients = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert with_gradients == changed
+    assert "325 of them trained" in capsys.readouterr().out
+    # Without --freeze all of it changes, but by little.
+    tuned = train(*options).model.state_dict()
+    assert not any(torch.equal(tuned[name], before[name]) for name in after)
+
+
+def test_init_takes_all_weights_without_a_new_head(tmp_path: Path) -> None:
+    first = train(*SMALL, "--epochs", 1, "--out", tmp_path)
+    again = train(*SMALL, "--epochs", 1, "--lr", 0, "--init", tmp_path / "model.pt")
+    for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert first.test == again.test
+
+
+def test_init_takes_what_was_validated_best(tmp_path: Path) -> None:
+    """An unfinished run's folder has only its checkpoint, with several sets of weights."""
+    result = train(*SMALL, "--epochs", 2, "--ema", 0.5, "--out", tmp_path)
+    (tmp_path / "model.pt").unlink()
+    again = train(*SMALL, "--epochs", 1, "--lr", 0, "--init", tmp_path)
+    for a, b in zip(result.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_bad_init_gets_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(*SMALL, "--classes", "0-4", "--epochs", 1, "--out", tmp_path)
+    plain = tmp_path / "plain.pt"
+    torch.save(nn.Linear(1, 1).state_dict(), plain)
+    for given, message in (
+        ((), f"--init: {tmp_path} knows 5 classes, the data have 10; --new-head replaces"),
+        (("--model", "resnet20"), f"--init: {tmp_path} has weights for --model lenet"),
+        (("--image-size", 20, "--new-head"), f"--init: {tmp_path} doesn't fit the data's images"),
+        (("--init", plain), f"--init: {plain} is not a checkpoint of this script"),
+    ):
+        assert message in error_of(capsys, *SMALL, "--init", tmp_path, *given)
