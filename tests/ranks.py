@@ -6,7 +6,7 @@ import contextlib
 import multiprocessing
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any
@@ -16,10 +16,14 @@ import torch.distributed as dist
 
 # Imported once by a process from which the others are forked. Of pytest's own process they can't
 # be: autograd doesn't work in a fork of a process that has used it.
-_PRELOADED = [
-    "torch", "torch._dynamo", "torch.distributed.tensor.parallel", "torch.distributed.fsdp",
-    "torch.distributed.checkpoint.state_dict", "torch.distributed.optim", "fusedopt",
-]  # fmt: skip
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(
+    [
+        "torch._dynamo", "torch.distributed.tensor.parallel", "torch.distributed.fsdp",
+        "torch.distributed.checkpoint.state_dict", "torch.distributed.optim", "fusedopt",
+        "torch.utils.tensorboard", "fusedopt.train.run", "fusedopt.train.folder",
+    ]
+)  # fmt: skip
 _TIMEOUT = 120.0
 
 
@@ -52,13 +56,11 @@ class Ranks:
 
     def __init__(self, world: int) -> None:
         self.broken = False
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
         self._folder = tempfile.TemporaryDirectory()
-        pairs = [context.Pipe() for _ in range(world)]
+        pairs = [FORKSERVER.Pipe() for _ in range(world)]
         self._pipes = [ours for ours, _ in pairs]
         self._processes = [
-            context.Process(
+            FORKSERVER.Process(
                 target=_serve, args=(rank, world, f"{self._folder.name}/rendezvous", theirs)
             )
             for rank, (_, theirs) in enumerate(pairs)
@@ -92,3 +94,22 @@ class Ranks:
             process.kill()
             process.join()
         self._folder.cleanup()
+
+
+@contextlib.contextmanager
+def groups() -> Iterator[Callable[[int], Ranks]]:
+    """Gives a group of any size, whose processes start when it is first asked for."""
+    started: dict[int, Ranks] = {}
+
+    def get(world: int) -> Ranks:
+        if world in started and started[world].broken:
+            started.pop(world).close()
+        if world not in started:
+            started[world] = Ranks(world)
+        return started[world]
+
+    try:
+        yield get
+    finally:
+        for group in started.values():
+            group.close()

@@ -7,26 +7,15 @@ from pathlib import Path
 
 import pytest
 import rank_checks as checks
-from ranks import Ranks
+from ranks import Ranks, groups
 
 Get = Callable[[int], Ranks]
 
 
 @pytest.fixture(scope="module")
 def ranks() -> Iterator[Get]:
-    """Gives a group of any size, whose processes start when it is first asked for."""
-    started: dict[int, Ranks] = {}
-
-    def get(world: int) -> Ranks:
-        if world in started and started[world].broken:
-            started.pop(world).close()
-        if world not in started:
-            started[world] = Ranks(world)
-        return started[world]
-
-    yield get
-    for group in started.values():
-        group.close()
+    with groups() as get:
+        yield get
 
 
 @pytest.mark.parametrize("world", [2, 4])

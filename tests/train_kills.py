@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import multiprocessing
 import os
 import signal
 import sys
@@ -13,17 +12,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-# A server that has all imported, and makes a process in no time. No thread of the tests' own
-# process is copied.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["torch._dynamo", "torch.utils.tensorboard", "fusedopt.train.run", "fusedopt.train.folder"]
-)
+from ranks import FORKSERVER
 
 
 def start(target: Callable[..., None], *arguments: object) -> BaseProcess:
     """Starts a function of this module in a process of its own."""
-    process = _CONTEXT.Process(target=target, args=arguments)
+    process = FORKSERVER.Process(target=target, args=arguments)
     process.start()
     return process
 

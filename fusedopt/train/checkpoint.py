@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from fusedopt.train import world
 from fusedopt.train.data import Splits
 from fusedopt.train.options import FREE, Options, UserError
 from fusedopt.train.state import TrainingState
@@ -57,13 +58,14 @@ def description(splits: Splits, options: Options) -> dict[str, Any]:
 
 
 def save(folder: Path, state: TrainingState, splits: Splits, options: Options) -> None:
-    """Writes all that continuing the run needs.
+    """Writes all that continuing the run needs; all processes must call it.
 
     Raises:
         UserError: it can't be written.
     """
     content = description(splits, options) | state.state_dict()
-    write_atomically(folder / CHECKPOINT, lambda file: torch.save(content, file))
+    path = folder / CHECKPOINT
+    world.in_first(lambda: write_atomically(path, lambda file: torch.save(content, file)))
 
 
 def save_model(folder: Path, weights: dict[str, Tensor], splits: Splits, options: Options) -> None:

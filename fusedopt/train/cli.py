@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from fusedopt.train import world
 from fusedopt.train.flags import add_options
 from fusedopt.train.interrupts import Interrupted
 from fusedopt.train.options import Options, UserError, make_options
@@ -42,6 +43,12 @@ def parse(
         UserError: options that don't go together, or can't work on this machine.
     """
     given = vars(parser.parse_args(argv))
+    if world.restarted() and "resume" not in given and "out" in given:
+        from fusedopt.train.checkpoint import CHECKPOINT
+
+        if (given["out"] / CHECKPOINT).exists():
+            argv = [*argv, "--resume", str(given["out"])]
+            given = vars(parser.parse_args(argv))
     if "resume" not in given:
         return make_options(given), None
     from fusedopt.train import checkpoint  # here, because it needs fusedopt[train]
@@ -49,7 +56,11 @@ def parse(
     if given["resume"].is_file():
         raise UserError(f"--resume: {given['resume']} is a file; name the run's folder")
     content = checkpoint.read(given["resume"], "--resume")
-    saved = {k: v for k, v in content["options"].items() if v is not None and k != "out"}
+    saved = {
+        k: v
+        for k, v in content["options"].items()
+        if v is not None and k not in ("out", "strategy")
+    }
     saved["scheduler_arg"] = list(saved["scheduler_arg"])
     parser.set_defaults(**saved)
     options = make_options(vars(parser.parse_args(argv)))
@@ -76,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> Result | None:
     command = arguments[0] if arguments else ""
     parser = argparse.ArgumentParser(f"python -m fusedopt.train {command}")
     try:  # what is imported here needs fusedopt[train]
+        if command in ("compare", "predict") and world.launched():
+            raise UserError("this runs in one process: start it without torchrun")
         if command == "compare":
             from fusedopt.train import compare
 
@@ -90,14 +103,17 @@ def main(argv: Sequence[str] | None = None) -> Result | None:
         options, content = parse(parser, arguments)
         from fusedopt.train.run import run
 
-        return run(options, content)
+        with world.join(options.device):
+            return run(options, content)
     except UserError as error:
+        if world.rank() > 0:  # the first process says it
+            parser.exit(2)
         parser.error(str(error))
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in EXTRA:
             raise
         parser.error(f"training needs {error.name}: pip install 'fusedopt[train]'")
     except Interrupted as error:
-        parser.exit(130, f"{error}\n")
+        parser.exit(130, f"{error}\n" if world.rank() == 0 else None)
     except KeyboardInterrupt:
         parser.exit(130, "\ninterrupted; --resume FOLDER continues from the last checkpoint\n")

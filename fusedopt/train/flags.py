@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fusedopt.train.options import DEFAULTS, IMPLEMENTATIONS, PRECISIONS
+from fusedopt.train.strategy import STRATEGIES
 
 
 def number(
@@ -142,7 +143,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("recipe").add_argument
     one_up, fraction = number(int, 1), number(float, 0, 1)
     add("--epochs", type=one_up, default=20, help="epochs in all, those of --resume included")
-    add("--batch-size", type=one_up, default=64, help="images per batch")
+    add("--batch-size", type=one_up, default=64, help="images per batch, of all processes together")
     add("--accumulate", type=one_up, default=1, metavar="N", help="batches per step")
     add("--scheduler", default="exponential", metavar="NAME",
         help="none, step, multistep, exponential, cosine, cosine-restarts, one-cycle, cyclic,"
@@ -186,3 +187,7 @@ def _add_run(parser: argparse.ArgumentParser, several: bool) -> None:
             " --threads")  # fmt: skip
     add("--checkpoint-every", type=one_up, metavar="STEPS",
         help="write a checkpoint every so many steps too, not only after each epoch")  # fmt: skip
+    if not several:
+        add("--strategy", choices=STRATEGIES,
+            help="how the processes of torchrun share the work: ddp, the default, fsdp (FSDP2), or"
+            " zero (ZeroRedundancyOptimizer)")  # fmt: skip

@@ -9,6 +9,8 @@ import sys
 from types import FrameType, TracebackType
 from typing import Any
 
+from fusedopt.train import world
+
 
 class Interrupted(Exception):
     """Training was stopped by the user; its text says how to go on."""
@@ -45,4 +47,5 @@ class Interrupts:
         if self.pending:
             raise KeyboardInterrupt
         self.pending = True
-        print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+        if world.rank() == 0:
+            print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)

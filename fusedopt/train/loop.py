@@ -19,6 +19,7 @@ from fusedopt.train.data import make_loader
 from fusedopt.train.options import PRECISIONS, Options
 from fusedopt.train.recipe import set_train_mode
 from fusedopt.train.state import TrainingState
+from fusedopt.train.strategy import shared_optimizer
 
 CLASSES = {
     "sgd": "SGD",
@@ -38,7 +39,10 @@ class Figures(NamedTuple):
 
 
 def make_optimizer(
-    options: Options, impl: str, parameters: Iterable[Tensor] | Iterable[dict[str, Any]]
+    options: Options,
+    impl: str,
+    parameters: Iterable[Tensor] | Iterable[dict[str, Any]],
+    shared: bool = False,
 ) -> Optimizer:
     """Returns the optimizer: this import is all that changes between torch.optim and fusedopt."""
     if impl == "fusedopt":
@@ -47,6 +51,8 @@ def make_optimizer(
         import torch.optim as optim
 
     optimizer_class = getattr(optim, CLASSES[options.optimizer])
+    if options.strategy == "zero" and shared:
+        return shared_optimizer(optimizer_class, parameters, **options.optimizer_kwargs())
     return optimizer_class(parameters, **options.optimizer_kwargs())
 
 
@@ -56,6 +62,11 @@ def autocast(options: Options) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
 
 
+def own_batch_size(options: Options) -> int:
+    """Returns the images of a batch that are this process's."""
+    return options.batch_size // world.size()
+
+
 def epoch_order(dataset: Dataset, options: Options, epoch: int) -> list[int]:
     """Returns the training images' order, which seed and epoch decide, for this process's share.
 
@@ -63,8 +74,8 @@ def epoch_order(dataset: Dataset, options: Options, epoch: int) -> list[int]:
     """
     sampler = DistributedSampler(dataset, world.size(), world.rank(), seed=options.seed)
     sampler.set_epoch(epoch)
-    order = list(sampler)
-    return order[:-1] if len(order) % options.batch_size == 1 < options.batch_size else order
+    order, size = list(sampler), own_batch_size(options)
+    return order[:-1] if len(order) % size == 1 < size else order
 
 
 def train_epoch(
@@ -91,7 +102,7 @@ def train_epoch(
     model, optimizer, scaler = state.model, state.optimizer, state.scaler
     device = torch.device(options.device)
     order = epoch_order(dataset, options, state.epoch)
-    size = options.batch_size
+    size = own_batch_size(options)
     rest = Subset(dataset, order[state.batch * size :])
     # Its generator seeds the workers, and leaves torch's own to dropout.
     seed = torch.Generator().manual_seed(options.seed)
@@ -103,7 +114,7 @@ def train_epoch(
         for images, labels in loader:
             images, labels = augmentation(images.to(device)), labels.to(device)
             with autocast(options):
-                logits = model(images)
+                logits = state.synchronized(images)
                 loss = F.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
             # Of the images in this step: all of them, unless gradients are accumulated.
             first = state.batch - state.batch % options.accumulate
@@ -130,6 +141,7 @@ def train_epoch(
             state.seconds += time.perf_counter() - before
             before = time.perf_counter()
             after_step()
+    world.add_up(state.totals)
     loss, correct, seen = state.totals.tolist()
     state.seconds += time.perf_counter() - before
     return Figures(loss / seen, correct / seen)
@@ -142,16 +154,25 @@ def evaluate(
     """Returns loss and accuracy on a data set, whose images are only normalised."""
     device = torch.device(options.device)
     seed = torch.Generator().manual_seed(options.seed)
-    loader = make_loader(dataset, 256, shuffle=False, workers=options.workers, generator=seed)
+    # Some images come twice, so that all processes have as many; they are counted once.
+    sampler = DistributedSampler(dataset, world.size(), world.rank(), shuffle=False)
+    left = len(range(world.rank(), len(dataset), world.size()))
+    share = Subset(dataset, list(sampler))
+    loader = make_loader(share, 256, shuffle=False, workers=options.workers, generator=seed)
     totals = torch.zeros(3, dtype=torch.float64, device=device)
+    world.share_buffers(model)
     model.eval()
     augmentation.eval()
     for images, labels in loader:
         images, labels = augmentation(images.to(device)), labels.to(device)
         with autocast(options):
-            logits = model(images)
+            logits = model(images)[:left]
+            labels = labels[:left]
             loss = F.cross_entropy(logits, labels)
-        _count(totals, loss, logits, labels)
+        if left > 0:
+            _count(totals, loss, logits, labels)
+        left -= len(labels)
+    world.add_up(totals)
     loss, correct, seen = totals.tolist()
     return Figures(loss / seen, correct / seen)
 
@@ -166,12 +187,13 @@ def _count(totals: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> None
 def _progress(total: int, done: int, title: str) -> tqdm:
     """Returns a bar with images/s and the time left; none where nobody watches."""
     quiet = True if world.rank() else None  # None: where stderr is no terminal
+    total, done = total * world.size(), done * world.size()
     return tqdm(total=total, initial=done, desc=title, unit="img", leave=False, disable=quiet)
 
 
 def _show(bar: tqdm, totals: Tensor, images: int) -> None:
     """Moves the bar on. The sums are read, and a GPU waited for, only when the bar is drawn."""
-    if bar.update(images):
+    if bar.update(images * world.size()):
         loss, correct, seen = totals.tolist()
         text = f"loss {loss / seen:.4f}, accuracy {correct / seen:.1%}"
         bar.set_postfix_str(text, refresh=False)

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from fusedopt.train import world
+
 # What each optimizer gets where the command line doesn't say otherwise. The keys are also the
 # options it has: --momentum with adam is an error.
 DEFAULTS: dict[str, dict[str, float]] = {
@@ -26,7 +28,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 # These may change when a run is resumed. --impl is among them: a fusedopt checkpoint continues
 # with torch.optim, and the other way round, only not bit for bit.
 FREE = {"impl", "epochs", "threads", "device", "workers", "data_dir", "download"}
-FREE |= {"out", "resume", "checkpoint_every"}
+FREE |= {"out", "resume", "checkpoint_every", "strategy"}
 
 
 class UserError(Exception):
@@ -82,6 +84,7 @@ class Options:
     out: Path | None
     resume: Path | None
     checkpoint_every: int | None
+    strategy: str | None
 
     def optimizer_kwargs(self) -> dict[str, float]:
         """Returns the keyword arguments of the optimizer's constructor."""
@@ -122,6 +125,15 @@ def make_options(given: dict[str, Any]) -> Options:
             raise UserError(f"--{name.replace('_', '-')}: --init says what weights to begin with")
     if values["checkpoint_every"] and values["out"] is None and values["resume"] is None:
         raise UserError("--checkpoint-every: give --out, the folder to write to, as well")
+    if world.launched():
+        values["strategy"] = values["strategy"] or "ddp"
+        if ":" in values["device"]:
+            raise UserError("--device: each process takes a GPU of its own with --device cuda")
+    elif values["strategy"] is not None:
+        raise UserError(
+            "--strategy: is for several processes, which torchrun starts:"
+            " torchrun --nproc-per-node 2 -m fusedopt.train"
+        )
     return Options(**values)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fusedopt.train import world
 from fusedopt.train.cost import Cost
 from fusedopt.train.data import Splits
 from fusedopt.train.loop import CLASSES, Figures
@@ -34,9 +35,10 @@ def print_setup(options: Options, state: TrainingState, splits: Splits) -> None:
     settings = ", ".join(f"{k} {v:g}" for k, v in options.optimizer_kwargs().items())
     groups = len(state.optimizer.param_groups)
     frozen = f", {trained:,} of them trained" if trained < parameters else ""
+    several = f", {world.size()} processes, {options.strategy}" if options.strategy else ""
     precision = "" if options.precision == "fp32" else f", {options.precision}"
     say(f"{options.model}, {parameters:,} parameters{frozen}, {options.device}{precision},"
-        f" seed {options.seed}")  # fmt: skip
+        f" seed {options.seed}{several}")  # fmt: skip
     say(f"{class_name(options, options.impl)}, {settings}"
         + (f", {groups} parameter groups" if groups > 1 else ""))  # fmt: skip
     sizes = len(splits.train), len(splits.validation), len(splits.test)

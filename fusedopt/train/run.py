@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import default_collate
 
-from fusedopt.train import checkpoint, cost, report, world
+from fusedopt.train import checkpoint, cost, report, strategy, world
 from fusedopt.train.augment import make_augmentation
 from fusedopt.train.cost import Cost
 from fusedopt.train.data import DataError, Splits, load_data
@@ -31,7 +31,8 @@ class Result:
         model: the trained network; the best or averaged one, where that was asked for.
         rows: figures of each epoch, those before a `--resume` included.
         test: loss and accuracy on the test set, after the last epoch.
-        costs: a step's cost with "fusedopt" and with "torch", measured after training.
+        costs: a step's cost with "fusedopt" and with "torch", measured after training; empty
+            where several processes have trained.
     """
 
     model: nn.Module
@@ -73,6 +74,7 @@ def run(options: Options, content: dict[str, Any] | None = None) -> Result:
         UserError: the options can't work with this data, or a file can't be read or written.
         Interrupted: Ctrl-C; the folder's checkpoint has all that was done.
     """
+    world.in_first(lambda: load_splits(options) if options.download else None)
     splits = load_splits(options)
     state = start(options, splits, content)
     with open_folder(options, state) as folder:
@@ -80,10 +82,12 @@ def run(options: Options, content: dict[str, Any] | None = None) -> Result:
         augmentation = make_augmentation("none", splits)
         test = evaluate(state.averaged, splits.test, augmentation, options)
         report.print_training(options, state, test)
-        some = range(min(options.batch_size, len(splits.train)))
-        images, labels = default_collate([splits.train[i] for i in some])
-        costs = cost.measure(state.model, options, augmentation(images), labels)
-        report.print_costs(options, costs)
+        costs = {}
+        if world.size() == 1:  # several processes would measure each other
+            some = range(min(options.batch_size, len(splits.train)))
+            images, labels = default_collate([splits.train[i] for i in some])
+            costs = cost.measure(state.model, options, augmentation(images), labels)
+            report.print_costs(options, costs)
         if folder is not None:
             figures = {"test": test._asdict(), "costs": {k: asdict(v) for k, v in costs.items()}}
             write_json(folder.path / RESULT, figures)
@@ -100,9 +104,7 @@ def _user_error(error: DataError, options: Options) -> UserError:
 def open_folder(options: Options, state: TrainingState) -> Iterator[RunFolder | None]:
     """Gives the run's folder, if it has one, and finishes it whatever happens."""
     path = options.out or options.resume
-    folder = None
-    if path is not None and world.rank() == 0:
-        folder = RunFolder(path, options, state.rows)
+    folder = None if path is None else world.in_first(lambda: RunFolder(path, options, state.rows))
     try:
         yield folder
     except DataError as error:  # an image file that is read only when its turn comes
@@ -124,17 +126,20 @@ def train(options: Options, splits: Splits, state: TrainingState, folder: RunFol
     make_optimizer(options, options.impl, [torch.zeros(1, requires_grad=True)]).step()
     augmentation = make_augmentation(options.augment, splits, state.generator)
 
+    path = options.out or options.resume
+
     def save() -> None:
-        if folder is not None:
-            checkpoint.save(folder.path, state, splits, options)
+        if path is not None:
+            checkpoint.save(path, state, splits, options)
 
     with Interrupts() as interrupts:
 
         def after_step() -> None:
             every = options.checkpoint_every
-            if interrupts.pending or (every and state.step % every == 0):
+            pending = world.any_of(interrupts.pending)
+            if pending or (every and state.step % every == 0):
                 save()
-            if interrupts.pending:
+            if pending:
                 raise Interrupted(_how_to_go_on(options, state))
 
         if state.step == 0:
@@ -150,8 +155,9 @@ def train(options: Options, splits: Splits, state: TrainingState, folder: RunFol
                 folder.record(state.rows)
     if state.stopping.weights is not None:
         state.averaged.load_state_dict(state.stopping.weights)
+    weights = strategy.whole(state.averaged.state_dict())
     if folder is not None:
-        checkpoint.save_model(folder.path, state.averaged.state_dict(), splits, options)
+        checkpoint.save_model(folder.path, weights, splits, options)
 
 
 def _finish_epoch(state: TrainingState, training: Figures, validation: Figures) -> None:

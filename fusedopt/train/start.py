@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fusedopt.train import checkpoint, recipe
+from fusedopt.train import checkpoint, recipe, strategy, world
 from fusedopt.train.data import Splits
-from fusedopt.train.loop import epoch_order, make_optimizer
+from fusedopt.train.loop import epoch_order, make_optimizer, own_batch_size
 from fusedopt.train.models import ModelError, make_model, replace_head
 from fusedopt.train.options import Options, UserError
 from fusedopt.train.schedule import Scheduler
@@ -28,6 +28,10 @@ def start(options: Options, splits: Splits, content: dict[str, Any] | None) -> T
     Raises:
         UserError: the options don't fit each other, the data or a checkpoint.
     """
+    if options.batch_size % world.size():
+        raise UserError(
+            f"--batch-size: {options.batch_size} images can't be shared by {world.size()} processes"
+        )
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
     if device.type == "cuda":
@@ -36,23 +40,29 @@ def start(options: Options, splits: Splits, content: dict[str, Any] | None) -> T
         model = _make_model(options, splits, initialised=content is None).to(device)
         if options.freeze:
             recipe.freeze_backbone(model)
+        ema = recipe.make_ema(model, options.ema)
+        for network in [model] if ema is None else [model, ema.module]:
+            strategy.shard(network, options.strategy, options.device)
         groups = recipe.parameter_groups(model, options)
     except ModelError as error:
         raise UserError(f"--model {options.model}: {error}") from error
-    optimizer = make_optimizer(options, options.impl, groups)
-    batches = math.ceil(len(epoch_order(splits.train, options, 0)) / options.batch_size)
+    optimizer = make_optimizer(options, options.impl, groups, shared=True)
+    batches = math.ceil(len(epoch_order(splits.train, options, 0)) / own_batch_size(options))
     steps_per_epoch = math.ceil(batches / options.accumulate)
     state = TrainingState(
         model=model,
+        synchronized=strategy.synchronized(model, options.strategy),
         optimizer=optimizer,
         scheduler=Scheduler(optimizer, options, steps_per_epoch),
         scaler=recipe.make_scaler(options),
-        ema=recipe.make_ema(model, options.ema),
+        ema=ema,
         stopping=recipe.EarlyStopping(options.patience, options.monitor),
-        generator=torch.Generator().manual_seed(options.seed),
+        generator=torch.Generator().manual_seed(options.seed + world.rank()),
         timer=StepTimer(device),
         totals=torch.zeros(3, dtype=torch.float64, device=device),
     )
+    if world.rank() > 0:  # the weights were the same in all processes, what follows is not
+        torch.manual_seed(options.seed + world.rank())
     if content is not None:
         checkpoint.restore(content, state, splits, options)
     return state

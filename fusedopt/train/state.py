@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from fusedopt.train import strategy, world
 from fusedopt.train.recipe import EarlyStopping
 from fusedopt.train.schedule import Scheduler
 
@@ -63,6 +64,7 @@ class TrainingState:
 
     Attributes:
         model: its parameters and buffers.
+        synchronized: the model as training calls it, so that processes share their gradients.
         optimizer: its state and options.
         scheduler: of the learning rate.
         scaler: of the loss, for float16.
@@ -79,6 +81,7 @@ class TrainingState:
     """
 
     model: nn.Module
+    synchronized: nn.Module
     optimizer: Optimizer
     scheduler: Scheduler
     scaler: torch.amp.GradScaler
@@ -105,25 +108,41 @@ class TrainingState:
         self.totals.zero_()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what `load_state_dict` takes, the random generators' states included."""
-        cuda = self.totals.device.type == "cuda"
-        return {
+        """Returns what `load_state_dict` takes, the random generators' states included.
+
+        All processes must call it. The first one's result is for all of them, however many there
+        will be.
+        """
+        totals = self.totals.clone()
+        world.add_up(totals)
+        world.share_buffers(self.model)
+        first, *others = world.gather(self._generators())
+        content = {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": strategy.optimizer_state(self.optimizer),
             "scheduler": self.scheduler.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "stopping": self.stopping.state_dict(),
-            "generator": self.generator.get_state(),
-            "torch_generator": torch.get_rng_state(),
-            "cuda_generator": torch.cuda.get_rng_state(self.totals.device) if cuda else None,
-            "totals": self.totals,
+            **first,
+            "other_generators": others,
+            "totals": totals,
             "seconds": self.seconds,
             "optimizer_seconds": self.timer.seconds,
             "epoch": self.epoch,
             "batch": self.batch,
             "step": self.step,
             "rows": self.rows,
+        }
+        return strategy.whole(content)
+
+    def _generators(self) -> dict[str, Any]:
+        """Returns the states of this process's random generators."""
+        cuda = self.totals.device.type == "cuda"
+        return {
+            "generator": self.generator.get_state(),
+            "torch_generator": torch.get_rng_state(),
+            "cuda_generator": torch.cuda.get_rng_state(self.totals.device) if cuda else None,
         }
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
@@ -132,19 +151,26 @@ class TrainingState:
         Raises:
             KeyError, TypeError, ValueError, RuntimeError, AttributeError: it is no such state.
         """
-        self.model.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
+        self.model.load_state_dict(strategy.cut(content["model"], self.model))
+        strategy.load_optimizer_state(self.optimizer, content["optimizer"])
         self.scheduler.scheduler.load_state_dict(content["scheduler"])
         self.scaler.load_state_dict(content["scaler"])
         if self.ema is not None:
-            self.ema.load_state_dict(content["ema"])
+            self.ema.load_state_dict(strategy.cut(content["ema"], self.ema))
         self.stopping.load_state_dict(content["stopping"])
-        self.generator.set_state(content["generator"])
-        torch.set_rng_state(content["torch_generator"])
-        if content["cuda_generator"] is not None and self.totals.device.type == "cuda":
-            torch.cuda.set_rng_state(content["cuda_generator"], self.totals.device)
-        self.totals.copy_(content["totals"])
+        if self.stopping.weights is not None:
+            self.stopping.weights = strategy.cut(self.stopping.weights, self.averaged)
+        saved = [content, *content["other_generators"]]
+        if world.rank() < len(saved):  # else there were fewer, and this process begins its own
+            self._set_generators(saved[world.rank()])
+        self.totals.copy_(content["totals"] if world.rank() == 0 else torch.zeros(3))
         self.timer.seconds = float(content["optimizer_seconds"])
         self.seconds = float(content["seconds"])
         self.epoch, self.batch = int(content["epoch"]), int(content["batch"])
         self.step, self.rows = int(content["step"]), list(content["rows"])
+
+    def _set_generators(self, saved: dict[str, Any]) -> None:
+        self.generator.set_state(saved["generator"])
+        torch.set_rng_state(saved["torch_generator"])
+        if saved["cuda_generator"] is not None and self.totals.device.type == "cuda":
+            torch.cuda.set_rng_state(saved["cuda_generator"], self.totals.device)

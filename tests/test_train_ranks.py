@@ -1,0 +1,153 @@
+"""The training script with several processes, and started by torchrun."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("sklearn", reason="the training script needs fusedopt[train]")
+pytest.importorskip("tensorboard", reason="the training script needs fusedopt[train]")
+
+import train_ranks
+from ranks import Ranks, groups
+from test_train_resume import FULL, assert_same_run
+from train_runs import SMALL, assert_same, error_of, metrics, read
+from train_runs import train as train_alone
+
+Run = Callable[..., list[str]]
+LENET = ("--model", "lenet", "--threads", 1)
+# 40 images in batches of 16, 16 and 8, which two and four processes can share evenly. Sums in
+# another order differ by float32's rounding, some 1e-7, in a few steps.
+SAME = ("--per-class", 4, "--batch-size", 16, "--augment", "none", "--optimizer", "sgd")
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Callable[[int], Ranks]]:
+    with groups() as get:
+        yield get
+
+
+@pytest.fixture
+def train(ranks: Callable[[int], Ranks]) -> Run:
+    """Trains in so many processes, and returns what each printed."""
+
+    def run(world: int, *options: object) -> list[str]:
+        model = () if "--resume" in options else LENET
+        results = ranks(world).run(train_ranks.train, *model, *options)
+        assert {status for status, _ in results} == {0}, results
+        return [text for _, text in results]
+
+    return run
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "model.pt", weights_only=True)["model"]
+
+
+def assert_close(a: Path, b: Path) -> None:
+    torch.testing.assert_close(weights(a), weights(b), rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(metrics(a), metrics(b), strict=True):
+        for name in ours:
+            assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-4), name
+
+
+def test_processes_equal_one_with_the_whole_batch(train: Run, tmp_path: Path) -> None:
+    """And strategies each other, bit for bit: of two numbers the sum has no order."""
+    folders = {name: tmp_path / name for name in ("ddp", "fsdp", "zero", "alone")}
+    train_alone(*SAME, "--epochs", 2, "--out", folders["alone"])
+    for strategy in ("ddp", "fsdp", "zero"):
+        output = train(2, *SAME, "--epochs", 2, "--strategy", strategy, "--out", folders[strategy])
+        assert f"2 processes, {strategy}" in output[0] and "test accuracy" in output[0]
+        assert output[1] == ""
+        assert_same(weights(folders[strategy]), weights(folders["ddp"]))
+        assert metrics(folders[strategy]) == metrics(folders["ddp"])
+    assert_close(folders["ddp"], folders["alone"])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero"])
+def test_resuming_bit_for_bit(
+    train: Run, ranks: Callable[[int], Ranks], tmp_path: Path, strategy: str
+) -> None:
+    """In the middle of an epoch: each process gets its own images and generators back."""
+    options = (*FULL, "--strategy", strategy, "--epochs", 2)
+    train(2, *options, "--out", tmp_path / "whole")
+    ranks(2).run(train_ranks.train_until, 5, *LENET, *options, "--out", tmp_path / "parts")
+    assert (read(tmp_path / "parts")["epoch"], read(tmp_path / "parts")["batch"]) == (1, 2)
+    train(2, "--strategy", strategy, "--resume", tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_checkpoints_are_for_any_number_of_processes(train: Run, tmp_path: Path) -> None:
+    train_alone(*SAME, "--epochs", 3, "--out", tmp_path / "alone")
+    parts = tmp_path / "parts"
+    train(2, *SAME, "--epochs", 1, "--strategy", "fsdp", "--out", parts)
+    assert "continues after 1 epochs" in train(4, "--epochs", 2, "--resume", parts)[0]
+    train_alone("--epochs", 3, "--resume", parts)
+    assert_close(parts, tmp_path / "alone")
+    assert read(parts)["optimizer"].keys() == read(tmp_path / "alone")["optimizer"].keys()
+
+
+def test_bad_options_are_said_once(
+    ranks: Callable[[int], Ranks], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_alone("--epochs", 1, *SMALL, "--out", tmp_path)
+    capsys.readouterr()
+    for options, message in (
+        (["--batch-size", 15], "--batch-size: 15 images can't be shared by 2 processes"),
+        (["--out", tmp_path], f"--out: {tmp_path} holds a run"),
+    ):
+        first, second = ranks(2).run(train_ranks.train, *LENET, "--per-class", 5, *options)
+        assert first[0] == 2 and message in first[1]
+        assert second == (2, "")
+    assert "which torchrun starts" in error_of(capsys, "--strategy", "fsdp")
+
+
+def start_torchrun(*options: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    return subprocess.Popen(
+        [*command, *map(str, options)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def workers_of(agent: int) -> list[int]:
+    children = Path(f"/proc/{agent}/task/{agent}/children")
+    return [int(pid) for pid in children.read_text().split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
+def test_a_killed_rank_ends_the_job_or_restarts_it(train: Run, tmp_path: Path) -> None:
+    """Once it is restarted and goes on from the last checkpoint; the second time it is an error."""
+    options = (*LENET, *SMALL, "--epochs", 2000, "--out", tmp_path / "run")
+    job = start_torchrun("--max-restarts", 1, "-m", "fusedopt.train", *options)
+    done = 0
+    for _ in range(2):
+        before = done
+        deadline = time.monotonic() + 120
+        while done < before + 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+            if (tmp_path / "run" / "metrics.csv").exists():
+                done = len(metrics(tmp_path / "run"))
+        os.kill(workers_of(job.pid)[-1], signal.SIGKILL)
+    output, _ = job.communicate(timeout=120)
+    assert job.returncode != 0
+    continued = [int(n) for n in re.findall(r"continues after (\d+) epochs", output)]
+    assert len(continued) == 1 and continued[0] >= 3
+    # What was left is as if nothing had happened.
+    epochs = read(tmp_path / "run")["epoch"]
+    assert epochs >= continued[0] + 3
+    train(2, *SMALL, "--epochs", epochs, "--out", tmp_path / "whole")
+    train(2, "--epochs", epochs, "--resume", tmp_path / "run")
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
