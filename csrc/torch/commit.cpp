@@ -61,6 +61,44 @@ void prefetch_counters(const Work& work) {
   prefetch<1, true>(work.step.address);
 }
 
+// State that is missing for one parameter.
+struct Fresh {
+  py::object param;  // owned: a DTensor's state, and putting state in place, run Python code
+  py::object state;  // optimizer.state[param]; null: not there yet
+  py::object step;   // what is to be moved to the device; null: all state is to be made
+  const Group* group;
+  c10::Device step_device;
+  std::vector<std::pair<PyObject*, at::Tensor>> entries;
+};
+
+// Enters new state in optimizer.state; if that fails, takes back what is there already.
+void put_in_place(const py::object& state, std::vector<Fresh>& all) {
+  size_t placed = 0;
+  try {
+    for (; placed < all.size(); ++placed) {
+      Fresh& fresh = all[placed];
+      py::dict entries;
+      for (const auto& [key, tensor] : fresh.entries)
+        set_item(entries.ptr(), key, wrap(tensor).ptr());
+      const int failed = fresh.state
+                             ? PyDict_Update(fresh.state.ptr(), entries.ptr())
+                             : PyObject_SetItem(state.ptr(), fresh.param.ptr(), entries.ptr());
+      if (failed != 0) throw py::error_already_set();
+    }
+  } catch (...) {
+    for (size_t i = 0; i < placed; ++i) {
+      for (const auto& [key, tensor] : all[i].entries) {
+        if (!all[i].state) continue;
+        const int failed = all[i].step ? PyDict_SetItem(all[i].state.ptr(), key, all[i].step.ptr())
+                                       : PyDict_DelItem(all[i].state.ptr(), key);
+        if (failed != 0) PyErr_Clear();
+      }
+      if (!all[i].state && PyObject_DelItem(state.ptr(), all[i].param.ptr()) != 0) PyErr_Clear();
+    }
+    throw;
+  }
+}
+
 }  // namespace
 
 // Makes all missing state before putting any of it in place, and takes back what is in place if
@@ -69,14 +107,6 @@ void prefetch_counters(const Work& work) {
 bool Plan::create_states(const py::object& state, const py::dict& defaults,
                          std::vector<at::Tensor>& created) {
   if (!any_fresh_) return false;
-  struct Fresh {
-    py::object param;  // owned: a DTensor's state, and putting state in place, run Python code
-    py::object state;  // optimizer.state[param]; null: not there yet
-    py::object step;   // what is to be moved to the device; null: all state is to be made
-    const Group* group;
-    c10::Device step_device;
-    std::vector<std::pair<PyObject*, at::Tensor>> entries;
-  };
   std::vector<Fresh> all;
   double initial = 0;
   if (optimizer_->initial_value != nullptr) {
@@ -117,30 +147,7 @@ bool Plan::create_states(const py::object& state, const py::dict& defaults,
     }
     created.push_back(param);
   }
-  size_t placed = 0;
-  try {
-    for (; placed < all.size(); ++placed) {
-      Fresh& fresh = all[placed];
-      py::dict entries;
-      for (const auto& [key, tensor] : fresh.entries)
-        set_item(entries.ptr(), key, wrap(tensor).ptr());
-      const int failed = fresh.state
-                             ? PyDict_Update(fresh.state.ptr(), entries.ptr())
-                             : PyObject_SetItem(state.ptr(), fresh.param.ptr(), entries.ptr());
-      if (failed != 0) throw py::error_already_set();
-    }
-  } catch (...) {
-    for (size_t i = 0; i < placed; ++i) {
-      for (const auto& [key, tensor] : all[i].entries) {
-        if (!all[i].state) continue;
-        const int failed = all[i].step ? PyDict_SetItem(all[i].state.ptr(), key, all[i].step.ptr())
-                                       : PyDict_DelItem(all[i].state.ptr(), key);
-        if (failed != 0) PyErr_Clear();
-      }
-      if (!all[i].state && PyObject_DelItem(state.ptr(), all[i].param.ptr()) != 0) PyErr_Clear();
-    }
-    throw;
-  }
+  put_in_place(state, all);
   return !all.empty();
 }
 
