@@ -85,7 +85,11 @@ def _load() -> Any:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         sys.modules["_stand_in"] = module
-        torch._register_device_module("privateuseone", ModuleType("privateuseone"))
+        # torch asks this of a device's module, also in tests that know nothing of the stand-in.
+        asked = ModuleType("privateuseone")
+        asked.is_available = asked._is_in_bad_fork = lambda: False
+        asked.manual_seed_all = lambda seed: None
+        torch._register_device_module("privateuseone", asked)
     return sys.modules["_stand_in"]
 
 
