@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 pytest.importorskip("sklearn", reason="the training script needs fusedopt[train]")
 pytest.importorskip("tensorboard", reason="the training script needs fusedopt[train]")
@@ -17,6 +18,7 @@ import train_kills
 from train_runs import SMALL, assert_same, error_of, metrics, read, train
 
 from fusedopt.train import checkpoint, cost, folder, loop
+from fusedopt.train.models.lenet import LeNet
 
 # A moving average, a scaler, a scheduler that goes by steps, accumulation and early stopping:
 # everything that has a state.
@@ -71,6 +73,30 @@ def test_batch_norm_and_plateau_resume_too(tmp_path: Path) -> None:
     train(*options, "--epochs", 1, "--out", tmp_path / "parts")
     train("--epochs", 2, "--resume", tmp_path / "parts")
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_dropout_resumes_in_the_middle_of_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It draws from torch's own generator."""
+    forward, show, whole, parts = LeNet.forward, loop._show, tmp_path / "whole", tmp_path / "parts"
+
+    def drop(self: LeNet, images: torch.Tensor) -> torch.Tensor:
+        return F.dropout(forward(self, images), training=self.training)
+
+    monkeypatch.setattr(LeNet, "forward", drop)
+    train(*SMALL, "--epochs", 2, "--out", whole)
+    batches = iter(range(99))
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            loop,
+            "_show",
+            lambda *a: next(batches) == 5 and signal.raise_signal(signal.SIGINT) or show(*a),
+        )
+        error_of(capsys, *SMALL, "--epochs", 2, "--out", parts, code=130)
+    assert read(parts)["batch"] == 2
+    train("--resume", parts)
+    assert_same_run(whole, parts)
 
 
 @pytest.mark.parametrize("scheduler", ["multistep", "cosine-restarts", "cyclic", "cosine"])
