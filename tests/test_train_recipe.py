@@ -122,13 +122,18 @@ def test_every_scheduler_has_a_short_name() -> None:
     assert {name for name, _, _ in SCHEDULES} >= set(SCHEDULERS)
 
 
-def test_one_cycle_steps_with_each_batch_and_leaves_absent_momentum_alone() -> None:
-    result = train(
-        "--scheduler", "one-cycle", "--optimizer", "rmsprop", "--lr", 0.01, "--epochs", 4, *SMALL
-    )
+@pytest.mark.parametrize(("name", "momentum"), [("rmsprop", 0.0), ("adagrad", None)])
+def test_one_cycle_steps_with_each_batch_and_leaves_absent_momentum_alone(
+    name: str, momentum: float | None
+) -> None:
+    given = ("--scheduler", "one-cycle", "--optimizer", name, "--lr", 0.01, "--epochs", 4)
+    options = options_of(*given)
+    optimizer = make_optimizer(options, "fusedopt", [nn.Parameter(torch.zeros(1))])
+    Scheduler(optimizer, options, 4)
+    assert optimizer.param_groups[0].get("momentum") == momentum
     by_hand = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01)
     reference = lr_scheduler.OneCycleLR(by_hand, 0.01, total_steps=16, cycle_momentum=False)
-    for row in result.rows:
+    for row in train(*given, *SMALL).rows:
         for _ in range(4):
             by_hand.step()
             reference.step()

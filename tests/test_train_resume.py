@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 pytest.importorskip("sklearn", reason="the training script needs fusedopt[train]")
 pytest.importorskip("tensorboard", reason="the training script needs fusedopt[train]")
@@ -17,6 +18,7 @@ import train_kills
 from train_runs import SMALL, assert_same, error_of, metrics, read, train
 
 from fusedopt.train import checkpoint, cost, folder, loop
+from fusedopt.train.models.lenet import LeNet
 
 # A moving average, a scaler, a scheduler that goes by steps, accumulation and early stopping:
 # everything that has a state.
@@ -73,6 +75,30 @@ def test_batch_norm_and_plateau_resume_too(tmp_path: Path) -> None:
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_dropout_resumes_in_the_middle_of_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It draws from torch's own generator."""
+    forward, show, whole, parts = LeNet.forward, loop._show, tmp_path / "whole", tmp_path / "parts"
+
+    def drop(self: LeNet, images: torch.Tensor) -> torch.Tensor:
+        return F.dropout(forward(self, images), training=self.training)
+
+    monkeypatch.setattr(LeNet, "forward", drop)
+    train(*SMALL, "--epochs", 2, "--out", whole)
+    batches = iter(range(99))
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            loop,
+            "_show",
+            lambda *a: next(batches) == 5 and signal.raise_signal(signal.SIGINT) or show(*a),
+        )
+        error_of(capsys, *SMALL, "--epochs", 2, "--out", parts, code=130)
+    assert read(parts)["batch"] == 2
+    train("--resume", parts)
+    assert_same_run(whole, parts)
+
+
 @pytest.mark.parametrize("scheduler", ["multistep", "cosine-restarts", "cyclic", "cosine"])
 def test_schedulers_resume(tmp_path: Path, scheduler: str) -> None:
     arguments = {
@@ -91,21 +117,20 @@ def test_schedulers_resume(tmp_path: Path, scheduler: str) -> None:
 
 def test_killed_at_any_moment(tmp_path: Path) -> None:
     """Whatever was being written: the run goes on, and ends with the bits of one never killed."""
-    options = list(map(str, ("--model", "lenet", *FULL, "--epochs", 3)))
+    options = list(map(str, ("--model", "lenet", *FULL, "--epochs", 4)))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train(*options[2:], "--out", whole)
     rng = random.Random(5)
     deaths = 0
-    for attempt in range(60):
+    for attempt in range(40):
         resume = (killed / "checkpoint.pt").exists()
         how = ["--resume", str(killed)] if resume else [*options, "--out", str(killed)]
-        if attempt % 4 == 3:  # at a moment that the clock decides
-            process = train_kills.start(train_kills.train_until, 0, killed, how)
-            process.join(rng.uniform(0.05, 0.5))
+        # Eight times by what is being written, then at moments that the clock decides.
+        event = rng.randrange(1, 36) if attempt < 8 else 0
+        process = train_kills.start(train_kills.train_until, event, killed, how)
+        if not event:
+            process.join(rng.uniform(0.05, 0.1 * attempt))
             process.kill()
-        else:
-            event = rng.randrange(1, 60)
-            process = train_kills.start(train_kills.train_until, event, killed, how)
         process.join(60)
         if process.exitcode == 0:
             break
