@@ -117,7 +117,7 @@ def test_schedulers_resume(tmp_path: Path, scheduler: str) -> None:
 
 def test_killed_at_any_moment(tmp_path: Path) -> None:
     """Whatever was being written: the run goes on, and ends with the bits of one never killed."""
-    options = list(map(str, ("--model", "lenet", *FULL, "--epochs", 4)))
+    options = list(map(str, ("--model", "lenet", *FULL, "--epochs", 3)))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train(*options[2:], "--out", whole)
     rng = random.Random(5)
@@ -125,8 +125,8 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
     for attempt in range(40):
         resume = (killed / "checkpoint.pt").exists()
         how = ["--resume", str(killed)] if resume else [*options, "--out", str(killed)]
-        # Eight times by what is being written, then at moments that the clock decides.
-        event = rng.randrange(1, 36) if attempt < 8 else 0
+        # Six times by what is being written, then at moments that the clock decides.
+        event = rng.randrange(1, 36) if attempt < 6 else 0
         process = train_kills.start(train_kills.train_until, event, killed, how)
         if not event:
             process.join(rng.uniform(0.05, 0.1 * attempt))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import multiprocessing
 import os
 import signal
 import sys
@@ -79,6 +80,8 @@ def train_with_ctrl_c(batch: int, options: list[str]) -> None:
     """Trains until a batch, when the whole process group gets a Ctrl-C, as in a terminal."""
     from fusedopt.train import loop
 
+    # Or else the loader's workers would be the server's children, and out of the group.
+    multiprocessing.set_start_method("fork", force=True)
     os.setpgid(0, 0)
     show, left = loop._show, batch
 
@@ -90,5 +93,5 @@ def train_with_ctrl_c(batch: int, options: list[str]) -> None:
             os.killpg(0, signal.SIGINT)
 
     loop._show = show_and_interrupt
-    sys.stderr = (Path(options[options.index("--out") + 1]).parent / "stderr").open("w")
+    sys.stderr = (Path(options[options.index("--out") + 1]).parent / "stderr").open("a", 1)
     _train(options)
