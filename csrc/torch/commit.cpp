@@ -27,11 +27,6 @@ void set_item(PyObject* dict, PyObject* key, PyObject* value) {
   if (PyDict_SetItem(dict, key, value) != 0) throw py::error_already_set();
 }
 
-// The borrowed pointer's tensor, counted.
-at::Tensor tensor_of(c10::TensorImpl* impl) {
-  return at::Tensor(c10::intrusive_ptr<c10::TensorImpl>::reclaim_copy(impl));
-}
-
 // Adds 1 in the step's own dtype, as torch does, and returns the new count. check_step has seen
 // that it is a plain tensor.
 double count_step(const Work& work) {

@@ -72,11 +72,6 @@ int64_t bytes_of(const Variant& variant, Dtype dtype) {
   return static_cast<int64_t>(variant.cpu->rule_bytes[cpu::Kernel::compute(dtype)]);
 }
 
-at::Tensor tensor_of(const c10::TensorImpl* impl) {
-  return at::Tensor(
-      c10::intrusive_ptr<c10::TensorImpl>::reclaim_copy(const_cast<c10::TensorImpl*>(impl)));
-}
-
 }  // namespace
 
 const Accelerator* accelerator = &kCuda;
@@ -160,8 +155,8 @@ bool Plan::read_back(Scaler& scaler) {
   for (const int slot : ready_) {
     Group& group = groups_[slots_[slot].group];
     if (!group.any_on_device || works_[slot].device != kHost) continue;
-    for (int i = 0; i < kMaxOptions; ++i) {
-      const c10::TensorImpl* number = i < group.count ? group.on_device[i] : nullptr;
+    for (int i = 0; i < group.count; ++i) {
+      const c10::TensorImpl* number = group.on_device[i];
       if (number != nullptr) group.numbers[i] = tensor_of(number).item().toDouble();
     }
   }

@@ -33,6 +33,11 @@ bool is_frozen_inference(const c10::TensorImpl& tensor) {
   return const_cast<c10::TensorImpl&>(tensor).is_inference() && !c10::InferenceMode::is_enabled();
 }
 
+at::Tensor tensor_of(const c10::TensorImpl* impl) {
+  return at::Tensor(
+      c10::intrusive_ptr<c10::TensorImpl>::reclaim_copy(const_cast<c10::TensorImpl*>(impl)));
+}
+
 std::string describe(const c10::TensorImpl& tensor) {
   std::ostringstream text;
   text << "shape " << tensor.sizes() << ", dtype " << c10::typeMetaToScalarType(tensor.dtype())

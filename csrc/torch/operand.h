@@ -2,6 +2,7 @@
 // usual.
 #pragma once
 
+#include <ATen/core/TensorBody.h>
 #include <c10/core/TensorImpl.h>
 
 #include <cstring>
@@ -155,6 +156,9 @@ bool may_overlap_itself(const c10::TensorImpl& tensor);
 
 // Would counting up its version fail?
 bool is_frozen_inference(const c10::TensorImpl& tensor);
+
+// The borrowed pointer's tensor, counted.
+at::Tensor tensor_of(const c10::TensorImpl* impl);
 
 // Shape, dtype and device, for a message.
 std::string describe(const c10::TensorImpl& tensor);
