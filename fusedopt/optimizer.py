@@ -200,8 +200,8 @@ def _step_by_torch(
     for index, params in rest:
         listed = list(groups[index]["params"])
         group = {**groups[index], "params": [listed[i] for i in params]}
-        if group.get("fused") and any(p.device.type == "cpu" for p in group["params"]):
-            group["fused"] = None  # what our kernels don't cover there, torch's don't either
+        if group.get("fused") and not all(_fits_fused(optimizer, p) for p in group["params"]):
+            group["fused"] = None
         chosen.append(group)
     params = [param for group in chosen for param in group["params"]]
     scaled = [param.grad for param in params]
@@ -219,6 +219,17 @@ def _step_by_torch(
     finally:
         optimizer.param_groups = groups
         optimizer.__dict__.update(hidden)
+
+
+def _fits_fused(optimizer: Optimizer, param: Tensor) -> bool:
+    """Whether torch's fused step may take what our kernels don't.
+
+    Not on the CPU, where torch's don't cover it either; and not with a step count on another
+    device, as a checkpoint made without `fused=True` has it: its kernel takes the address as it is.
+    """
+    state = optimizer.state.get(param, {})
+    step = state.get("step", param)
+    return param.device.type != "cpu" and torch.is_tensor(step) and step.device == param.device
 
 
 @torch._disable_dynamo

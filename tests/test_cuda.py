@@ -293,6 +293,70 @@ def test_empty_parameters_are_counted(device: Device) -> None:  # noqa: F811
     assert [state["step"].item() for state in optimizer.state.values()] == [2.0] * 3
 
 
+@pytest.mark.parametrize("allowed", range(6))
+@over(MAIN_CASES, "case")
+def test_out_of_memory(case: Case, allowed: int, device: Device) -> None:  # noqa: F811
+    """torch's own exception; nothing is half done, and the step can be made again."""
+    if not isinstance(device, StandIn):
+        pytest.skip("a GPU's memory doesn't run out at a chosen allocation")
+    expected, optimizer = case.make(make_params("cpu")), case.make(make_params(device.name))
+    for group in (*optimizer.param_groups, *expected.param_groups):
+        group["lr"] = torch.tensor(float(group["lr"])).to(group["params"][0].device)
+    set_grads(expected, 0)
+    set_grads(optimizer, 0)
+    before = contents(optimizer)
+    device.module.allow(allowed)
+    try:
+        optimizer.step()
+    except torch.OutOfMemoryError:
+        device.module.allow(-1)
+        assert_unchanged(optimizer, before)
+        optimizer.step()
+    else:
+        assert allowed > 0
+    finally:
+        device.module.allow(-1)
+    expected.step()
+    assert_identical(run(optimizer, 2, 1), run(expected, 2, 1))
+
+
+def test_a_kernel_not_yet_tried_and_a_graph(device: Device) -> None:  # noqa: F811
+    """Trying one waits for the device, which a capture forbids: torch steps meanwhile."""
+    if not isinstance(device, StandIn):
+        pytest.skip("another test has tried all kernels, perhaps")
+    param = Parameter(torch.ones(2, dtype=torch.float16).to(f"{device.name}:1"))
+    param.grad = torch.ones_like(param)
+    optimizer = fusedopt.SGD([param], lr=0.5)  # used by no other test on this device
+    with device.capture():
+        assert kernels(optimizer) == {"torch"}
+    assert kernels(optimizer) == {"sgd"}
+    with device.capture():
+        assert kernels(optimizer) == {"sgd"}
+
+
+def test_a_count_on_the_host_isnt_for_torchs_fused_step(
+    device: Device,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its kernel would read the count at that address on the device."""
+    whole = make_params(device.name, shapes=((4,),))[0]
+    overlapping = [Parameter(whole.detach()[:3]), Parameter(whole.detach()[1:])]
+    asked = []
+    monkeypatch.setattr(
+        "fusedopt.optimizer._torch_step_function",
+        lambda cls: lambda optimizer: asked.append(optimizer.param_groups[0]["fused"]),
+    )
+    optimizer = fusedopt.AdamW(overlapping, fused=True)
+    for where in (device.name, "cpu"):
+        for p in overlapping:
+            p.grad = torch.ones_like(p)
+            states = {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[p] = {"step": torch.tensor(1.0).to(where), **states}
+        assert kernels(optimizer) == {"torch"}
+        optimizer.step()
+    assert asked == [True, None]
+
+
 def test_launches_and_streams(device: Device) -> None:  # noqa: F811
     if not isinstance(device, StandIn):
         pytest.skip("a GPU's launches are counted by the benchmarks' profile")

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
 #include <string>
 
 #include "cuda/arguments.h"
@@ -55,16 +56,21 @@ struct Scalars {
 // The device can only access an element at a multiple of its size: run() throws for anything else.
 bool is_aligned(const void* address, Dtype dtype);
 
-// One step of everything in the table, queued on the stream (a cudaStream_t) of that device. Copies
-// what it is given, waits for nothing, allocates nothing, and may be captured in a graph. Throws
-// std::runtime_error, which names the kernel, if a launch fails.
+// Memory was short, which it may not be next time.
+struct OutOfMemory : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// One step of everything in the table, queued on a stream (a cudaStream_t) of the device, which has
+// to be the current one. Copies what it is given, waits for nothing, allocates nothing, and may be
+// captured in a graph. Throws std::runtime_error, which names the kernel, if a launch fails.
 void run(const Kernel& kernel, Dtype dtype, const Table& table, const Scalars& scalars, int device,
          void* stream);
 
 // Is the stream being captured into a graph? A launch would freeze what the host knows into it.
-bool is_capturing(int device, void* stream);
+bool is_capturing(void* stream);
 
-// Why a kernel can't run on a device: too old, say. Empty: it can.
-std::string why_not(const Kernel& kernel, Dtype dtype, int device);
+// Why a kernel can't run on the current device: too old, say. Empty: it can.
+std::string why_not(const Kernel& kernel, Dtype dtype);
 
 }  // namespace fusedopt::cuda

@@ -7,7 +7,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/device_scope.cuh"
 #include "cuda/kernel.h"
 #include "cuda/pack.h"
 #include "engine/tuning.h"
@@ -28,10 +27,12 @@ struct Target {
 void check(cudaError_t error, const Target& target) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // it has been reported
-  throw std::runtime_error(std::string("fusedopt: the CUDA kernel ") + target.kernel.name + " (" +
-                           kDtypeNames[static_cast<int>(target.dtype)] +
-                           ") couldn't be launched on device " + std::to_string(target.device) +
-                           ": " + cudaGetErrorString(error));
+  const std::string message = std::string("fusedopt: the CUDA kernel ") + target.kernel.name +
+                              " (" + kDtypeNames[static_cast<int>(target.dtype)] +
+                              ") couldn't be launched on device " + std::to_string(target.device) +
+                              ": " + cudaGetErrorString(error);
+  if (error == cudaErrorMemoryAllocation) throw OutOfMemory(message);
+  throw std::runtime_error(message);
 }
 
 int multiprocessors_of(const Target& target) {
@@ -57,8 +58,6 @@ void launch(void (*kernel)(Arguments), uint32_t blocks, Arguments& args, const T
 void run(const Kernel& kernel, Dtype dtype, const Table& table, const Scalars& scalars, int device,
          void* stream) {
   const Target target{kernel, dtype, device, static_cast<cudaStream_t>(stream)};
-  const DeviceScope scope(device);
-  check(scope.error(), target);
   if (scalars.rules != nullptr) {
     PreparePacker packer(kernel, dtype, scalars);
     PrepareArguments args;
@@ -73,25 +72,24 @@ void run(const Kernel& kernel, Dtype dtype, const Table& table, const Scalars& s
   }
 }
 
-bool is_capturing(int device, void* stream) {
-  const DeviceScope scope(device);
+bool is_capturing(void* stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   const cudaError_t error = cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status);
-  if (error != cudaSuccess) cudaGetLastError();  // as when the legacy stream is used meanwhile
-  return error != cudaSuccess || status != cudaStreamCaptureStatusNone;
+  if (error == cudaSuccess) return status != cudaStreamCaptureStatusNone;
+  cudaGetLastError();
+  if (error == cudaErrorStreamCaptureImplicit) return true;  // the legacy stream, meanwhile
+  throw std::runtime_error(std::string("fusedopt: CUDA says: ") + cudaGetErrorString(error));
 }
 
-std::string why_not(const Kernel& kernel, Dtype dtype, int device) {
-  const DeviceScope scope(device);
-  cudaError_t error = scope.error();
+std::string why_not(const Kernel& kernel, Dtype dtype) {
   cudaFuncAttributes attributes;
-  if (error == cudaSuccess) {
-    const auto* sweep = reinterpret_cast<const void*>(kernel.sweep[static_cast<int>(dtype)]);
-    error = cudaFuncGetAttributes(&attributes, sweep);
-  }
+  const auto* sweep = reinterpret_cast<const void*>(kernel.sweep[static_cast<int>(dtype)]);
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, sweep);
   if (error == cudaSuccess) return "";
   cudaGetLastError();
-  return cudaGetErrorString(error);
+  const std::string reason = cudaGetErrorString(error);
+  if (error != cudaErrorMemoryAllocation) return reason;
+  throw OutOfMemory(std::string("fusedopt: the CUDA kernel ") + kernel.name + ": " + reason);
 }
 
 }  // namespace fusedopt::cuda

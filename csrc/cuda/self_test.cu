@@ -6,7 +6,6 @@
 #include <stdexcept>
 #include <vector>
 
-#include "cuda/device_scope.cuh"
 #include "cuda/self_test.h"
 #include "engine/elements.h"
 
@@ -16,16 +15,18 @@ namespace {
 
 constexpr int64_t kElements = 1027;  // vectors and a tail
 constexpr int64_t kTensors = 2;
-constexpr int64_t kSlot = 9216;  // bytes that one operand has
+constexpr int64_t kSlot = 9216;     // bytes that one operand has
+constexpr int64_t kNumbers = 1024;  // bytes that the numbers have
 constexpr double kOption = 0.5;
 
 void check(cudaError_t error) {
   if (error == cudaSuccess) return;
   cudaGetLastError();
+  if (error == cudaErrorMemoryAllocation) throw OutOfMemory(cudaGetErrorString(error));
   throw std::runtime_error(cudaGetErrorString(error));
 }
 
-// Elsewhere in the process a graph may be under capture, which allocating would end.
+// Elsewhere in the process a graph may be under capture, which waiting would end.
 class Relaxed {
  public:
   Relaxed() { cudaThreadExchangeStreamCaptureMode(&mode_); }
@@ -33,19 +34,6 @@ class Relaxed {
 
  private:
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-};
-
-struct Stream {
-  Stream() { check(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking)); }
-  ~Stream() { cudaStreamDestroy(handle); }
-  cudaStream_t handle;
-};
-
-struct Memory {
-  explicit Memory(size_t bytes) { check(cudaMalloc(&data, bytes)); }
-  ~Memory() { cudaFree(data); }
-  char* at(int64_t offset) const { return static_cast<char*>(data) + offset; }
-  void* data = nullptr;
 };
 
 // Gradients and parameters between -1 and 1. States such that no rule takes a negative number's
@@ -85,7 +73,8 @@ std::vector<TensorEntry> make_tensors(char* base, int operands) {
 
 void serially(int64_t, void (*task)(void*), void* context) { task(context); }
 
-bool has_the_cpus_bits(const Kernel& kernel, const cpu::Kernel& expected, Dtype dtype, int device) {
+bool has_the_cpus_bits(const Kernel& kernel, const cpu::Kernel& expected, Dtype dtype, char* values,
+                       int device, cudaStream_t stream) {
   const int operands = 2 + kernel.states;
   const int compute = Kernel::compute(dtype);
   const std::vector<double> options(kernel.options, kOption);
@@ -93,47 +82,52 @@ bool has_the_cpus_bits(const Kernel& kernel, const cpu::Kernel& expected, Dtype 
   expected.prepare[compute](options.data(), 3, rule.data());
   std::vector<char> host = make_values(dtype, operands);
 
-  const Stream stream;
-  const Memory values(host.size());
-  const Memory numbers(1024);  // a count, an option, a scale, found_inf, and the rule
+  char* const numbers = values + host.size();  // a count, an option, a scale, found_inf; the rule
   const float there[] = {2, static_cast<float>(kOption), 4, 0};
-  check(cudaMemcpyAsync(values.data, host.data(), host.size(), cudaMemcpyHostToDevice,
-                        stream.handle));
-  check(cudaMemcpyAsync(numbers.data, there, sizeof there, cudaMemcpyHostToDevice, stream.handle));
+  check(cudaMemcpyAsync(values, host.data(), host.size(), cudaMemcpyHostToDevice, stream));
+  check(cudaMemcpyAsync(numbers, there, sizeof there, cudaMemcpyHostToDevice, stream));
+  check(cudaStreamSynchronize(stream));  // before the host's own step writes where they come from
 
   const auto on_host = make_tensors(host.data(), operands);
-  const auto on_device = make_tensors(values.at(0), operands);
+  const auto on_device = make_tensors(values, operands);
   std::vector<Number> sources(kernel.options, Number{kOption, nullptr, {}});
-  sources[0] = {0, numbers.at(4), Dtype::kFloat32};
-  const RuleSource source{0, {0, numbers.at(0), Dtype::kFloat32}};
-  const DeviceRules made{sources.data(), &source, 1, numbers.at(256)};
-  const Scalars scalars{reinterpret_cast<const float*>(numbers.at(12)),
-                        reinterpret_cast<const float*>(numbers.at(8)), &made};
+  sources[0] = {0, numbers + 4, Dtype::kFloat32};
+  const RuleSource source{0, {0, numbers, Dtype::kFloat32}};
+  const DeviceRules made{sources.data(), &source, 1, numbers + 256};
+  const Scalars scalars{reinterpret_cast<const float*>(numbers + 12),
+                        reinterpret_cast<const float*>(numbers + 8), &made};
   for (const bool there : {false, true}) {
     const Table table{on_device.data(), kTensors, rule.data(), nullptr, there, 4};
-    run(kernel, dtype, table, there ? scalars : Scalars{}, device, stream.handle);
+    run(kernel, dtype, table, there ? scalars : Scalars{}, device, stream);
     const Table twin{on_host.data(), kTensors, rule.data(), nullptr, there, 4};
     cpu::run(expected, dtype, twin, serially);
   }
   std::vector<char> found(host.size());
-  check(cudaMemcpyAsync(found.data(), values.data, found.size(), cudaMemcpyDeviceToHost,
-                        stream.handle));
-  check(cudaStreamSynchronize(stream.handle));
+  check(cudaMemcpyAsync(found.data(), values, found.size(), cudaMemcpyDeviceToHost, stream));
+  check(cudaStreamSynchronize(stream));
   return found == host;
 }
 
 }  // namespace
 
-std::string self_test(const Kernel& kernel, const cpu::Kernel& expected, Dtype dtype, int device) {
+std::string self_test(const Kernel& kernel, const cpu::Kernel& expected, Dtype dtype, void* memory,
+                      int device, void* stream) {
   try {
     const Relaxed relaxed;
-    const DeviceScope scope(device);
-    check(scope.error());
-    if (has_the_cpus_bits(kernel, expected, dtype, device)) return "";
+    if (has_the_cpus_bits(kernel, expected, dtype, static_cast<char*>(memory), device,
+                          static_cast<cudaStream_t>(stream))) {
+      return "";
+    }
     return std::string("the CUDA kernel ") + kernel.name + " has other bits than the CPU's here";
+  } catch (const OutOfMemory&) {
+    throw;
   } catch (const std::exception& error) {
     return error.what();
   }
+}
+
+int64_t self_test_bytes(const Kernel& kernel) {
+  return kTensors * (2 + kernel.states) * kSlot + kNumbers;
 }
 
 }  // namespace fusedopt::cuda

@@ -15,9 +15,10 @@ namespace fusedopt {
 struct Accelerator {
   c10::DeviceType type;
   c10::DispatchKeySet plain;  // of a dense tensor there and nothing else
-  // Why a kernel can't run on a device. Empty: it can.
-  std::string (*why_not)(const Variant& variant, Dtype dtype, int device);
-  bool (*is_capturing)(int device, void* stream);
+  // All on the current device and one of its streams.
+  // Why a kernel can't run there. Empty: it can.
+  std::string (*why_not)(const Variant& variant, Dtype dtype, int device, void* stream);
+  bool (*is_capturing)(void* stream);
   // As cuda::run.
   void (*run)(const Variant& variant, Dtype dtype, const Table& table, const cuda::Scalars& scalars,
               int device, void* stream);

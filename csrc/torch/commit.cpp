@@ -1,11 +1,7 @@
-// The part of a step that changes something: new state, step counts, tables, the sweep.
+// The part of a step that changes something: step counts, tables, the sweep.
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/clone.h>
-#include <ATen/ops/full.h>
-#include <ATen/ops/full_like.h>
-#include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
-#include <c10/core/DefaultDtype.h>
 
 #include <algorithm>
 #include <optional>
@@ -19,14 +15,6 @@ namespace fusedopt {
 
 namespace {
 
-py::object wrap(const at::Tensor& tensor) {
-  return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor));
-}
-
-void set_item(PyObject* dict, PyObject* key, PyObject* value) {
-  if (PyDict_SetItem(dict, key, value) != 0) throw py::error_already_set();
-}
-
 // Adds 1 in the step's own dtype, as torch does, and returns the new count. check_step has seen
 // that it is a plain tensor.
 double count_step(const Work& work) {
@@ -34,12 +22,6 @@ double count_step(const Work& work) {
   work.step.tensor->bump_version();
   const at::NoGradGuard no_grad;
   return tensor_of(work.step.tensor).add_(1).item().toDouble();
-}
-
-// The same count on a device.
-at::Tensor step_on_device(const at::Tensor& step, c10::Device device) {
-  const auto dtype = step.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  return at::full({}, step.item(), at::TensorOptions().dtype(dtype).device(device));
 }
 
 // What filling the tables reads and writes of a slot.
@@ -56,95 +38,7 @@ void prefetch_counters(const Work& work) {
   prefetch<1, true>(work.step.address);
 }
 
-// State that is missing for one parameter.
-struct Fresh {
-  py::object param;  // owned: a DTensor's state, and putting state in place, run Python code
-  py::object state;  // optimizer.state[param]; null: not there yet
-  py::object step;   // what is to be moved to the device; null: all state is to be made
-  const Group* group;
-  c10::Device step_device;
-  std::vector<std::pair<PyObject*, at::Tensor>> entries;
-};
-
-// Enters new state in optimizer.state; if that fails, takes back what is there already.
-void put_in_place(const py::object& state, std::vector<Fresh>& all) {
-  size_t placed = 0;
-  try {
-    for (; placed < all.size(); ++placed) {
-      Fresh& fresh = all[placed];
-      py::dict entries;
-      for (const auto& [key, tensor] : fresh.entries)
-        set_item(entries.ptr(), key, wrap(tensor).ptr());
-      const int failed = fresh.state
-                             ? PyDict_Update(fresh.state.ptr(), entries.ptr())
-                             : PyObject_SetItem(state.ptr(), fresh.param.ptr(), entries.ptr());
-      if (failed != 0) throw py::error_already_set();
-    }
-  } catch (...) {
-    for (size_t i = 0; i < placed; ++i) {
-      for (const auto& [key, tensor] : all[i].entries) {
-        if (!all[i].state) continue;
-        const int failed = all[i].step ? PyDict_SetItem(all[i].state.ptr(), key, all[i].step.ptr())
-                                       : PyDict_DelItem(all[i].state.ptr(), key);
-        if (failed != 0) PyErr_Clear();
-      }
-      if (!all[i].state && PyObject_DelItem(state.ptr(), all[i].param.ptr()) != 0) PyErr_Clear();
-    }
-    throw;
-  }
-}
-
 }  // namespace
-
-// Makes all missing state before putting any of it in place, and takes back what is in place if
-// that fails: running out of memory or an interrupt leaves nothing half done. Returns whether there
-// was any; `created` gets the parameters.
-bool Plan::create_states(const py::object& state, const py::dict& defaults,
-                         std::vector<at::Tensor>& created) {
-  if (!any_fresh_) return false;
-  std::vector<Fresh> all;
-  double initial = 0;
-  if (optimizer_->initial_value != nullptr) {
-    initial = defaults[optimizer_->initial_value].cast<double>();
-  }
-  for (const int index : ready_) {
-    const Work& work = works_[index];
-    if (!work.fresh && !work.move_step) continue;
-    const Slot& slot = slots_[index];
-    const Group& group = groups_[slot.group];
-    const bool there = work.device != kHost && (group.fused || group.capturable || scaled_there_);
-    PyObject* step = work.move_step ? work.traces.state[state_keys_.size()] : nullptr;
-    all.push_back({py::reinterpret_borrow<py::object>(slot.param),
-                   py::reinterpret_borrow<py::object>(slot.state),
-                   py::reinterpret_borrow<py::object>(step),
-                   &group,
-                   there ? work.operands[0].tensor->device() : c10::Device(c10::kCPU),
-                   {}});
-  }
-  const at::NoGradGuard no_grad;
-  for (Fresh& fresh : all) {
-    const Group& group = *fresh.group;
-    if (fresh.step) {
-      const at::Tensor& step = THPVariable_Unpack(fresh.step.ptr());
-      fresh.entries.emplace_back(step_key_, step_on_device(step, fresh.step_device));
-      continue;
-    }
-    if (optimizer_->counts_steps) {
-      const bool wide =
-          !group.fused && c10::get_default_dtype() == caffe2::TypeMeta::Make<double>();
-      const auto options = at::TensorOptions().dtype(wide ? at::kDouble : at::kFloat);
-      fresh.entries.emplace_back(step_key_, at::zeros({}, options.device(fresh.step_device)));
-    }
-    const at::Tensor& param = THPVariable_Unpack(fresh.param.ptr());
-    for (int k = 0; k < group.variant.cpu->states; ++k) {
-      fresh.entries.emplace_back(state_keys_[group.variant.keys[k]],
-                                 at::full_like(param, initial, {}, at::MemoryFormat::Preserve));
-    }
-    created.push_back(param);
-  }
-  put_in_place(state, all);
-  return !all.empty();
-}
 
 // A gradient that is written (unscaled) must not be read under another name: where one is expanded,
 // or belongs to several parameters, each parameter gets a copy of its own. Returns whether Python

@@ -1,6 +1,7 @@
 // Parameters on CUDA devices: which of them our kernels take, what stays on the device, and
 // launching.
 #include <ATen/ops/empty.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/core/Stream.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
@@ -19,14 +20,19 @@ namespace fusedopt {
 
 namespace {
 
+c10::Device place(int index) { return {accelerator->type, static_cast<c10::DeviceIndex>(index)}; }
+
 #if defined(FUSEDOPT_WITH_CUDA)
 
-std::string why_not(const Variant& variant, Dtype dtype, int device) {
+std::string why_not(const Variant& variant, Dtype dtype, int device, void* stream) {
   static const char* const asked_for = std::getenv("FUSEDOPT_CUDA_KERNELS");
   if (asked_for != nullptr && std::strcmp(asked_for, "0") == 0) return "FUSEDOPT_CUDA_KERNELS=0";
-  const std::string reason = cuda::why_not(*variant.cuda, dtype, device);
+  const std::string reason = cuda::why_not(*variant.cuda, dtype);
   if (!reason.empty()) return reason;
-  return cuda::self_test(*variant.cuda, *variant.cpu, dtype, device);
+  const c10::Device where(c10::kCUDA, static_cast<c10::DeviceIndex>(device));
+  const at::Tensor memory = at::empty({cuda::self_test_bytes(*variant.cuda)},
+                                      at::TensorOptions().dtype(at::kByte).device(where));
+  return cuda::self_test(*variant.cuda, *variant.cpu, dtype, memory.data_ptr(), device, stream);
 }
 
 void run(const Variant& variant, Dtype dtype, const Table& table, const cuda::Scalars& scalars,
@@ -36,7 +42,7 @@ void run(const Variant& variant, Dtype dtype, const Table& table, const cuda::Sc
 
 #else
 
-std::string why_not(const Variant&, Dtype, int) { return "this build has no CUDA kernels"; }
+std::string why_not(const Variant&, Dtype, int, void*) { return "this build has no CUDA kernels"; }
 void run(const Variant&, Dtype, const Table&, const cuda::Scalars&, int, void*) {}
 
 #endif
@@ -49,21 +55,23 @@ const Accelerator kCuda = {
 #if defined(FUSEDOPT_WITH_CUDA)
     cuda::is_capturing,
 #else
-    [](int, void*) { return false; },
+    [](void*) { return false; },
 #endif
     run,
 };
 
-// Asked of each kernel once, and not while a graph is captured. The text stays where it is.
-const std::string& known_reason(const Variant& variant, Dtype dtype, const Device& device) {
-  static const std::string none;
+// Asked of each kernel once, and not while a graph is captured: null, if it isn't known yet then.
+// The text stays where it is. Throws where memory is short, which it may not be next time.
+const std::string* why_not_known(const Variant& variant, Dtype dtype, const Device& device) {
   using Key = std::tuple<const Accelerator*, const cpu::Kernel*, Dtype, int>;
   static std::map<Key, std::string> known;
   const Key key(accelerator, variant.cpu, dtype, device.index);
   const auto found = known.find(key);
-  if (found != known.end()) return found->second;
-  if (device.capturing) return none;
-  return known.emplace(key, accelerator->why_not(variant, dtype, device.index)).first->second;
+  if (found != known.end()) return &found->second;
+  if (device.capturing) return nullptr;
+  const c10::DeviceGuard guard(place(device.index));
+  std::string reason = accelerator->why_not(variant, dtype, device.index, device.stream);
+  return &known.emplace(key, std::move(reason)).first->second;
 }
 
 // A rule's share of a device's memory. Each bucket's begins at a multiple of 16.
@@ -103,19 +111,19 @@ Device& Plan::device_of(int index) {
   for (Device& device : devices_) {
     if (device.index == index) return device;
   }
-  const c10::Device device(accelerator->type, static_cast<c10::DeviceIndex>(index));
-  const c10::impl::VirtualGuardImpl guard(accelerator->type);
-  void* stream = guard.getStreamNativeHandle(guard.getStream(device));
-  devices_.push_back({index, stream, accelerator->is_capturing(index, stream), {}, 0, {}});
+  const c10::DeviceGuard guard(place(index));
+  const c10::impl::VirtualGuardImpl streams(accelerator->type);
+  void* stream = streams.getStreamNativeHandle(streams.getStream(place(index)));
+  devices_.push_back({index, stream, accelerator->is_capturing(stream), {}, 0, {}});
   return devices_.back();
 }
 
 // Why torch's own step takes a parameter on a device, or null.
 const char* Plan::check_device(const Slot& slot, Work& work) {
   const Group& group = groups_[slot.group];
-  const bool capturing = device_of(work.device).capturing;
-  const std::string& reason = known_reason(group.variant, work.dtype, device_of(work.device));
-  if (!reason.empty()) return reason.c_str();
+  const Device& device = device_of(work.device);
+  const std::string* reason = why_not_known(group.variant, work.dtype, device);
+  if (reason != nullptr && !reason->empty()) return reason->c_str();
   for (const Operand& operand : work.operands) {
     if (operand.tensor != nullptr && !cuda::is_aligned(operand.address, work.dtype)) {
       return "an address is no multiple of its element's size";
@@ -123,7 +131,7 @@ const char* Plan::check_device(const Slot& slot, Work& work) {
   }
   const bool on_host = optimizer_->counts_steps && !work.device_step;
   work.move_step = on_host && !work.fresh && (group.capturable || scaled_there_);
-  if (!capturing) return nullptr;
+  if (!device.capturing) return nullptr;
   if (group.has_capturable && !group.capturable) {
     throw std::runtime_error("Attempting CUDA graph capture of step() for an instance of " +
                              std::string(optimizer_->name) +
@@ -133,63 +141,73 @@ const char* Plan::check_device(const Slot& slot, Work& work) {
     throw std::runtime_error(name_of(slot) + ": a CUDA graph can't hold the step that makes its " +
                              "state: take one step before the capture");
   }
-  return on_host ? "a CUDA graph is being captured" : nullptr;
+  if (on_host) return "a CUDA graph is being captured";
+  return reason == nullptr ? "a CUDA graph is being captured, and this kernel was never run before"
+                           : nullptr;
 }
 
 // Waits for the device where the host can't do without its numbers: for parameters on the host, and
-// for state whose being there tells that there was a step. Returns whether nothing is to be done.
+// for state whose being there tells that there was a step. Returns whether it has waited, which
+// other threads have used, perhaps.
 bool Plan::read_back(Scaler& scaler) {
-  const bool any = scaler.scale_at != nullptr || scaler.found_inf_at != nullptr;
+  std::vector<std::pair<at::Tensor, double*>> numbers;
+  const auto ask = [&](const c10::TensorImpl*& tensor, double& number) {
+    if (tensor != nullptr) numbers.emplace_back(tensor_of(tensor), &number);
+    tensor = nullptr;
+  };
   const auto needs = [&](int slot) {
     const Work& work = works_[slot];
     return work.device == kHost || (work.fresh && !optimizer_->counts_steps);
   };
-  if (any && std::any_of(ready_.begin(), ready_.end(), needs)) {
-    if (scaler.scale_at != nullptr) scaler.scale = tensor_of(scaler.scale_at).item().toDouble();
-    if (scaler.found_inf_at != nullptr) {
-      scaler.overflow = tensor_of(scaler.found_inf_at).item().toDouble() != 0;
-    }
-    scaler.scale_at = scaler.found_inf_at = nullptr;
+  double found_inf = scaler.overflow;
+  if (std::any_of(ready_.begin(), ready_.end(), needs)) {
+    ask(scaler.scale_at, scaler.scale);
+    ask(scaler.found_inf_at, found_inf);
     scaled_there_ = false;
   }
+  const Group* last = nullptr;
   for (const int slot : ready_) {
     Group& group = groups_[slots_[slot].group];
-    if (!group.any_on_device || works_[slot].device != kHost) continue;
+    if (&group == last || !group.any_on_device || works_[slot].device != kHost) continue;
     for (int i = 0; i < group.count; ++i) {
-      const c10::TensorImpl* number = group.on_device[i];
-      if (number != nullptr) group.numbers[i] = tensor_of(number).item().toDouble();
+      const c10::TensorImpl* number = group.on_device[i];  // stays, for the group's others
+      ask(number, group.numbers[i]);
     }
+    last = &group;
   }
-  return scaler.overflow;
+  if (numbers.empty()) return false;
+  const py::gil_scoped_release release;
+  for (const auto& [tensor, number] : numbers) *number = tensor.item().toDouble();
+  scaler.overflow = found_inf != 0;
+  return true;
 }
 
 // All that may fail for want of memory: room for the rules that devices make, and copies of numbers
 // that are on another device.
 void Plan::prepare_devices(const Scaler& scaler) {
-  if (devices_.empty()) return;
-  std::vector<int64_t> bytes(devices_.size(), 0);
-  for (const int slot : ready_) {
-    const Work& work = works_[slot];
-    const Group& group = groups_[slots_[slot].group];
-    if (work.device == kHost || !(work.device_step || group.any_on_device)) continue;
-    bytes[&device_of(work.device) - devices_.data()] +=
-        bytes_of(group.variant, work.dtype) + kAlignment;
-  }
-  for (size_t i = 0; i < devices_.size(); ++i) {
-    Device& device = devices_[i];
-    const c10::Device where(accelerator->type, static_cast<c10::DeviceIndex>(device.index));
+  for (Device& device : devices_) {
+    const c10::Device where = place(device.index);
     const auto copy = [&](const c10::TensorImpl* tensor) {
       if (tensor == nullptr || tensor->device() == where) return;
+      const auto is_it = [&](const auto& known) { return known.first == tensor; };
+      if (std::any_of(device.copies.begin(), device.copies.end(), is_it)) return;
       device.copies.emplace_back(tensor, tensor_of(tensor).to(where, /*non_blocking=*/true));
     };
-    copy(scaler.scale_at);
-    copy(scaler.found_inf_at);
-    for (const Group& group : groups_) {
-      for (int k = 0; group.any_on_device && k < group.count; ++k) copy(group.on_device[k]);
+    int64_t bytes = 0;
+    const Group* last = nullptr;
+    for (const int slot : ready_) {
+      const Work& work = works_[slot];
+      const Group& group = groups_[slots_[slot].group];
+      if (work.device != device.index) continue;
+      copy(scaler.scale_at);
+      copy(scaler.found_inf_at);
+      if (!work.device_step && !group.any_on_device) continue;
+      bytes += bytes_of(group.variant, work.dtype) + kAlignment;
+      for (int k = 0; &group != last && k < group.count; ++k) copy(group.on_device[k]);
+      last = &group;
     }
-    if (bytes[i] != 0) {
-      device.memory = at::empty({bytes[i]}, at::TensorOptions().dtype(at::kByte).device(where));
-    }
+    if (bytes == 0) continue;
+    device.memory = at::empty({bytes}, at::TensorOptions().dtype(at::kByte).device(where));
   }
 }
 
@@ -239,6 +257,7 @@ void Plan::launch(const Bucket& bucket, const Table& table, const Scaler& scaler
   } else if (table.count == 0) {
     return;
   }
+  const c10::DeviceGuard guard(place(bucket.device));
   accelerator->run(bucket.variant, bucket.dtype, table, scalars, device.index, device.stream);
 }
 

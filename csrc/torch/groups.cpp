@@ -71,13 +71,13 @@ void Plan::read_group(PyObject* dict, int index, Group& group) {
       read_option(value, group, count++, name);
       continue;
     }
-    const auto pair = py::reinterpret_steal<py::object>(PySequence_Fast(value, ""));
+    const auto pair = py::reinterpret_steal<py::object>(PySequence_Tuple(value));
     if (!pair) PyErr_Clear();
-    if (!pair || PySequence_Fast_GET_SIZE(pair.ptr()) != 2) {
+    if (!pair || PyTuple_GET_SIZE(pair.ptr()) != 2) {
       throw py::type_error(name() + " must be a pair");
     }
     for (int k = 0; k < 2; ++k) {
-      read_option(PySequence_Fast_GET_ITEM(pair.ptr(), k), group, count++,
+      read_option(PyTuple_GET_ITEM(pair.ptr(), k), group, count++,
                   [&] { return name() + "[" + std::to_string(k) + "]"; });
     }
   }

@@ -1,5 +1,6 @@
 // The Python module fusedopt._C.
 #include <pybind11/stl.h>
+#include <torch/csrc/Exceptions.h>
 
 #include <cstdlib>
 #include <optional>
@@ -40,8 +41,9 @@ PYBIND11_MODULE(_C, module) {
   module.def("stream", &stream, py::arg("read"), py::arg("updated"));
   py::class_<Plan>(module, "Plan")
       .def(py::init<const std::string&>(), py::arg("optimizer"))
-      .def("step", &Plan::step)
-      .def("explain", &Plan::explain)
+      // So that C++'s exceptions become torch's, such as OutOfMemoryError.
+      .def("step", torch::wrap_pybind_function(&Plan::step))
+      .def("explain", torch::wrap_pybind_function(&Plan::explain))
       // A copied or unpickled optimizer starts with a plan that has seen nothing yet.
       .def("__reduce__", [](const py::object& self) {
         return py::make_tuple(py::type::of(self),

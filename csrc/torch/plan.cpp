@@ -151,6 +151,27 @@ std::unique_lock<std::mutex> Plan::lock() {
   return lock;
 }
 
+// After anything that may have run other Python code (Tensor.__hash__, the garbage collector, other
+// threads), which may have done anything.
+void Plan::look_again(const py::object& state, const py::object& stepped_by_torch) {
+  read_slots();
+  check(state, stepped_by_torch);
+  find_overlaps();
+}
+
+// Where steps aren't counted, state that this step has made tells that it is the first.
+void Plan::note_first_steps(const std::vector<Fresh>& made) {
+  if (made.empty()) return;
+  std::unordered_set<const PyObject*> first;
+  for (const Fresh& fresh : made) {
+    if (!fresh.step) first.insert(fresh.param.ptr());
+  }
+  for (const int slot : ready_) {
+    Work& work = works_[slot];
+    work.first = work.first || first.count(slots_[slot].param) != 0;
+  }
+}
+
 py::object Plan::step(const py::object& groups, const py::object& state, const py::dict& defaults,
                       const py::object& grad_scale, const py::object& found_inf,
                       const py::object& stepped_by_torch) {
@@ -168,25 +189,19 @@ py::object Plan::step(const py::object& groups, const py::object& state, const p
     py::object rest = torch_parameters();
     if (!rest.is_none()) return rest;
   }
-  if (read_back(scaler)) return py::none();
-  // Putting state in place runs Python code (Tensor.__hash__, the garbage collector), which may do
-  // anything: all is looked at again.
-  std::vector<at::Tensor> created;
-  while (create_states(state, defaults, created) || (scaler.scaled && separate_gradients())) {
-    read_slots();
-    check(state, stepped_by_torch);
-    find_overlaps();
-  }
-  if (!created.empty()) {
-    std::unordered_set<const c10::TensorImpl*> first;
-    for (const at::Tensor& param : created) first.insert(param.unsafeGetTensorImpl());
-    for (const int slot : ready_) {
-      Work& work = works_[slot];
-      const auto* param = THPVariable_Unpack(slots_[slot].param).unsafeGetTensorImpl();
-      work.first = work.first || first.count(param) != 0;
+  if (read_back(scaler)) look_again(state, stepped_by_torch);
+  if (scaler.overflow) return py::none();
+  std::vector<Fresh> made;
+  try {
+    while (create_states(state, defaults, made) || (scaler.scaled && separate_gradients())) {
+      look_again(state, stepped_by_torch);
     }
+    note_first_steps(made);
+    prepare_devices(scaler);
+  } catch (...) {
+    take_back(state, made);
+    throw;
   }
-  prepare_devices(scaler);
   fill_buckets(scaler.scaled);
   sweep(scaler);
   return py::none();

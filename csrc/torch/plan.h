@@ -16,6 +16,7 @@
 
 #include "engine/layout.h"
 #include "torch/dtensor.h"
+#include "torch/fresh.h"
 #include "torch/operand.h"
 #include "torch/optimizers.h"
 #include "torch/prefetch.h"
@@ -105,7 +106,7 @@ struct Device {
   bool capturing;
   at::Tensor memory;  // for the rules that it makes
   int64_t used;       // bytes of it
-  // Of numbers on another device; the last of them are in use until the step is launched.
+  // Of numbers on another device, in use until the step is launched.
   std::vector<std::pair<const c10::TensorImpl*, at::Tensor>> copies;
 };
 
@@ -147,6 +148,8 @@ class Plan {
   void read_states(PyObject* state);
   void read_state(PyObject* dict, PyObject** values) const;
   py::object torch_parameters() const;
+  void look_again(const py::object& state, const py::object& stepped_by_torch);
+  void note_first_steps(const std::vector<Fresh>& made);
 
   // check.cpp: from objects to Work, or the reason why not
   void check(const py::object& state, const py::object& stepped_by_torch,
@@ -185,9 +188,11 @@ class Plan {
   void measure_extent(Work& work) const;
   void find_overlaps();
 
+  // fresh.cpp: state that isn't there yet
+  bool create_states(const py::object& state, const py::dict& defaults, std::vector<Fresh>& made);
+  void fill_state(Fresh& fresh, double initial) const;
+
   // commit.cpp: what changes something
-  bool create_states(const py::object& state, const py::dict& defaults,
-                     std::vector<at::Tensor>& created);
   bool separate_gradients();
   void fill_buckets(bool scaled);
   int32_t add_layout(const Work& work, int operands, Bucket& bucket);

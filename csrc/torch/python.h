@@ -32,8 +32,10 @@ template <typename Name>
 double to_number(PyObject* value, const Name& name) {
   if (PyFloat_Check(value)) return PyFloat_AS_DOUBLE(value);
   if (is_tensor(value)) {
-    const at::Tensor& tensor = THPVariable_Unpack(value);
+    const at::Tensor tensor = THPVariable_Unpack(value);
     if (tensor.numel() == 1 && !tensor.is_complex() && !tensor.is_meta()) {
+      if (tensor.is_cpu()) return tensor.item().toDouble();
+      const py::gil_scoped_release release;  // it may wait for long
       return tensor.item().toDouble();
     }
   } else if (PyNumber_Check(value) && !PyComplex_Check(value)) {

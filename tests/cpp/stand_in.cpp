@@ -32,6 +32,7 @@ constexpr int kDevices = 2;
 int current_device = 0;
 int64_t waits = 0;  // how often the host asked for a number
 bool capturing = false;
+int allocations = -1;  // that there is memory for; below 0: any number
 
 // Streams are told apart by their handles only.
 char streams[kDevices];
@@ -63,6 +64,8 @@ C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard);
 
 struct Memory final : c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
+    TORCH_CHECK_WITH(OutOfMemoryError, allocations != 0, "the stand-in is out of memory");
+    --allocations;
     void* data = std::aligned_alloc(64, (bytes + 64) / 64 * 64);
     return {data, data, &std::free, Guard().getDevice()};
   }
@@ -213,8 +216,8 @@ const Accelerator kStandIn = {
     kType,
     c10::DispatchKeySet({c10::DispatchKey::PrivateUse1, c10::DispatchKey::AutogradPrivateUse1,
                          c10::DispatchKey::ADInplaceOrView, c10::DispatchKey::AutocastPrivateUse1}),
-    [](const Variant&, Dtype, int) { return std::string(); },
-    [](int, void*) { return capturing; },
+    [](const Variant&, Dtype, int, void*) { return std::string(); },
+    [](void*) { return capturing; },
     run,
 };
 
@@ -222,6 +225,7 @@ const Accelerator kStandIn = {
 
 PYBIND11_MODULE(_stand_in, module) {
   module.def("accelerator", [] { return py::capsule(&kStandIn, "fusedopt.Accelerator"); });
+  module.def("allow", [](int number) { allocations = number; });
   module.def("waits", [] { return std::exchange(waits, 0); });
   module.def("launches", [] { return std::exchange(launches, {}); });
   module.def("capture", [](bool begin) {
