@@ -252,6 +252,6 @@ def setting(result: dict[str, Any]) -> str:
 
 
 def provenance(result: dict[str, Any]) -> str:
-    """The setting, and the command of each part."""
-    commands = " and ".join(f"`{part['command']}`" for part in result["parts"])
+    """The setting, and the commands of the parts."""
+    commands = " and ".join(dict.fromkeys(f"`{part['command']}`" for part in result["parts"]))
     return f"{setting(result)}; {commands}"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import results, runs, tables
+from benchmarks import results, runs, tables, targeted
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.measure import CASE, DTYPES, KEY, Case, run_case
 from benchmarks.optimizers import OPTIMIZERS
@@ -74,6 +74,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="fresh processes to take the median of (default: 1)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of values and order (default: 0)")
+    parser.add_argument(
+        "--targets",
+        action="store_true",
+        help="what the CPU's targets compare and --json's file doesn't have yet, with all threads,"
+        " in place of optimizers, workloads, dtypes and implementations (--runs 5: about an hour)",
+    )
     parser.add_argument("--no-memory", action="store_true", help="don't measure peak memory")
     results.add_json(parser)
     parser.add_argument(
@@ -130,6 +136,8 @@ def _check_options(parser: argparse.ArgumentParser, options: argparse.Namespace)
         parser.error("--device cuda: torch finds no CUDA device")
     if options.chart and importlib.util.find_spec("matplotlib") is None:
         parser.error("--chart needs matplotlib: pip install matplotlib")
+    if options.targets and (options.json is None or options.device != "cpu"):
+        parser.error("--targets needs --json, and is for the CPU")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -144,7 +152,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     with results.recording(parser, "step", arguments, options.json, CASE) as record:
-        if options.runs > 1:
+        if options.targets:
+            targeted.measure(options, arguments)
+            record.result = results.load(options.json)
+        elif options.runs > 1:
             runs.repeat(record, "step", _without_chart(arguments), options.runs, KEY)
         else:
             measure_all(options, threads, workloads, record)
