@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 pytest.importorskip("sklearn", reason="the training script needs fusedopt[train]")
 pytest.importorskip("PIL", reason="the training script needs fusedopt[train]")
 
-from PIL import Image
+from PIL import Image, ImageOps
 from train_data_files import error_of, everything, load
 
 from fusedopt.train import data
@@ -171,6 +172,21 @@ def test_images_are_upright_square_and_of_8_bits(tmp_path: Path) -> None:
     Image.fromarray(np.full((3, 3), 40_000, np.uint16)).save(path)
     with pytest.raises(DataError, match=f"{path} has more than 8 bits per channel"):
         data.read_image(path, 1)
+
+
+def test_whatever_pillow_raises_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damage in a JPEG's Exif may become a struct.error."""
+
+    def fail(image: Image.Image) -> Image.Image:
+        raise struct.error("required argument is not an integer")
+
+    path = tmp_path / "1.jpg"
+    Image.new("RGB", (4, 4)).save(path)
+    monkeypatch.setattr(ImageOps, "exif_transpose", fail)
+    with pytest.raises(DataError, match=f"{path} is damaged, or no image: required argument"):
+        data.read_image(path, 4)
 
 
 def test_bad_folders_are_named(tmp_path: Path) -> None:

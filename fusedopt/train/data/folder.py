@@ -43,10 +43,11 @@ def read_image(path: Path, image_size: int, in_channels: int = 3) -> Tensor:
                 raise DataError(f"{path} has more than 8 bits per channel ({file.mode})")
             image = ImageOps.exif_transpose(file).convert("L" if in_channels == 1 else "RGB")
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
+    except DataError:
+        raise
     except FileNotFoundError as error:
         raise DataError(f"{path} doesn't exist") from error
-    # Pillow raises the second for a damaged PNG, the third for one that claims to be enormous.
-    except (OSError, SyntaxError, Image.DecompressionBombError, ValueError) as error:
+    except Exception as error:  # Pillow raises whatever the damage makes it stumble over
         raise DataError(f"{path} is damaged, or no image: {error}") from error
     pixels = np.array(image).reshape(image_size, image_size, in_channels)
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
