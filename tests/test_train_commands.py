@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ pytest.importorskip("PIL", reason="the training script needs fusedopt[train]")
 from PIL import Image
 from train_runs import SMALL, error_of, metrics, read, train
 
-from fusedopt.train import charts, cost, folder, main, run
+from fusedopt.train import charts, cli, cost, folder, main, run, world
 from fusedopt.train.data import load_data
 from fusedopt.train.options import DEFAULTS
 
@@ -62,6 +65,12 @@ def test_a_runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = {f"{a}/{b}" for a in ("loss", "accuracy") for b in ("train", "validation")}
     assert set(events.Tags()["scalars"]) == names | {"lr", "images_per_second", "optimizer_share"}
     assert [event.step for event in events.Scalars("lr")] == [1, 2]
+
+
+def test_figures_that_json_does_not_have(tmp_path: Path) -> None:
+    folder.write_json(tmp_path / "a.json", {"loss": math.nan, "seconds": 1.5, "to": [math.inf]})
+    content = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
+    assert content == {"loss": None, "seconds": 1.5, "to": [None]}
 
 
 def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,11 +174,18 @@ def test_a_damaged_image_in_training_is_named(
 
     def damage_later(options: object) -> object:
         loaded = splits(options)
-        Path(loaded.train.paths[0]).write_bytes(b"")
-        return loaded
+        damaged = [tmp_path / "1.png", *loaded.train.paths[1:]]
+        damaged[0].touch()
+        return replace(loaded, train=replace(loaded.train, paths=tuple(map(str, damaged))))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "load_splits", damage_later)
         line = error_of(capsys, *options, "--workers", 1)
-    assert f"--data folder:{tmp_path / 'data'}: {tmp_path / 'data'}" in line
+    assert f"--data folder:{tmp_path / 'data'}: {tmp_path / '1.png'} is" in line
     assert line.count("DataError") == 0 and "damaged, or no image" in line
+
+    # Of several processes the one that reads it names it: the first one doesn't know.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "load_splits", damage_later)
+        patch.setattr(cli, "world", SimpleNamespace(**{**vars(world), "rank": lambda: 1}))
+        assert "damaged, or no image" in error_of(capsys, *options)

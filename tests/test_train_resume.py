@@ -17,7 +17,7 @@ pytest.importorskip("tensorboard", reason="the training script needs fusedopt[tr
 import train_kills
 from train_runs import SMALL, assert_same, error_of, metrics, read, train
 
-from fusedopt.train import checkpoint, cost, folder, loop
+from fusedopt.train import checkpoint, cli, cost, folder, loop, world
 from fusedopt.train.models.lenet import LeNet
 
 # A moving average, a scaler, a scheduler that goes by steps, accumulation and early stopping:
@@ -195,6 +195,20 @@ def test_resuming_into_another_folder_leaves_the_first(tmp_path: Path) -> None:
     train("--epochs", 2, "--resume", tmp_path / "a", "--out", tmp_path / "b")
     assert all(path.read_bytes() == content for path, content in before.items())
     assert read(tmp_path / "b")["epoch"] == 2 and len(metrics(tmp_path / "b")) == 2
+
+
+def test_a_restart_goes_on_in_the_folder_that_it_writes_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where --resume names another one; but not before there is a checkpoint."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    train(*SMALL, "--epochs", 1, "--out", first)
+    monkeypatch.setattr(world, "restarted", lambda: True)
+    command = ["--resume", str(first), "--epochs", "2", "--out", str(second)]
+    assert cli.parse(cli.make_parser(), command)[0].resume == first
+    train("--resume", first, "--epochs", 2, "--out", second)
+    options, content = cli.parse(cli.make_parser(), command)
+    assert (options.resume, options.out, content["epoch"]) == (second, second, 2)
 
 
 def test_measuring_costs_leaves_the_trained_model_alone(tmp_path: Path) -> None:

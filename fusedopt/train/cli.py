@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fusedopt.train import world
 from fusedopt.train.flags import add_options
 from fusedopt.train.interrupts import Interrupted
-from fusedopt.train.options import Options, UserError, make_options
+from fusedopt.train.options import OneProcessError, Options, UserError, make_options
 
 if TYPE_CHECKING:
     from fusedopt.train.run import Result
@@ -43,7 +43,7 @@ def parse(
         UserError: options that don't go together, or can't work on this machine.
     """
     given = vars(parser.parse_args(argv))
-    if world.restarted() and "resume" not in given and "out" in given:
+    if world.restarted() and "out" in given:
         from fusedopt.train.checkpoint import CHECKPOINT
 
         if (given["out"] / CHECKPOINT).exists():
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> Result | None:
         with world.join(options.device):
             return run(options, content)
     except UserError as error:
-        if world.rank() > 0:  # the first process says it
+        if world.rank() > 0 and not isinstance(error, OneProcessError):  # the first one says it
             parser.exit(2)
         parser.error(str(error))
     except ModuleNotFoundError as error:

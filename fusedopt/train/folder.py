@@ -31,8 +31,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replaces a JSON file at once."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    """Replaces a JSON file at once; what isn't finite becomes null, which JSON has."""
+    finite = json.loads(json.dumps(content), parse_constant=lambda name: None)
+    write_text(path, json.dumps(finite, indent=2) + "\n")
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

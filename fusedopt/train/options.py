@@ -35,6 +35,10 @@ class UserError(Exception):
     """Something that the user can put right; its text is the whole message."""
 
 
+class OneProcessError(UserError):
+    """Something that only one of several processes has met, and the others don't know."""
+
+
 @dataclass(frozen=True)
 class Options:
     """What the command line says, with the defaults filled in that depend on other options."""

@@ -18,7 +18,7 @@ from fusedopt.train.data import DataError, Splits, load_data
 from fusedopt.train.folder import RESULT, RunFolder, write_json
 from fusedopt.train.interrupts import Interrupted, Interrupts
 from fusedopt.train.loop import Figures, evaluate, make_optimizer, train_epoch
-from fusedopt.train.options import Options, UserError
+from fusedopt.train.options import OneProcessError, Options, UserError
 from fusedopt.train.start import start
 from fusedopt.train.state import Row, TrainingState
 
@@ -32,7 +32,7 @@ class Result:
         rows: figures of each epoch, those before a `--resume` included.
         test: loss and accuracy on the test set, after the last epoch.
         costs: a step's cost with "fusedopt" and with "torch", measured after training; empty
-            where several processes have trained.
+            where torchrun has started it.
     """
 
     model: nn.Module
@@ -83,7 +83,7 @@ def run(options: Options, content: dict[str, Any] | None = None) -> Result:
         test = evaluate(state.averaged, splits.test, augmentation, options)
         report.print_training(options, state, test)
         costs = {}
-        if world.size() == 1:  # several processes would measure each other
+        if options.strategy is None:  # several processes would measure each other
             some = range(min(options.batch_size, len(splits.train)))
             images, labels = default_collate([splits.train[i] for i in some])
             costs = cost.measure(state.model, options, augmentation(images), labels)
@@ -95,9 +95,7 @@ def run(options: Options, content: dict[str, Any] | None = None) -> Result:
 
 
 def _user_error(error: DataError, options: Options) -> UserError:
-    """Returns the error for a file; one from a loader's worker comes with its traceback as text."""
-    text = str(error).strip().splitlines()[-1].rpartition("DataError: ")[2]
-    return UserError(f"--data {options.data}: {text}")
+    return UserError(f"--data {options.data}: {error}")
 
 
 @contextlib.contextmanager
@@ -108,7 +106,7 @@ def open_folder(options: Options, state: TrainingState) -> Iterator[RunFolder | 
     try:
         yield folder
     except DataError as error:  # an image file that is read only when its turn comes
-        raise _user_error(error, options) from error
+        raise OneProcessError(str(_user_error(error, options))) from error
     finally:
         if folder is not None:
             folder.close(state.rows)
