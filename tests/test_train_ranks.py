@@ -111,6 +111,25 @@ def test_bad_options_are_said_once(
     assert "which torchrun starts" in error_of(capsys, "--strategy", "fsdp")
 
 
+def test_sharding_changes_no_learning_rates(ranks: Callable[[int], Ranks]) -> None:
+    options = ("--model", "alexnet", "--lr-decay-by-depth", 0.5)
+    whole = train_ranks.groups(*options)
+    assert len(whole) == 8
+    assert ranks(2).run(train_ranks.groups, *options, "--strategy", "fsdp") == [whole, whole]
+
+
+def test_the_moving_average_of_shards_and_statistics(train: Run, tmp_path: Path) -> None:
+    options = ("--model", "resnet20", *SAME, "--epochs", 1, "--ema", 0.5)
+    for strategy in ("ddp", "fsdp"):
+        train(2, *options, "--strategy", strategy, "--out", tmp_path / strategy)
+    torch.testing.assert_close(weights(tmp_path / "ddp"), weights(tmp_path / "fsdp"))
+
+
+def test_few_images_and_one_process_of_torchrun(train: Run) -> None:
+    train(2, "--classes", "0,1", "--per-class", 1, "--epochs", 1)
+    assert "test accuracy" in train(1, *SMALL, "--epochs", 1, "--strategy", "fsdp")[0]
+
+
 def start_torchrun(*options: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     return subprocess.Popen(

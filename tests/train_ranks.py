@@ -21,6 +21,16 @@ def train(*options: object) -> tuple[int, str]:
     return status, output.getvalue()
 
 
+def groups(*options: object) -> list[tuple[float, int]]:
+    """Returns learning rate and number of elements of the optimizer's groups."""
+    from fusedopt.train import cli, run, start
+
+    chosen, _ = cli.parse(cli.make_parser(), list(map(str, options)))
+    state = start.start(chosen, run.load_splits(chosen), None)
+    groups = state.optimizer.param_groups
+    return [(group["lr"], sum(p.numel() for p in group["params"])) for group in groups]
+
+
 class _Stop(Exception):
     pass
 

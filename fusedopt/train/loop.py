@@ -70,12 +70,13 @@ def own_batch_size(options: Options) -> int:
 def epoch_order(dataset: Dataset, options: Options, epoch: int) -> list[int]:
     """Returns the training images' order, which seed and epoch decide, for this process's share.
 
-    A last batch of one image is left out: batch norm may have nothing to average there.
+    A last batch of one image is left out, unless it is the only one: batch norm may have nothing
+    to average there.
     """
     sampler = DistributedSampler(dataset, world.size(), world.rank(), seed=options.seed)
     sampler.set_epoch(epoch)
     order, size = list(sampler), own_batch_size(options)
-    return order[:-1] if len(order) % size == 1 < size else order
+    return order[:-1] if len(order) > 1 and len(order) % size == 1 < size else order
 
 
 def train_epoch(

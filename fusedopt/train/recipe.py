@@ -14,18 +14,23 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from fusedopt.train.models import depth_of_parameters, head_of
 from fusedopt.train.models.parts import NORMS
 from fusedopt.train.options import Options
+from fusedopt.train.strategy import is_cut
 
 
-def parameter_groups(model: nn.Module, options: Options) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, options: Options, depths: dict[str, int] | None = None
+) -> list[dict[str, Any]]:
     """Returns the trained parameters as an optimizer takes them, in groups by depth and decay.
 
     Args:
         model: with `requires_grad` off for what is frozen.
         options: `lr_decay_by_depth` and `no_decay_on_norm_and_bias` make several groups.
+        depths: of the parameters, by name; None looks at the model, which FSDP2 must not have
+            changed: it gives modules other classes.
     """
     undecayed = _norms_and_biases(model) if options.no_decay_on_norm_and_bias else set()
     factor = options.lr_decay_by_depth
-    depths = depth_of_parameters(model) if factor else {}
+    depths = (depth_of_parameters(model) if depths is None else depths) if factor else {}
     deepest = max(depths.values(), default=0)
     groups: dict[tuple[int, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
@@ -68,7 +73,16 @@ def make_ema(model: nn.Module, decay: float | None) -> AveragedModel | None:
     """Returns the moving average of a model's weights and of its norms' statistics."""
     if decay is None:
         return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    update = get_ema_multi_avg_fn(decay)
+
+    def update_kinds(averages: list[Tensor], values: list[Tensor], count: Any) -> None:
+        """Updates shards and whole tensors, such as FSDP2's buffers: one call can't take both."""
+        pairs = list(zip(averages, values, strict=True))
+        for kind in (False, True):
+            if some := [pair for pair in pairs if is_cut(pair[0]) == kind]:
+                update(*map(list, zip(*some, strict=True)), count)
+
+    return AveragedModel(model, multi_avg_fn=update_kinds, use_buffers=True)
 
 
 def make_scaler(options: Options) -> torch.amp.GradScaler:

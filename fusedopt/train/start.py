@@ -11,7 +11,7 @@ from torch import nn
 from fusedopt.train import checkpoint, recipe, strategy, world
 from fusedopt.train.data import Splits
 from fusedopt.train.loop import epoch_order, make_optimizer, own_batch_size
-from fusedopt.train.models import ModelError, make_model, replace_head
+from fusedopt.train.models import ModelError, depth_of_parameters, make_model, replace_head
 from fusedopt.train.options import Options, UserError
 from fusedopt.train.schedule import Scheduler
 from fusedopt.train.state import StepTimer, TrainingState
@@ -40,10 +40,11 @@ def start(options: Options, splits: Splits, content: dict[str, Any] | None) -> T
         model = _make_model(options, splits, initialised=content is None).to(device)
         if options.freeze:
             recipe.freeze_backbone(model)
+        depths = depth_of_parameters(model)
         ema = recipe.make_ema(model, options.ema)
         for network in [model] if ema is None else [model, ema.module]:
             strategy.shard(network, options.strategy, options.device)
-        groups = recipe.parameter_groups(model, options)
+        groups = recipe.parameter_groups(model, options, depths)
     except ModelError as error:
         raise UserError(f"--model {options.model}: {error}") from error
     optimizer = make_optimizer(options, options.impl, groups, shared=True)

@@ -55,7 +55,8 @@ def shared_optimizer(
     return optimizer
 
 
-def _is_cut(value: Any) -> bool:
+def is_cut(value: Any) -> bool:
+    """Returns whether the value is a DTensor, of which this process has a part."""
     if not dist.is_available():
         return False
     from torch.distributed.tensor import DTensor
@@ -69,11 +70,11 @@ def whole(content: Any) -> Any:
         return {key: whole(value) for key, value in content.items()}
     if isinstance(content, list):
         return [whole(value) for value in content]
-    return content.full_tensor() if _is_cut(content) else content
+    return content.full_tensor() if is_cut(content) else content
 
 
 def _cut(value: Any, like: Any) -> Any:
-    if not isinstance(value, Tensor) or not _is_cut(like) or value.shape != like.shape:
+    if not isinstance(value, Tensor) or not is_cut(like) or value.shape != like.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
 
