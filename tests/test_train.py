@@ -140,6 +140,19 @@ def test_the_loaders_workers_change_nothing() -> None:
         (["--scheduler", "LambdaLR"], "--scheduler: 'LambdaLR' can't be had by name"),
         (["--scheduler", "step"], "--scheduler step: StepLR missing 1 required positional"),
         (["--scheduler-arg", "gamma"], "argument --scheduler-arg: 'gamma' is not of the form"),
+        (
+            ["--scheduler", "multistep", "--scheduler-arg", "milestones={{1, 2}}"],
+            "argument --scheduler-arg: milestones must be a number, a string or a list of them",
+        ),
+        (["--scheduler-arg", "gamma=abc"], "--scheduler exponential: can't multiply sequence"),
+        (
+            ["--scheduler", "step", "--scheduler-arg", "step_size=0"],
+            "--scheduler step: integer modulo by zero (--scheduler-arg)",
+        ),
+        (
+            ["--scheduler", "plateau", "--scheduler-arg", "patience=x"],
+            "--scheduler plateau: '>' not supported between instances of 'int' and 'str'",
+        ),
         (["--scheduler-arg", "gama=1"], "--scheduler exponential: ExponentialLR got an unexpected"),
         (
             ["--scheduler", "one-cycle", "--scheduler-arg", "total_steps=3"],
@@ -158,6 +171,17 @@ def test_bad_options_get_one_line(
     line = error_of(capsys, *(option.format(tmp=tmp_path) for option in options))
     assert f"error: {message.format(tmp=tmp_path)}" in line
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_missing_data_are_described_in_full(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        train("--data", "mnist", "--data-dir", tmp_path)
+    said = capsys.readouterr().err
+    place = tmp_path / "MNIST" / "raw"
+    assert f"error: --data mnist: mnist is not in {place}. --download fetches it" in said
+    assert said.count("https://") == said.count("(md5 ") == 4
 
 
 def test_missing_extras_say_what_to_install(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -46,14 +47,21 @@ def _classes(text: str) -> tuple[int, ...]:
 
 
 def _key_value(text: str) -> tuple[str, Any]:
-    """Parses "key=value": a Python literal, or else a string."""
+    """Parses "key=value": a Python literal that JSON has too, or else a string."""
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
     try:
-        return key, ast.literal_eval(value)
+        literal = ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return key, value
+    try:
+        json.dumps(literal)  # as config.json will have it
+    except TypeError:
+        raise argparse.ArgumentTypeError(
+            f"{key} must be a number, a string or a list of them, not {value}"
+        ) from None
+    return key, literal
 
 
 def _some_of(names: Iterable[str]) -> Callable[[str], tuple[str, ...]]:

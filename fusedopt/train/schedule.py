@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import torch
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -55,6 +57,7 @@ class Scheduler:
         self.needs_epochs = False
         arguments = self._arguments(name, given, options, optimizer, steps)
         try:
+            self._try_out(name, arguments, optimizer)
             self.scheduler: LRScheduler = getattr(lr_scheduler, name)(optimizer, **arguments)
         except (TypeError, ValueError, IndexError, KeyError, ZeroDivisionError) as error:
             text = str(error).replace(f"{name}.__init__()", name)
@@ -64,6 +67,15 @@ class Scheduler:
                 f"--scheduler {options.scheduler}: its {self.scheduler.total_steps} steps are"
                 f" fewer than the {steps} of training (--scheduler-arg)"
             )
+
+    def _try_out(self, name: str, arguments: dict[str, Any], optimizer: Optimizer) -> None:
+        """Steps such a scheduler twice: many look at their arguments only then."""
+        groups = [{"params": [torch.zeros(1)], "lr": g["lr"]} for g in optimizer.param_groups]
+        twin = torch.optim.SGD(groups, momentum=0.9)
+        scheduler = getattr(lr_scheduler, name)(twin, **copy.deepcopy(arguments))
+        for _ in range(min(2, getattr(scheduler, "total_steps", 2))):
+            twin.step()
+            scheduler.step(*[0.0] * self.by_loss)
 
     def _arguments(
         self, name: str, given: dict[str, Any], options: Options, optimizer: Optimizer, steps: int
