@@ -67,6 +67,46 @@ def test_interleaved_parameters_are_separate(case: Case) -> None:
 
 
 @over(CLASS_CASES, "case")
+def test_memory_that_is_shared_until_it_is_written(case: Case) -> None:
+    """Two parameters in one lazily copied memory: both are stepped in the copy."""
+
+    def scenario(make: Make) -> Optimizer:
+        memory = random((9,), 0)
+        before = memory.clone()
+        lazy = torch._lazy_clone(memory)
+        optimizer = make([Parameter(lazy[:4]), Parameter(lazy[4:])])
+        for t in range(3):
+            if t == 2:
+                lazy = torch._lazy_clone(lazy)  # whose memory was the parameters' own
+                for entries in optimizer.state.values():
+                    for key in entries:
+                        if isinstance(entries[key], torch.Tensor):
+                            entries[key] = torch._lazy_clone(entries[key])
+            step(optimizer, t)
+        assert torch.equal(memory, before)
+        return optimizer
+
+    twins(case, scenario)
+
+
+@pytest.mark.parametrize("step_first", [False, True])
+def test_a_refused_step_leaves_lazily_copied_memory_as_it_was(step_first: bool) -> None:
+    memory = torch.ones(4)
+    params = [Parameter(torch._lazy_clone(memory)), Parameter(torch.ones(4))]
+    optimizer = fusedopt.AdamW(params)
+    if step_first:
+        step(optimizer, 0)
+    for p in params:
+        p.grad = torch.ones(4)
+    optimizer.state[params[1]] = {"step": "none"}
+    before = contents(optimizer)
+    with pytest.raises(TypeError, match="step"):
+        optimizer.step()
+    assert_unchanged(optimizer, before)
+    assert torch.equal(memory, torch.ones(4))
+
+
+@over(CLASS_CASES, "case")
 def test_inference_mode(case: Case) -> None:
     """Parameters made in inference mode have no version counter; they can be stepped there."""
 

@@ -44,6 +44,16 @@ void set_operand(Work& work, int k, const Operand& operand) {
   work.operands[k] = operand;
 }
 
+// The same of all that the step will write. Here, because it needs memory, which may fail.
+bool make_own(const Work& work, bool with_step) {
+  bool shared = with_step && make_own(work.step);
+  for (int k = 0; k < kMaxOperands; ++k) {
+    const Operand& operand = work.operands[k];
+    if (k != 1 && operand.tensor != nullptr) shared = make_own(operand) || shared;
+  }
+  return shared;
+}
+
 // All that checking a slot will read, as far as it lies where it lay.
 void prefetch_objects(const Slot& slot, const Work& last) {
   prefetch<24>(slot.param);
@@ -90,6 +100,7 @@ void Plan::check(const py::object& state, const py::object& stepped_by_torch,
   bool known = std::exchange(overlaps_known_, false) && works_.size() == slots_.size();
   works_.resize(count);
   ready_.clear();
+  bool stale = false;  // addresses that were read before a tensor got memory of its own
   any_for_torch_ = any_fresh_ = false;
   devices_.clear();
   if (errors != nullptr) errors->assign(count, "");
@@ -107,6 +118,7 @@ void Plan::check(const py::object& state, const py::object& stepped_by_torch,
         work.reason = is_dict ? check_slot(slot, work) : "optimizer.state is not a dict";
         work.ready = work.reason == nullptr;
         if (work.ready) {
+          stale = make_own(work, optimizer_->counts_steps && !work.fresh) || stale;
           ready_.push_back(i);
           any_fresh_ = any_fresh_ || work.fresh || work.move_step;
         } else {
@@ -120,6 +132,7 @@ void Plan::check(const py::object& state, const py::object& stepped_by_torch,
     known = known && work.ready == was_ready && !work.moved;
   }
   overlaps_known_ = known;
+  if (stale) return check(state, stepped_by_torch, errors);
   if (cuts_.learn(slots_.size() * (kMaxStates + 2))) {  // which is Python code: all anew
     read_slots();
     check(state, stepped_by_torch, errors);

@@ -18,23 +18,18 @@ namespace {
 // Adds 1 in the step's own dtype, as torch does, and returns the new count. check_step has seen
 // that it is a plain tensor.
 double count_step(const Work& work) {
-  if (work.float_step) return *reinterpret_cast<float*>(written_address(work.step)) += 1.0f;
-  work.step.tensor->bump_version();
+  count_version(work.step);
+  if (work.float_step) {
+    return *reinterpret_cast<float*>(const_cast<char*>(work.step.address)) += 1.0f;
+  }
   const at::NoGradGuard no_grad;
   return tensor_of(work.step.tensor).add_(1).item().toDouble();
 }
 
 // What filling the tables reads and writes of a slot.
 void prefetch_counters(const Work& work) {
-  const auto prefetch_operand = [](const Operand& operand) {
-    prefetch<48>(operand.tensor);
-    prefetch<96>(operand.storage);
-    prefetch<1, true>(operand.version);
-  };
-  for (const Operand& operand : work.operands) {
-    if (operand.tensor != nullptr) prefetch_operand(operand);
-  }
-  prefetch_operand(work.step);
+  for (const Operand& operand : work.operands) prefetch<1, true>(operand.version);
+  prefetch<1, true>(work.step.version);
   prefetch<1, true>(work.step.address);
 }
 
@@ -42,7 +37,8 @@ void prefetch_counters(const Work& work) {
 
 // A gradient that is written (unscaled) must not be read under another name: where one is expanded,
 // or belongs to several parameters, each parameter gets a copy of its own. Returns whether Python
-// code ran, as it does to copy a DTensor: then all has to be looked at again.
+// code ran, as it does to copy a DTensor, or other addresses may be stale: then all has to be
+// looked at again.
 bool Plan::separate_gradients() {
   std::vector<Range> ranges;
   std::vector<char> shared(works_.size(), 0);
@@ -55,9 +51,13 @@ bool Plan::separate_gradients() {
   for (const int slot : find_overlapping(ranges)) shared[slot] = 1;
   const at::NoGradGuard no_grad;
   std::vector<at::Tensor> sharded;
+  bool stale = false;
   for (const int slot : ready_) {
-    if (!shared[slot]) continue;
     Work& work = works_[slot];
+    if (!shared[slot]) {
+      stale = make_own(work.operands[1]) || stale;
+      continue;
+    }
     if (work.cut != 0) {
       sharded.push_back(THPVariable_Unpack(slots_[slot].param));
       continue;
@@ -70,7 +70,7 @@ bool Plan::separate_gradients() {
     work.dense = false;  // its layout is found anew
   }
   for (const at::Tensor& param : sharded) param.mutable_grad() = param.grad().clone();
-  return !sharded.empty();
+  return stale || !sharded.empty();
 }
 
 int64_t Bucket::elements() const {
@@ -128,8 +128,8 @@ void Plan::fill_buckets(bool scaled) {
     } else {
       for (int k = 0; k < operands; ++k) {
         const Operand& operand = work.operands[k];
-        const bool written = k != 1 || scaled;
-        entry.operands[k] = written ? written_address(operand) : const_cast<char*>(operand.address);
+        entry.operands[k] = const_cast<char*>(operand.address);
+        if (k != 1 || scaled) count_version(operand);
       }
     }
     if (work.numel == 0 && !there) continue;

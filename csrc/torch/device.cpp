@@ -235,7 +235,10 @@ void Plan::add_source(const Work& work, int group_index, double step, Bucket& bu
   }
   const int32_t index = static_cast<int32_t>(bucket.numbers.size()) / options - 1;
   cuda::Number count{step, nullptr, {}};
-  if (work.device_step) count = {0, written_address(work.step), work.step_dtype};
+  if (work.device_step) {
+    count_version(work.step);
+    count = {0, const_cast<char*>(work.step.address), work.step_dtype};
+  }
   bucket.sources.push_back({index, count});
   ++bucket.rule_count;
   bucket.group = group_index;

@@ -169,15 +169,12 @@ void Plan::enter_pieces(const Slot& slot, const Work& work, int operands, bool s
   const at::Tensor& param = THPVariable_Unpack(slot.param);
   const auto& keys = groups_[slot.group].variant.keys;
   for (int k = 0; k < operands; ++k) {
-    if (k == 1 && !scaled) {
-      entry.operands[k] = const_cast<char*>(work.operands[k].address);
-      continue;
-    }
+    entry.operands[k] = const_cast<char*>(work.operands[k].address);
+    if (k == 1 && !scaled) continue;
     const at::Tensor& whole = k == 0   ? param
                               : k == 1 ? param.unsafeGetTensorImpl()->grad()
                                        : THPVariable_Unpack(work.traces.state[keys[k - 2]]);
     whole.unsafeGetTensorImpl()->bump_version();
-    entry.operands[k] = own_address(work.operands[k]);
   }
 }
 

@@ -22,8 +22,10 @@ inline constexpr int kHost = -1;  // where another device has its number
 struct Operand {
   c10::TensorImpl* tensor;
   const char* address;  // of its first element
-  const c10::StorageImpl* storage;
-  const void* version;  // where its version is counted: to be prefetched, never read
+  c10::StorageImpl* storage;
+  // Where its version is counted, borrowed as the others are. Null: an inference tensor's, which
+  // counts none.
+  void* version;
 };
 
 // A dense tensor in the host's or a device's memory and nothing else: no subclass with a dispatch
@@ -113,17 +115,20 @@ FUSEDOPT_INLINE Operand operand_of(c10::TensorImpl& tensor) {
   return operand;
 }
 
-// Where to write: memory that is shared until somebody writes to it becomes the tensor's own.
-FUSEDOPT_INLINE char* own_address(const Operand& operand) {
-  const char* before = static_cast<const char*>(operand.tensor->unsafe_storage().data());
-  char* after = static_cast<char*>(operand.tensor->unsafe_storage().mutable_data());
-  return after + (operand.address - before);
+// Makes memory that is shared until somebody writes to it the tensor's own. Returns whether it was
+// shared: the storage's addresses are others then. Throws where nothing may be written.
+FUSEDOPT_INLINE bool make_own(const Operand& operand) {
+  const void* before = operand.storage->data();
+  return operand.storage->mutable_data() != before;
 }
 
-// Counts up the version of what is about to be written, and returns its address.
-FUSEDOPT_INLINE char* written_address(const Operand& operand) {
-  operand.tensor->bump_version();
-  return own_address(operand);
+// Counts up the version of what is about to be written, by torch's own bump of a borrowed
+// VariableVersion: asking the tensor for it would fetch its memory again.
+FUSEDOPT_INLINE void count_version(const Operand& operand) {
+  if (operand.version == nullptr) return;
+  alignas(c10::VariableVersion) char borrowed[sizeof(c10::VariableVersion)];
+  memcpy(borrowed, &operand.version, sizeof borrowed);
+  reinterpret_cast<c10::VariableVersion*>(borrowed)->bump();
 }
 
 inline bool to_dtype(const c10::TensorImpl& tensor, Dtype& dtype) {

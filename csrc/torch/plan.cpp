@@ -39,6 +39,8 @@ Plan::Plan(const std::string& optimizer)
   }
   for (const char* key : optimizer_->keys) state_keys_.push_back(intern(key));
   step_key_ = intern("step");
+  entry_keys_ = state_keys_;
+  entry_keys_.push_back(step_key_);
 }
 
 void Plan::read_slots() {
@@ -96,30 +98,33 @@ void Plan::read_states(PyObject* state) {
   }
 }
 
+// Which of the state keys it is, or else the step; their number if none. Keys from a checkpoint are
+// not interned, so a pointer that differs is compared as text.
+size_t Plan::entry_of(PyObject* key) const {
+  const auto begin = entry_keys_.begin(), end = entry_keys_.end();
+  auto found = std::find(begin, end, key);
+  if (found == end && PyUnicode_Check(key)) {
+    found = std::find_if(begin, end,
+                         [&](PyObject* other) { return PyUnicode_Compare(key, other) == 0; });
+  }
+  return found - begin;
+}
+
 // values[k]: the object under state key k; values[keys]: the step. The entries mostly come in
-// torch's order, the step first. Keys from a checkpoint are not interned, so a pointer that differs
-// is compared as text.
+// torch's order, the step first.
 void Plan::read_state(PyObject* dict, PyObject** values) const {
-  const size_t count = state_keys_.size();
-  const auto key_at = [&](size_t k) { return k < count ? state_keys_[k] : step_key_; };
-  std::fill_n(values, count + 1, nullptr);
+  PyObject* const* keys = entry_keys_.data();
+  const size_t step = entry_keys_.size() - 1;
+  std::fill_n(values, kMaxStates + 1, nullptr);
   PyObject *key, *value;
   Py_ssize_t position = 0;
   Py_ssize_t rest = PyDict_GET_SIZE(dict);
-  size_t expected = optimizer_->counts_steps ? count : 0;
-  while (rest-- > 0 && PyDict_Next(dict, &position, &key, &value)) {
-    size_t k = expected;
-    if (key_at(k) != key) {
-      for (k = 0; k <= count && key_at(k) != key; ++k) {
-      }
-      if (k > count && PyUnicode_Check(key)) {
-        for (k = 0; k <= count && PyUnicode_Compare(key, key_at(k)) != 0; ++k) {
-        }
-      }
-      if (k > count) continue;
-    }
+  size_t expected = optimizer_->counts_steps ? step : 0;
+  for (; rest > 0 && PyDict_Next(dict, &position, &key, &value); --rest) {
+    const size_t k = keys[expected] == key ? expected : entry_of(key);
+    if (k > step) continue;
     values[k] = value;
-    expected = k == count ? 0 : k + 1;
+    expected = k == step ? 0 : k + 1;
   }
 }
 

@@ -146,6 +146,7 @@ class Plan {
   void read_slots();
   std::unique_lock<std::mutex> lock();
   void read_states(PyObject* state);
+  size_t entry_of(PyObject* key) const;
   void read_state(PyObject* dict, PyObject** values) const;
   py::object torch_parameters() const;
   void look_again(const py::object& state, const py::object& stepped_by_torch);
@@ -204,6 +205,7 @@ class Plan {
   std::vector<PyObject*> flag_keys_;
   std::vector<PyObject*> state_keys_;
   PyObject* step_key_;
+  std::vector<PyObject*> entry_keys_;  // the state keys, then the step
   struct Lock {
     std::mutex mutex;
     std::atomic<std::thread::id> owner{};
