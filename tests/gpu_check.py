@@ -169,15 +169,19 @@ class Check:
         self._pytest(*files)
 
     def tests(self) -> None:
-        """The other tests, in parallel."""
-        free = self.gpu.memory >> 30  # a process on a GPU takes about half a GiB before it begins
-        workers = min(os.cpu_count() or 1, 16, max(1, free))
-        parallel = [] if is_missing("pytest-xdist") else ["-n", str(workers)]
-        self._pytest(*parallel, "--ignore-glob=*test_cuda*", "tests")
+        """The other tests, in parallel; they are about the host, and see no GPU.
 
-    def _pytest(self, *arguments: str) -> None:
+        Several processes of a group would have to share it, and the training script takes it.
+        """
+        workers = min(os.cpu_count() or 1, 16)
+        parallel = [] if is_missing("pytest-xdist") else ["-n", str(workers)]
+        host = {"CUDA_VISIBLE_DEVICES": ""}
+        self._pytest(*parallel, "--ignore-glob=*test_cuda*", "tests", env=host)
+
+    def _pytest(self, *arguments: str, env: Mapping[str, str] | None = None) -> None:
         more = shlex.split(self.options.pytest)
-        self.python("-m", "pytest", "-rs", *arguments, *more, env={"OMP_NUM_THREADS": "1"})
+        settings = {"OMP_NUM_THREADS": "1", **(env or {})}
+        self.python("-m", "pytest", "-rs", *arguments, *more, env=settings)
 
     def sanitize(self, tool: str) -> None:
         """Runs tests/gpu_run.py under a tool of compute-sanitizer.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
+import pytest
 import torch
 from cases import Case
 from torch import Tensor
@@ -122,10 +123,27 @@ def assert_same(
                 close(p_state[key], value, msg=partial("{0} {1}: {2}".format, where, key))
 
 
+@cache
+def torchs_adagrad_makes_state_late() -> bool:
+    """Whether it steps parameters that came after its constructor: 2.13's does, 2.11's doesn't."""
+    optimizer = torch.optim.Adagrad([torch.zeros(1, requires_grad=True)])
+    optimizer.state.clear()
+    try:
+        step(optimizer, 0)
+    except KeyError:
+        return False
+    return True
+
+
 def twins(case: Case, scenario: Callable[[Make], Optimizer]) -> tuple[Optimizer, Optimizer]:
     """Plays a scenario with our class and with torch's, and compares what they leave behind."""
     ours = scenario(partial(case.make, module=fusedopt))
-    theirs = scenario(partial(case.make, module=torch.optim))
+    try:
+        theirs = scenario(partial(case.make, module=torch.optim))
+    except KeyError:
+        if case.name != "Adagrad" or torchs_adagrad_makes_state_late():
+            raise
+        pytest.skip("this torch's Adagrad makes state in its constructor only; ours has played it")
     assert type(ours).__module__.split(".")[0] == "fusedopt"
     assert_same(ours, theirs)
     return ours, theirs

@@ -319,6 +319,7 @@ def test_the_command_on_a_device(
     make_floor = measure.floor.make_floor
     monkeypatch.setattr(timing, "SAMPLE_SECONDS", 1e-5)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 << 30, 1 << 30))
     monkeypatch.setattr(results, "machine", lambda: {"gpu": "Some GPU", "cpu": "x", "cores": 2})
     monkeypatch.setattr(

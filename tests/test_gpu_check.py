@@ -138,6 +138,7 @@ def test_all_stages_run_in_order(root: Path) -> None:
     assert all(env["FUSEDOPT_CUDA_ARCHITECTURES"] == "90" for env in check.given)
     for line, env in zip(lines, check.given, strict=True):
         assert ("compute-sanitizer" in line) == ("PYTORCH_NO_CUDA_MEMORY_CACHING" in env)
+        assert ("--ignore-glob" in line) == (env.get("CUDA_VISIBLE_DEVICES") == "")
 
 
 def test_what_does_not_need_a_failed_stage_runs_all_the_same(root: Path) -> None:

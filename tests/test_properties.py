@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 from cases import LAYOUTS, NAMES
-from helpers import all_params, assert_identical, assert_same, contents, random
+from helpers import (
+    all_params,
+    assert_identical,
+    assert_same,
+    contents,
+    random,
+    torchs_adagrad_makes_state_late,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import Parameter
@@ -175,6 +182,8 @@ def test_any_sequence_of_events(
 ) -> None:
     pair = Pair(*configuration, shapes=shapes, seed=3)
     happen(pair, "step", 1)
+    if configuration[0] == "Adagrad" and not torchs_adagrad_makes_state_late():
+        events = [each for each in events if each[0] not in ("new_group", "drop_state")]
     for event, number in events:
         happen(pair, event, number)
         pair.check()

@@ -51,7 +51,10 @@ FUSEDOPT_HD void prepare_rule(const PrepareArguments& args, uint32_t index) {
   Options options;
   memcpy(&options, numbers, sizeof options);
   const double step = count_step(args.steps[index], args.step_types[index]);
-  new (static_cast<Rule*>(args.rules) + index) Rule(options, step);
+  // With padding: a sweep reads whole words, and none of them may be memory that nobody wrote.
+  alignas(Rule) uint32_t words[sizeof(Rule) / sizeof(uint32_t)] = {};
+  const Rule* rule = new (words) Rule(options, step);
+  memcpy(static_cast<Rule*>(args.rules) + index, rule, sizeof words);
 }
 
 }  // namespace fusedopt::cuda

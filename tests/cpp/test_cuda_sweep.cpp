@@ -280,6 +280,22 @@ void test_rules_made_on_the_device() {
   });
 }
 
+// A sweep reads whole words of a rule, and compute-sanitizer takes it amiss if nobody wrote some.
+void test_a_rule_made_on_the_device_has_no_unwritten_bytes() {
+  for_each([](const Case& item, Dtype dtype) {
+    std::vector<cuda::Number> options;
+    for (const double option : item.options) options.push_back({option, nullptr, {}});
+    const cuda::RuleSource source{0, {1, nullptr, {}}};
+    std::vector<uint64_t> made[] = {std::vector<uint64_t>(32, 0), std::vector<uint64_t>(32, -1)};
+    for (auto& memory : made) {
+      const cuda::DeviceRules rules{options.data(), &source, 1, memory.data()};
+      launch(item, dtype, Table{}, {nullptr, nullptr, &rules});
+    }
+    const size_t bytes = item.cpu->rule_bytes[cpu::Kernel::compute(dtype)];
+    CHECK(std::memcmp(made[0].data(), made[1].data(), bytes) == 0);
+  });
+}
+
 }  // namespace
 
 int main() {
@@ -288,4 +304,5 @@ int main() {
   test_many_tensors_take_several_launches();
   test_scale_and_overflow_on_the_device();
   test_rules_made_on_the_device();
+  test_a_rule_made_on_the_device_has_no_unwritten_bytes();
 }
