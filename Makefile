@@ -26,21 +26,25 @@ endif
 OUTER_PATH := $(PATH)
 export PATH := $(BIN):$(PATH)
 
-PIP = $(PY) -m pip install --disable-pip-version-check
-# What pyproject.toml lists as needed to build and to check the style, each in its quotes.
-TOOLS := $(shell sed -n -e 's/^requires = \[\(.*\)\]/\1/p' -e 's/^dev = \[\(.*\)\]/\1/p' \
-           pyproject.toml | tr ',' ' ')
-WORKS_WITH := $(shell sed -n -e 's/^works-with = \[\(.*\)\]/\1/p' pyproject.toml | tr ',' ' ')
+# Python compiles what is imported when it is first imported: a small part of these packages.
+PIP = $(PY) -m pip install --disable-pip-version-check --no-compile
+# A list of pyproject.toml, which must stand on one line: each entry in its quotes.
+listed = $(shell sed -n 's/^$1 = \[\(.*\)\]/\1/p' pyproject.toml | tr ',' ' ')
+TOOLS := $(call listed,requires) $(call listed,dev)
+LIBRARIES := $(call listed,bench) $(call listed,train) $(call listed,test)
+WORKS_WITH := $(call listed,works-with)
 # Folders too: their time changes when a file comes or goes.
 SOURCES := $(shell find csrc cmake) CMakeLists.txt setup.py pyproject.toml
+SUBMAKE = $(MAKE)# make -n would run a recipe that names MAKE itself
 CXX_FILES = $$(find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu*')
 
-# Both are touched last, so that what was interrupted is done again.
+# All are touched last, so that what was interrupted is done again.
 TOOLED := $(or $(VENV),build)/tools
+INSTALLED := $(or $(VENV),build)/libraries
 BUILT := build/built-$(subst /,_,$(VENV))
 OTHERS := $(or $(VENV),build)/others
 ifeq ($(VENV),)
-.PHONY: $(TOOLED) $(BUILT) $(OTHERS)
+.PHONY: $(TOOLED) $(INSTALLED) $(BUILT) $(OTHERS)
 endif
 
 .PHONY: train test bench build lint format sanitize clean cpp-test gpu-check
@@ -51,16 +55,20 @@ $(TOOLED): pyproject.toml Makefile
 	  echo 'fusedopt needs Python 3.10 or newer: name one with make PYTHON=...' >&2; exit 1; }
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || { \
 	  echo '$(PYTHON) makes no virtual environment: install python3-venv.' >&2; exit 1; }
-	$(PIP) $(WANTED) $(TOOLS)
+	$(PIP) $(TOOLS)
 	@mkdir -p $(@D) && touch $@
 
-$(BUILT): $(TOOLED) $(SOURCES)
+$(INSTALLED): $(TOOLED) pyproject.toml
+	$(PIP) $(WANTED) $(LIBRARIES)
+	@mkdir -p $(@D) && touch $@
+
+$(BUILT): $(INSTALLED) $(SOURCES)
 	@echo 'Building fusedopt: a few minutes the first time.'
 	$(PIP) --quiet --no-build-isolation --editable '.[bench,train,test,dev]'
 	@mkdir -p $(@D) && touch $@
 
 # The libraries that fusedopt is tried with: only for the tests. torch is named so that it stays.
-$(OTHERS): $(TOOLED) pyproject.toml
+$(OTHERS): $(INSTALLED) pyproject.toml
 	$(PIP) --quiet $(WANTED) $(WORKS_WITH)
 	@mkdir -p $(@D) && touch $@
 
@@ -70,7 +78,10 @@ train: build
 bench: build
 	$(PY) -m benchmarks.step --json build/bench.json --chart build/bench.png $(ARGS)
 
-test: cpp-test sanitize $(OTHERS)
+# pip, which has one thread, installs the libraries while the sanitizers' build compiles without.
+test:
+	$(SUBMAKE) -j2 sanitize $(OTHERS)
+	$(SUBMAKE) cpp-test
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) tests $(ARGS)
 
 cpp-test: build
@@ -88,14 +99,13 @@ sanitize: $(TOOLED)
 # With the torch that is there: $(PYTHON)'s, if it sees a GPU, or else .venv's, which is made first
 # if there is a GPU at all.
 SEES_GPU = -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null
-SUBMAKE = $(MAKE)# make -n would run a recipe that names MAKE itself
 gpu-check:
 	@if PATH='$(OUTER_PATH)' $(PYTHON) $(SEES_GPU); then \
 	  PATH='$(OUTER_PATH)' $(PYTHON) tests/gpu_check.py $(ARGS); \
 	elif $(PY) $(SEES_GPU); then \
 	  $(PY) tests/gpu_check.py $(ARGS); \
 	elif nvidia-smi -L 2>/dev/null | grep -q GPU; then \
-	  $(SUBMAKE) $(TOOLED) && $(PY) tests/gpu_check.py $(ARGS); \
+	  $(SUBMAKE) $(INSTALLED) && $(PY) tests/gpu_check.py $(ARGS); \
 	else \
 	  echo 'gpu-check: no GPU: neither torch nor nvidia-smi finds one. Nothing was done.' >&2; \
 	  exit 2; \

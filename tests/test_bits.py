@@ -154,14 +154,18 @@ def digests() -> dict[str, str]:
     return found
 
 
+OTHER_ISAS = [isa for isa in ("baseline", "avx2", "avx512") if isa != fusedopt._C.isa()]
+
+
 @pytest.fixture(scope="module")
 def own_digests() -> dict[str, str]:
     """The digests of this process."""
     return digests()
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", OTHER_ISAS)
 def test_instruction_sets(isa: str, own_digests: dict[str, str]) -> None:
+    """Against this process, which has the one that is left."""
     if isa not in fusedopt._C.isa_built():
         pytest.skip(f"no {isa} kernels in this build")
     if isa not in fusedopt._C.isa_detected():

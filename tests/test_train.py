@@ -196,7 +196,7 @@ def test_missing_extras_say_what_to_install(
 
 def test_runs_as_a_module() -> None:
     command = [sys.executable, "-m", "fusedopt.train", "--epochs", "1", "--model", "lenet"]
-    command += ["--threads", "1"]
+    command += ["--threads", "1", *map(str, SMALL)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "img/s" not in done.stderr  # no progress bar where nobody watches
