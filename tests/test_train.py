@@ -173,6 +173,12 @@ def test_bad_options_get_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_one_image_is_too_few_for_some_networks(capsys: pytest.CaptureFixture[str]) -> None:
+    """VGG makes one value per channel of a digit, which batch norm can't normalise alone."""
+    line = error_of(capsys, "--model", "vgg11", "--per-class", 1, "--batch-size", 1)
+    assert "--batch-size: one image is too few for this network: Expected more than 1" in line
+
+
 def test_missing_data_are_described_in_full(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -106,6 +106,8 @@ def test_compare_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixt
     assert [len(metrics(tmp_path / f"{name}-fusedopt")) for name in ("sgd", "adam")] == [2, 2]
     line = fail(capsys, *options, "--epochs", 2, "--lr", 0.5)
     assert f"error: --out: {tmp_path / 'sgd-fusedopt'} was trained with --lr 0.05" in line
+    line = fail(capsys, *options, "--epochs", 1)
+    assert f"error: --out: {tmp_path / 'sgd-fusedopt'} has done 2 epochs" in line
 
 
 @pytest.mark.parametrize(

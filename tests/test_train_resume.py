@@ -46,6 +46,7 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert_same(read(a), read(b))
     assert metrics(a) == metrics(b) != []
     assert scalars(a) == scalars(b)
+    assert len(list((b / "tensorboard").iterdir())) == 1
     models = [torch.load(path / "model.pt", weights_only=True)["model"] for path in (a, b)]
     assert_same(*models)
     names = {path.name for path in b.iterdir()}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +67,8 @@ def compare(arguments: argparse.Namespace) -> None:
     splits = load_splits(runs[0][0])
     rows: dict[tuple[str, str], list[Row]] = {}
     for options, content in runs:
-        state = start(options, splits, content)
+        with _out_named():
+            state = start(options, splits, content)
         try:
             with open_folder(options, state) as folder:
                 train(options, splits, state, folder)
@@ -90,11 +93,18 @@ def _continued(options: Options) -> tuple[Options, dict[str, Any] | None]:
         return options, None
     options = replace(options, resume=options.out)
     content = checkpoint.read(options.out, "--resume")
-    try:
+    with _out_named():
         checkpoint.check_options(content, options)
+    return options, content
+
+
+@contextmanager
+def _out_named() -> Iterator[None]:
+    """Errors of --resume are of --out here, where a run that has begun lies."""
+    try:
+        yield
     except UserError as error:
         raise UserError(f"--out: {str(error).removeprefix('--resume: ')}") from error
-    return options, content
 
 
 def _line(optimizer: str, impl: str, rows: list[Row]) -> list[str]:

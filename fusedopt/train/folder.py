@@ -77,12 +77,20 @@ class RunFolder:
         self._events = self._open_events(rows)
 
     def _open_events(self, rows: Sequence[Row]) -> SummaryWriter:
-        """Returns TensorBoard's writer, all rows so far in it instead of those of before."""
+        """Returns TensorBoard's writer, all rows so far in it.
+
+        The files of before go: TensorBoard reads files in the order of their names, which of two
+        made in the same second may be the wrong one.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
+        before = list((self.path / EVENTS).glob("events.*"))
         events = SummaryWriter(str(self.path / EVENTS), purge_step=0)
         for row in rows:
             _add_scalars(events, row)
+        events.flush()
+        for path in before:
+            path.unlink()
         return events
 
     def record(self, rows: Sequence[Row]) -> None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from fusedopt.train import world
 from fusedopt.train.data import make_loader
-from fusedopt.train.options import PRECISIONS, Options
+from fusedopt.train.options import PRECISIONS, Options, UserError
 from fusedopt.train.recipe import set_train_mode
 from fusedopt.train.state import TrainingState
 from fusedopt.train.strategy import shared_optimizer
@@ -79,6 +79,16 @@ def epoch_order(dataset: Dataset, options: Options, epoch: int) -> list[int]:
     return order[:-1] if len(order) > 1 and len(order) % size == 1 < size else order
 
 
+def _forward(state: TrainingState, images: Tensor) -> Tensor:
+    try:
+        return state.synchronized(images)
+    except ValueError as error:
+        if len(images) > 1:
+            raise
+        # Batch norm's: there is nothing to average where one image is one value.
+        raise UserError(f"--batch-size: one image is too few for this network: {error}") from error
+
+
 def train_epoch(
     state: TrainingState,
     dataset: Dataset,
@@ -115,7 +125,7 @@ def train_epoch(
         for images, labels in loader:
             images, labels = augmentation(images.to(device)), labels.to(device)
             with autocast(options):
-                logits = state.synchronized(images)
+                logits = _forward(state, images)
                 loss = F.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
             # Of the images in this step: all of them, unless gradients are accumulated.
             first = state.batch - state.batch % options.accumulate
