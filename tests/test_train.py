@@ -18,6 +18,7 @@ from train_runs import SMALL, assert_same, error_of, train
 
 from fusedopt.train import cost, loop, run
 from fusedopt.train.options import DEFAULTS
+from fusedopt.train.state import StepTimer
 
 
 @pytest.fixture(autouse=True)
@@ -198,6 +199,17 @@ def test_missing_extras_say_what_to_install(
     monkeypatch.setitem(sys.modules, "tqdm", None)
     line = error_of(capsys, "--epochs", 1)
     assert line.endswith("training needs tqdm: pip install 'fusedopt[train]'")
+
+
+def test_the_timer_looks_at_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which isn't the current one with --device cuda:1."""
+    asked = []
+    event = type("Event", (), {"record": lambda self, stream=None: asked.append(stream)})
+    monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: event())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: device)
+    with StepTimer(torch.device("cuda:1")):
+        pass
+    assert asked == [torch.device("cuda:1")] * 2
 
 
 def test_runs_as_a_module() -> None:

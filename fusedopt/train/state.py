@@ -26,19 +26,19 @@ class StepTimer:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+        self._device, self._cuda = device, device.type == "cuda"
         self._seconds = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def __enter__(self) -> None:
         self._start = torch.cuda.Event(enable_timing=True) if self._cuda else time.perf_counter()
         if self._cuda:
-            self._start.record()
+            self._start.record(torch.cuda.current_stream(self._device))
 
     def __exit__(self, *error: object) -> None:
         if self._cuda:
             end = torch.cuda.Event(enable_timing=True)
-            end.record()
+            end.record(torch.cuda.current_stream(self._device))
             self._events.append((self._start, end))
         else:
             self._seconds += time.perf_counter() - self._start
