@@ -78,7 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--targets",
         action="store_true",
         help="what the CPU's targets compare and --json's file doesn't have yet, with all threads,"
-        " in place of optimizers, workloads, dtypes and implementations (--runs 5: about an hour)",
+        " in place of optimizers, workloads, dtypes and implementations (--runs 5: half an hour)",
     )
     parser.add_argument("--no-memory", action="store_true", help="don't measure peak memory")
     results.add_json(parser)

@@ -44,7 +44,7 @@ def _implementations(optimizer: str, targets: Sequence[Target]) -> list[str]:
 
 
 def measure(options: argparse.Namespace, arguments: Sequence[str]) -> None:
-    """Measures each case in processes of its own, and writes the file after each run.
+    """Measures the cases in fresh processes, and writes the file after each run.
 
     What was stopped goes on with the same command.
 
@@ -52,8 +52,11 @@ def measure(options: argparse.Namespace, arguments: Sequence[str]) -> None:
         OSError, ValueError: The file can't be written or extended.
     """
     rows = results.load(options.json)["rows"] if options.json.exists() else []
+    alike: dict[tuple[str, ...], list[str]] = {}  # one process does them all: its start takes long
     for (workload, dtype, optimizer), names in wanted(rows, options.runs):
+        alike.setdefault((workload, dtype, *names), []).append(optimizer)
+    for (workload, dtype, *names), optimizers in alike.items():
         record = Record(results.new_result("step", arguments), options.json, CASE)
-        case = ["--optimizer", optimizer, "--workload", workload, "--dtype", dtype]
+        case = ["--workload", workload, "--dtype", dtype, "--optimizer", *optimizers]
         case += ["--implementation", *names, "--threads", "all", "--seconds", str(options.seconds)]
         runs.repeat(record, "step", case, options.runs, KEY)

@@ -22,6 +22,8 @@ struct Finally {
   Action action;
   ~Finally() { action(); }
 };
+template <typename Action>
+Finally(Action) -> Finally<Action>;  // clang 14 needs to be told
 
 }  // namespace
 
