@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -104,7 +105,7 @@ def _out_named() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"--out: {str(error).removeprefix('--resume: ')}") from error
+        raise UserError(re.sub("^--resume:", "--out:", str(error))) from error
 
 
 def _line(optimizer: str, impl: str, rows: list[Row]) -> list[str]:
