@@ -14,17 +14,11 @@ from torch import nn
 pytest.importorskip("sklearn", reason="the training script needs fusedopt[train]")
 pytest.importorskip("tqdm", reason="the training script needs fusedopt[train]")
 
-from train_runs import SMALL, assert_same, error_of, train
+from train_runs import SMALL, assert_same, error_of, short_measurement, train  # noqa: F401
 
 from fusedopt.train import cost, loop, run
 from fusedopt.train.options import DEFAULTS
 from fusedopt.train.state import StepTimer
-
-
-@pytest.fixture(autouse=True)
-def short_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Times matter to none of these tests."""
-    monkeypatch.setattr(cost, "ROUNDS", 1)
 
 
 def test_lenet_learns_the_digits() -> None:

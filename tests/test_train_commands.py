@@ -17,18 +17,19 @@ pytest.importorskip("tensorboard", reason="the training script needs fusedopt[tr
 pytest.importorskip("PIL", reason="the training script needs fusedopt[train]")
 
 from PIL import Image
-from train_runs import SMALL, error_of, metrics, read, train
+from train_runs import (  # noqa: F401
+    SMALL,
+    error_of,
+    metrics,
+    no_chart,
+    read,
+    short_measurement,
+    train,
+)
 
-from fusedopt.train import charts, cli, cost, folder, main, run, world
+from fusedopt.train import charts, cli, folder, main, run, world
 from fusedopt.train.data import load_data
 from fusedopt.train.options import DEFAULTS
-
-
-@pytest.fixture(autouse=True)
-def short_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Times matter to none of these tests, and a run's chart to one."""
-    monkeypatch.setattr(cost, "ROUNDS", 1)
-    monkeypatch.setattr(folder, "draw_run", lambda rows, file: file.write(b"PNG"))
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

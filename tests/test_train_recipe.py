@@ -17,9 +17,9 @@ from torch.optim.swa_utils import AveragedModel
 pytest.importorskip("sklearn", reason="the training script needs fusedopt[train]")
 pytest.importorskip("tqdm", reason="the training script needs fusedopt[train]")
 
-from train_runs import SMALL, train
+from train_runs import SMALL, short_measurement, train  # noqa: F401
 
-from fusedopt.train import cost, loop, run
+from fusedopt.train import loop, run
 from fusedopt.train.augment import make_augmentation
 from fusedopt.train.cli import make_parser, parse
 from fusedopt.train.loop import make_optimizer
@@ -30,12 +30,6 @@ from fusedopt.train.schedule import SCHEDULERS, Scheduler
 from fusedopt.train.start import start
 
 PLAIN = ("--optimizer", "sgd", "--momentum", 0, "--weight-decay", 0, "--augment", "none")
-
-
-@pytest.fixture(autouse=True)
-def short_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Times matter to none of these tests."""
-    monkeypatch.setattr(cost, "ROUNDS", 1)
 
 
 def options_of(*options: object) -> Options:

@@ -15,22 +15,24 @@ pytest.importorskip("sklearn", reason="the training script needs fusedopt[train]
 pytest.importorskip("tensorboard", reason="the training script needs fusedopt[train]")
 
 import train_kills
-from train_runs import SMALL, assert_same, error_of, metrics, read, train
+from train_runs import (  # noqa: F401
+    SMALL,
+    assert_same,
+    error_of,
+    metrics,
+    no_chart,
+    read,
+    short_measurement,
+    train,
+)
 
-from fusedopt.train import checkpoint, cli, cost, folder, loop, world
+from fusedopt.train import checkpoint, cli, loop, world
 from fusedopt.train.models.lenet import LeNet
 
 # A moving average, a scaler, a scheduler that goes by steps, accumulation and early stopping:
 # everything that has a state.
 FULL = (*SMALL, "--ema", 0.9, "--precision", "fp16", "--scheduler", "one-cycle", "--patience", 9,
         "--accumulate", 2, "--checkpoint-every", 1)  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def short_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Times and charts matter to none of these tests."""
-    monkeypatch.setattr(cost, "ROUNDS", 1)
-    monkeypatch.setattr(folder, "draw_run", lambda rows, file: file.write(b"PNG"))
 
 
 def scalars(folder: Path) -> list[tuple[int, float]]:

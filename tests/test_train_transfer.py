@@ -11,16 +11,7 @@ from torch import nn
 pytest.importorskip("sklearn", reason="the training script needs fusedopt[train]")
 pytest.importorskip("tensorboard", reason="the training script needs fusedopt[train]")
 
-from train_runs import SMALL, error_of, train
-
-from fusedopt.train import cost, folder
-
-
-@pytest.fixture(autouse=True)
-def short_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Times and charts matter to none of these tests."""
-    monkeypatch.setattr(cost, "ROUNDS", 1)
-    monkeypatch.setattr(folder, "draw_run", lambda rows, file: file.write(b"PNG"))
+from train_runs import SMALL, error_of, no_chart, short_measurement, train  # noqa: F401
 
 
 def test_transfer_beats_training_from_scratch(tmp_path: Path) -> None:

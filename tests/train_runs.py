@@ -10,10 +10,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from fusedopt.train import main, run
+from fusedopt.train import cost, folder, main, run
 
 TIMES = {"seconds", "images_per_second", "optimizer_seconds", "optimizer_share"}
 SMALL = ("--per-class", 5, "--batch-size", 16)  # 50 images: four batches
+
+
+@pytest.fixture(autouse=True)
+def short_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For files in which times matter to no test: importing it is enough."""
+    monkeypatch.setattr(cost, "ROUNDS", 1)
+
+
+@pytest.fixture(autouse=True)
+def no_chart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For files in which a run's chart matters to no test, or to one that puts it back."""
+    monkeypatch.setattr(folder, "draw_run", lambda rows, file: file.write(b"PNG"))
 
 
 def train(*options: object) -> run.Result:
