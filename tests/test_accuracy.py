@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+import fusedopt
+
 STEPS = 8
 SHAPES = ((40, 53), (129,), ())
 # Measured at most: 1.27 for the root mean square error (exp_avg, where torch's lerp has a rounding
@@ -168,21 +170,37 @@ def test_bias_correction_late_in_a_run(case: Case, steps: int) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tiny_eps_guards_as_torchs(name: str, dtype: torch.dtype) -> None:
+    """The smallest eps there is still keeps parameters whose gradients are 0 from 0 / 0."""
+    eps = 2.0 ** (-149 if dtype == torch.float32 else -1074)
+    params = [Parameter(torch.tensor([1.0, 2.0], dtype=dtype)) for _ in range(2)]
+    for module, param in zip((fusedopt, torch.optim), params, strict=True):
+        param.grad = torch.tensor([0.0, 1.0], dtype=dtype)
+        getattr(module, name)([param], eps=eps).step()
+    torch.testing.assert_close(*params)
+
+
 @over(CASES, "case")
 def test_special_values_as_torch(case: Case) -> None:
-    """NaN, infinities, zeros and denormals in gradients and parameters end where torch's end."""
+    """NaN, infinities, zeros and denormals in gradients and parameters end where torch's end.
+
+    Or nearer to where torch's end in float64: from denormals, float32 gets 2 % of an Adam wrong.
+    """
     large = 3e18 if case.kwargs.get("centered") else 3e38  # torch's fused multiply-add: inf - inf
     special = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 1e-40, -1e-45, large, 1.0])
     results = []
-    for module in (None, torch.optim):
-        p = Parameter(special.repeat(9).clone())
+    for module, dtype in ((None, None), (torch.optim, None), (torch.optim, torch.float64)):
+        p = Parameter(special.to(dtype).repeat(9))
         optimizer = case.make([p]) if module is None else case.make([p], module)
         for t in range(3):
-            p.grad = special.repeat_interleave(9) * (1 if t % 2 else -1)
+            p.grad = special.to(p.dtype).repeat_interleave(9) * (1 if t % 2 else -1)
             optimizer.step()
         results.append(p.detach())
-    ours, theirs = results
+    ours, theirs, exact = results
     assert torch.equal(ours.isnan(), theirs.isnan())
     assert torch.equal(ours.isinf(), theirs.isinf())
-    finite = ours.isfinite()
-    torch.testing.assert_close(ours[finite], theirs[finite], rtol=1e-5, atol=1e-30)
+    lost = (ours - exact).abs() < (theirs - exact).abs() / 10
+    compared = ours.isfinite() & ~lost
+    torch.testing.assert_close(ours[compared], theirs[compared], rtol=1e-5, atol=1e-30)

@@ -361,11 +361,12 @@ def test_launches_and_streams(device: Device) -> None:  # noqa: F811
     if not isinstance(device, StandIn):
         pytest.skip("a GPU's launches are counted by the benchmarks' profile")
     params = [*make_params(f"{device.name}:0"), *make_params(f"{device.name}:1")]
-    optimizer = fusedopt.AdamW(params, lr=torch.tensor(0.1).to(f"{device.name}:1"))
+    lr = torch.tensor(0.1)
+    optimizer = fusedopt.AdamW(params, lr=lr.to(f"{device.name}:1"))
     device.module.launches()
     found = run(optimizer, 2)
     assert device.module.launches() == [(0, True), (1, True)] * 2  # each on its own stream
-    expected = run(fusedopt.AdamW([*make_params("cpu"), *make_params("cpu")], lr=0.1), 2)
+    expected = run(fusedopt.AdamW([*make_params("cpu"), *make_params("cpu")], lr=lr.item()), 2)
     found[0].pop("lr"), expected[0].pop("lr")
     assert_identical(found, expected)
 

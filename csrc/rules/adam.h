@@ -14,21 +14,26 @@ struct AdamOptions {
 // m <- beta1 m + (1 - beta1) g
 // v <- beta2 v + (1 - beta2) g^2
 // amsgrad: x <- max(x, v), and x in the place of v below
-// p <- p - lr / (1 - beta1^step) * m / (sqrt(v) / sqrt(1 - beta2^step) + eps)
+// p <- p - lr / (1 - beta1^step) * m / (sqrt(v) / c + eps),  c = sqrt(1 - beta2^step)
+//
+// As lr c / (1 - beta1^step) * m / (sqrt(v) + c eps): the same without a division per element, and
+// one rounding less. Divisions are what a step computes longest at (engine/tuning.h).
 template <typename T, bool kAmsgrad>
 struct Adam {
   static constexpr int kStates = kAmsgrad ? 3 : 2;
   using Options = AdamOptions;
 
-  T step_size, one_minus_beta1, beta2, one_minus_beta2, correction2_sqrt, eps, keep, l2;
+  T step_size, one_minus_beta1, beta2, one_minus_beta2, eps, keep, l2;
 
   FUSEDOPT_HD Adam(const Options& o, double step)
-      : step_size(T(o.lr / one_minus_power(o.beta1, step))),
+      : Adam(o, step, square_root(one_minus_power(o.beta2, step))) {}
+
+  FUSEDOPT_HD Adam(const Options& o, double step, double c)
+      : step_size(T(o.lr * c / one_minus_power(o.beta1, step))),
         one_minus_beta1(T(1.0 - o.beta1)),
         beta2(T(o.beta2)),
         one_minus_beta2(T(1.0 - o.beta2)),
-        correction2_sqrt(T(square_root(one_minus_power(o.beta2, step)))),
-        eps(T(o.eps)),
+        eps(T(o.eps * c) != T(0) ? T(o.eps * c) : T(o.eps)),  // c must not make it 0
         keep(T(o.decoupled_weight_decay != 0 ? 1.0 - o.lr * o.weight_decay : 1.0)),
         l2(T(o.decoupled_weight_decay != 0 ? 0.0 : o.weight_decay)) {}
 
@@ -40,7 +45,7 @@ struct Adam {
     v = v * beta2 + one_minus_beta2 * g * g;
     T second = v;
     if constexpr (kAmsgrad) second = state[2] = maximum(state[2], v);
-    p = p * keep - step_size * m / (square_root(second) / correction2_sqrt + eps);
+    p = p * keep - step_size * (m / (square_root(second) + eps));
   }
 };
 
