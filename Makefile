@@ -93,7 +93,7 @@ sanitize: $(TOOLED)
 	@mkdir -p build
 	cmake -S . -B build/sanitize -G Ninja -DFUSEDOPT_EXTENSION=OFF -DFUSEDOPT_TESTS=ON \
 	  -DFUSEDOPT_SANITIZE=ON >build/configure.log
-	cmake --build build/sanitize
+	env -u MAKEFLAGS cmake --build build/sanitize # ninja can't use the jobserver of `make -j`
 	ctest --test-dir build/sanitize --output-on-failure --no-tests=error
 
 # With the torch that is there: $(PYTHON)'s, if it sees a GPU, or else .venv's, which is made first

@@ -95,6 +95,53 @@ def test_state_tensor_changed(case: Case, how: str) -> None:
     twins(case, scenario)
 
 
+@pytest.mark.parametrize(
+    "how", ["swapped", "other", "update", "reordered", "subclass", "attributes"]
+)
+@over(STATEFUL, "case")
+def test_state_dict_of_a_parameter_changed(case: Case, how: str) -> None:
+    """Whatever a parameter's entry is by now, each step takes the tensors that are in it then."""
+
+    class Owner:
+        pass
+
+    def changed(own: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> object:
+        if how == "update":
+            own.update({k: v.clone() + 1 for k, v in own.items()})
+            return own
+        if how == "attributes":  # Python may store these without the dict's knowing
+            owner = Owner()
+            for key, tensor in own.items():
+                setattr(owner, key, tensor)
+            owners.append(owner)
+            return owner.__dict__
+        if how == "reordered":
+            return dict(reversed([(k, v.clone()) for k, v in own.items()]))
+        return defaultdict(dict, own) if how == "subclass" else {**other}
+
+    owners: list[Owner] = []
+
+    def scenario(make: Make) -> Optimizer:
+        params = [Parameter(random((5, 3), i)) for i in range(2)]
+        optimizer = make(params)
+        first, second = params
+        for t in range(4):
+            step(optimizer, t)
+            a, b = optimizer.state[first], optimizer.state[second]
+            if how == "swapped":
+                optimizer.state[first], optimizer.state[second] = b, a
+            else:
+                optimizer.state[first] = changed(a, {k: v.clone() for k, v in b.items()})
+            step(optimizer, t)
+            for owner in owners:
+                for key, tensor in list(vars(owner).items()):
+                    setattr(owner, key, tensor.clone() + 1)
+            owners.clear()
+        return optimizer
+
+    twins(case, scenario)
+
+
 @pytest.mark.parametrize("how", ["fill_", "replace", "float64", "one_element", "integer", "data"])
 @over([c for c in CLASS_CASES if c.name != "SGD"], "case")
 def test_step_count_changed(case: Case, how: str) -> None:

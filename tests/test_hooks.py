@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import sys
+import types
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -186,6 +189,50 @@ def test_profiler_shows_the_step(case: Case) -> None:
     with torch.profiler.profile() as profile:
         optimizer.step()
     assert f"Optimizer.step#{case.name}.step" in {e.key for e in profile.key_averages()}
+
+
+def test_other_listeners_see_the_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An observer of C++'s callbacks, and the monitor that record_function itself asks for."""
+    optimizer = fusedopt.AdamW(make_params())
+    entered = []
+    enter = torch.autograd.profiler.record_function.__enter__
+
+    def note(self: torch.autograd.profiler.record_function) -> object:
+        entered.append(self.name)
+        return enter(self)
+
+    monkeypatch.setattr(torch.autograd.profiler.record_function, "__enter__", note)
+    optimizer.step()
+    assert entered == []
+    observer = torch.profiler.ExecutionTraceObserver()
+    observer.register_callback(str(tmp_path / "trace.json"))
+    observer.start()
+    optimizer.step()
+    observer.stop()
+    observer.unregister_callback()
+    monitor = types.SimpleNamespace(_monitor_singleton=None)
+    monkeypatch.setitem(sys.modules, "torch.profiler._cupti_monitor", monitor)
+    optimizer.step()
+    assert entered == ["Optimizer.step#AdamW.step"]
+    monitor._monitor_singleton = object()
+    optimizer.step()
+    assert entered == 2 * ["Optimizer.step#AdamW.step"]
+
+
+@pytest.mark.parametrize("module", [fusedopt, torch.optim], ids=["fusedopt", "torch"])
+def test_a_hook_from_within_the_closure(module: types.ModuleType) -> None:
+    """It is called after the same step, if it is one for afterwards."""
+    params = make_params()
+    set_grads(params, 0)
+    optimizer = module.SGD(params)
+    called: list[str] = []
+
+    def closure() -> None:
+        optimizer.register_step_pre_hook(lambda *_: called.append("before"))
+        optimizer.register_step_post_hook(lambda *_: called.append("after"))
+
+    optimizer.step(closure)
+    assert called == ["after"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,6 +11,7 @@
 #include "engine/tuning.h"
 #include "torch/operand.h"
 #include "torch/plan.h"
+#include "torch/python.h"
 
 namespace fusedopt {
 
@@ -54,17 +55,25 @@ bool make_own(const Work& work, bool with_step) {
   return shared;
 }
 
-// All that checking a slot will read, as far as it lies where it lay.
+// So it may share memory with it. A gradient has a storage; operands that aren't there have none.
+bool shares_storage_with_gradient(const Work& work) {
+  const c10::StorageImpl* grad = work.operands[1].storage;
+  bool shared = work.operands[0].storage == grad;
+  for (int k = 2; k < kMaxOperands; ++k) shared |= work.operands[k].storage == grad;
+  return shared;
+}
+
+// All that checking a slot will read, as far as it lies where it lay: of Python's objects the type
+// and what follows, of torch's what follows the reference count.
 void prefetch_objects(const Slot& slot, const Work& last) {
-  prefetch<24>(slot.param);
-  prefetch<24>(slot.state);
-  prefetch<120>(last.traces.keys);
-  prefetch<48>(last.traces.autograd);
-  for (const PyObject* value : last.traces.state) prefetch<24>(value);
+  prefetch<8, 24>(slot.param);
+  prefetch<8, sizeof(PyDictObject)>(slot.state);
+  prefetch<0, 48>(last.traces.autograd);
+  for (const PyObject* value : last.traces.state) prefetch<8, 24>(value);
   const auto prefetch_operand = [](const Operand& operand) {
     if (operand.tensor == nullptr) return;
-    prefetch<sizeof(c10::TensorImpl)>(operand.tensor);
-    prefetch<96>(operand.storage);
+    prefetch<16, sizeof(c10::TensorImpl)>(operand.tensor);
+    prefetch<16, 64>(operand.storage);
   };
   for (const Operand& operand : last.operands) prefetch_operand(operand);
   prefetch_operand(last.step);
@@ -111,11 +120,12 @@ void Plan::check(const py::object& state, const py::object& stepped_by_torch,
     const bool was_ready = work.ready;
     work.reason = nullptr;
     work.ready = work.moved = false;
-    const auto& param = THPVariable_Unpack(slot.param);
-    const bool wanted = param.unsafeGetTensorImpl()->grad().defined() || errors != nullptr;
+    const at::Tensor& grad = THPVariable_Unpack(slot.param).unsafeGetTensorImpl()->grad();
+    const bool wanted = grad.defined() || errors != nullptr;
     if (wanted && (done.empty() || done.count({slot.group, slot.index}) == 0)) {
       try {
-        work.reason = is_dict ? check_slot(slot, work) : "optimizer.state is not a dict";
+        c10::TensorImpl* defined = grad.defined() ? grad.unsafeGetTensorImpl() : nullptr;
+        work.reason = is_dict ? check_slot(slot, defined, work) : "optimizer.state is not a dict";
         work.ready = work.reason == nullptr;
         if (work.ready) {
           stale = make_own(work, optimizer_->counts_steps && !work.fresh) || stale;
@@ -141,12 +151,10 @@ void Plan::check(const py::object& state, const py::object& stepped_by_torch,
 
 // Why torch's own step takes this parameter, or null, and then `work` is filled. Throws on what
 // torch refuses.
-const char* Plan::check_slot(const Slot& slot, Work& work) {
+const char* Plan::check_slot(const Slot& slot, c10::TensorImpl* grad, Work& work) {
   const Group& group = groups_[slot.group];
   if (group.torch_only != nullptr) return group.torch_only;
   c10::TensorImpl* taken = THPVariable_Unpack(slot.param).unsafeGetTensorImpl();
-  const at::Tensor& gradient = taken->grad();
-  c10::TensorImpl* grad = gradient.defined() ? gradient.unsafeGetTensorImpl() : nullptr;
   work.traces.autograd = taken->autograd_meta();
   work.cut = 0;
   if (taken->key_set() != kPlainKeys && is_dtensor(slot.param)) {
@@ -182,7 +190,7 @@ const char* Plan::check_slot(const Slot& slot, Work& work) {
   if (!dense && may_overlap_itself(param)) return "its elements may share memory";
   if (const char* reason = check_state(slot, shape, work)) return reason;
   if (!work.dense || work.extent != 0) measure_extent(work);
-  if (grad != nullptr && shares_memory_with_gradient(work)) {
+  if (grad != nullptr && shares_storage_with_gradient(work) && shares_memory_with_gradient(work)) {
     return "shares memory with its gradient";
   }
   return work.device == kHost ? nullptr : check_device(slot, work);
@@ -225,8 +233,10 @@ const char* Plan::check_state(const Slot& slot, const Shape& shape, Work& work) 
     return forget(2), nullptr;
   }
   PyObject** values = work.traces.state;
-  work.traces.keys = reinterpret_cast<PyDictObject*>(slot.state)->ma_keys;
-  read_state(slot.state, values);
+  const uint64_t version = version_of(slot.state);
+  if (std::exchange(work.traces.version, version) != version || version == 0) {
+    read_state(slot.state, values);
+  }
   if (optimizer_->counts_steps) {
     if (const char* reason = check_step(slot, values[state_keys_.size()], work)) return reason;
   }

@@ -28,9 +28,9 @@ double count_step(const Work& work) {
 
 // What filling the tables reads and writes of a slot.
 void prefetch_counters(const Work& work) {
-  for (const Operand& operand : work.operands) prefetch<1, true>(operand.version);
-  prefetch<1, true>(work.step.version);
-  prefetch<1, true>(work.step.address);
+  for (const Operand& operand : work.operands) prefetch<0, 1, true>(operand.version);
+  prefetch<0, 1, true>(work.step.version);
+  prefetch<0, 1, true>(work.step.address);
 }
 
 }  // namespace

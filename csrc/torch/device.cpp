@@ -153,6 +153,11 @@ bool Plan::read_back(Scaler& scaler) {
     if (tensor != nullptr) numbers.emplace_back(tensor_of(tensor), &number);
     tensor = nullptr;
   };
+  const auto on_device = [](const Group& group) { return group.any_on_device; };
+  if (scaler.scale_at == nullptr && scaler.found_inf_at == nullptr &&
+      std::none_of(groups_.begin(), groups_.end(), on_device)) {
+    return false;
+  }
   const auto needs = [&](int slot) {
     const Work& work = works_[slot];
     return work.device == kHost || (work.fresh && !optimizer_->counts_steps);

@@ -1,4 +1,5 @@
 // The Python module fusedopt._C.
+#include <ATen/record_function.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/Exceptions.h>
 
@@ -34,6 +35,8 @@ PYBIND11_MODULE(_C, module) {
 #else
   module.def("cuda_built", [] { return false; });
 #endif
+  // Whether anything, such as torch's profiler, is told of record_function's ranges.
+  module.def("has_record_callbacks", &at::hasCallbacks);
   // For tests.
   module.def("_set_accelerator", [](const std::optional<py::capsule>& other) {
     set_accelerator(other ? other->get_pointer<const Accelerator>() : nullptr);

@@ -47,7 +47,8 @@ inline c10::DispatchKeySet plain_keys(c10::DeviceType type) {
 FUSEDOPT_INLINE const char* address_of(const c10::TensorImpl& tensor) {
   const auto* base =
       tensor.unsafe_storage() ? static_cast<const char*>(tensor.unsafe_storage().data()) : nullptr;
-  return base == nullptr ? nullptr : base + tensor.storage_offset() * tensor.itemsize();
+  // Not TensorImpl::itemsize(), which g++ doesn't inline.
+  return base == nullptr ? nullptr : base + tensor.storage_offset() * tensor.dtype().itemsize();
 }
 
 inline bool is_allocated(const c10::TensorImpl& tensor) {

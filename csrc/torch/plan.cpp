@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <unordered_map>
 #include <unordered_set>
+#include <utility>
 
 #include "torch/python.h"
 
@@ -60,17 +61,23 @@ void Plan::read_slots() {
       }
       Slot& slot = slots_[count++];
       same = same && slot.param == param;
-      slot = {param, nullptr, i, k};
+      slot = {param, slot.state, i, k};
     }
   }
   same = same && slots_.size() == count;
   slots_.resize(count);
-  if (!same) state_order_.clear();
+  if (same) return;
+  state_order_.clear();
+  states_version_ = 0;
+  for (Slot& slot : slots_) slot.state = nullptr;
 }
 
 // Finds each slot's state without hashing a tensor (Tensor.__hash__ is Python code): the entries of
-// optimizer.state are walked in order and compared with the order of the last step.
+// optimizer.state are walked in order and compared with the order of the last step; if they may
+// have changed at all.
 void Plan::read_states(PyObject* state) {
+  const uint64_t version = version_of(state);
+  if (version != 0 && std::exchange(states_version_, version) == version) return;
   PyObject *key, *value;
   Py_ssize_t position = 0;
   size_t entry = 0;

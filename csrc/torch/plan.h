@@ -41,7 +41,8 @@ struct Group {
   const char* torch_only;  // why torch's own step takes the whole group, or null
 };
 
-// One parameter of one group. Pointers are borrowed: they are used only within one step.
+// One parameter of one group. Pointers are borrowed: they are used only within one step, and in
+// later ones while the dict that they were read from has the same version.
 struct Slot {
   PyObject* param;
   PyObject* state;  // optimizer.state[param], or null
@@ -49,11 +50,12 @@ struct Slot {
   int index;
 };
 
-// Where else a slot's objects lay. Only prefetched in the next step, so they may be stale then.
+// Where else a slot's objects lay. Only prefetched in the next step, so they may be stale then; but
+// not the state's, if its version is the same.
 struct Traces {
   const void* autograd;
-  const void* keys;                 // of the state's dict
-  PyObject* state[kMaxStates + 1];  // its values, the step last
+  uint64_t version;                 // of the state's dict
+  PyObject* state[kMaxStates + 1];  // its values, the step last: they are these in that version
 };
 
 // A slot's tensors, checked. Kept until the next step, which compares addresses with it, and
@@ -155,7 +157,7 @@ class Plan {
   // check.cpp: from objects to Work, or the reason why not
   void check(const py::object& state, const py::object& stepped_by_torch,
              std::vector<std::string>* errors = nullptr);
-  const char* check_slot(const Slot& slot, Work& work);
+  const char* check_slot(const Slot& slot, c10::TensorImpl* grad, Work& work);
   const char* check_gradient(const Slot& slot, const c10::TensorImpl& grad,
                              const c10::TensorImpl& param) const;
   const char* check_state(const Slot& slot, const Shape& shape, Work& work);
@@ -217,6 +219,7 @@ class Plan {
   std::vector<Group> groups_;
   std::vector<Slot> slots_;
   std::vector<int> state_order_;  // the slot of each entry of optimizer.state, as last seen
+  uint64_t states_version_ = 0;   // the version of optimizer.state in which the slots' are these
   std::vector<Work> works_;       // by slot
   std::vector<int> ready_;        // the slots that the kernels step
   std::vector<int> overlapping_;  // the slots that may share memory with another

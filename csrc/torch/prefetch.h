@@ -6,12 +6,12 @@
 
 namespace fusedopt {
 
-// `kBytes` from an address on, which may be null or stale: nothing is read.
-template <size_t kBytes, bool kForWriting = false>
+// The bytes [kBegin, kEnd) of what is at an address, which may be null or stale: nothing is read.
+template <size_t kBegin, size_t kEnd, bool kForWriting = false>
 inline void prefetch(const void* address) {
   const char* at = static_cast<const char*>(address);
-  for (size_t i = 0; i < kBytes; i += 64) __builtin_prefetch(at + i, kForWriting);
-  if (kBytes > 1) __builtin_prefetch(at + kBytes - 1, kForWriting);
+  for (size_t i = kBegin; i < kEnd; i += 64) __builtin_prefetch(at + i, kForWriting);
+  if (kEnd - kBegin > 1) __builtin_prefetch(at + kEnd - 1, kForWriting);
   // g++ 12 drops calls of a function that only prefetches: to it, they do nothing.
   asm volatile("");
 }

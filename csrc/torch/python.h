@@ -17,6 +17,21 @@ inline PyObject* intern(const char* text) {
   return string;
 }
 
+// The state that a dict is in: a number that neither this dict in another state nor any other dict
+// ever has, so that what was read of it needn't be read again. 0 where Python doesn't keep one
+// (from 3.14 on), or not for this dict: an object's attributes may change without.
+inline uint64_t version_of(PyObject* dict) {
+#if PY_VERSION_HEX < 0x030E0000
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+  const auto* table = reinterpret_cast<const PyDictObject*>(dict);
+  return table->ma_values == nullptr ? table->ma_version_tag : 0;
+#pragma GCC diagnostic pop
+#else
+  return 0;
+#endif
+}
+
 inline std::string group_name(int group) { return "param_groups[" + std::to_string(group) + "]"; }
 
 // THPVariable_Check asks isinstance in Python where the type isn't a tensor's: 800 instructions,
