@@ -62,14 +62,19 @@ inline void load_sixteen(float* values, const char* source) {
   }
 }
 
-// To the nearest bfloat16, in the upper half of each word.
-inline __m256i round_eight(const float* values) {
-  const __m256 x = _mm256_loadu_ps(values);
-  const __m256 nan = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000));
-  const __m256i bits =
-      _mm256_castps_si256(_mm256_blendv_ps(x, nan, _mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
-  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  return _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+// Sixteen floats, as load_sixteen orders them, to the nearest bfloat16. They are rounded in lanes
+// of 16 bits: up, if the lower half is more than 0x8000, or equal to it and the upper half is odd.
+// The upper half tells a NaN: arithmetic makes quiet ones only.
+inline __m256i round_sixteen(const float* values) {
+  const __m256i even = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
+  const __m256i odd = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + 8));
+  const __m256i upper = _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa);
+  const __m256i lower = _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa);
+  const __m256i is_even = _mm256_andnot_si256(upper, _mm256_set1_epi16(1));
+  const __m256i up = _mm256_srli_epi16(_mm256_subs_epu16(lower, is_even), 15);
+  const __m256i magnitude = _mm256_and_si256(upper, _mm256_set1_epi16(0x7fff));
+  const __m256i is_nan = _mm256_cmpgt_epi16(magnitude, _mm256_set1_epi16(0x7f80));
+  return _mm256_blendv_epi8(_mm256_add_epi16(upper, up), _mm256_set1_epi16(0x7fc0), is_nan);
 }
 
 template <Dtype kDtype>
@@ -78,9 +83,7 @@ inline void store_sixteen(const float* values, char* target) {
     store_eight(values, target);
     store_eight(values + 8, target + 16);
   } else {
-    const __m256i even = _mm256_srli_epi32(round_eight(values), 16);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target),
-                        _mm256_blend_epi16(even, round_eight(values + 8), 0xaa));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), round_sixteen(values));
   }
 }
 #endif
@@ -247,6 +250,7 @@ inline int64_t blocks([[maybe_unused]] const TensorEntry& tensor, [[maybe_unused
   const float sign = tensor.maximize ? -1.0f : 1.0f;
   char* at[kOperands];
   for (int k = 0; k < kOperands; ++k) at[k] = static_cast<char*>(tensor.operands[k]) + 2 * begin;
+#pragma GCC unroll 2  // 3 % less for two states in bfloat16
   for (; begin + kBlock <= end; begin += kBlock) {
     alignas(64) float values[kOperands][kBlock];
     for (int k = 0; k < kOperands; ++k) {

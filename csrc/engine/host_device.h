@@ -34,13 +34,6 @@ FUSEDOPT_HD double fused_multiply_add(double a, double b, double c) {
 #endif
 }
 
-// a + weight * (b - a), in the two forms that torch.lerp uses: exact at weight = 1, accurate near
-// 0.
-template <typename T>
-FUSEDOPT_HD T lerp(T a, T b, T weight) {
-  return weight < T(0.5) ? a + weight * (b - a) : b - (b - a) * (T(1) - weight);
-}
-
 // torch.maximum: a NaN on either side wins.
 template <typename T>
 FUSEDOPT_HD T maximum(T a, T b) {

@@ -19,17 +19,18 @@ struct Adadelta {
   static constexpr int kStates = 2;
   using Options = AdadeltaOptions;
 
-  T lr, rho, one_minus_rho, eps, weight_decay;
+  T lr, rho, one_minus_rho, eps;
+  WeightDecay<T> weight_decay;
 
   FUSEDOPT_HD Adadelta(const Options& o, double)
       : lr(T(o.lr)),
         rho(T(o.rho)),
         one_minus_rho(T(1.0 - o.rho)),
         eps(T(o.eps)),
-        weight_decay(T(o.weight_decay)) {}
+        weight_decay(o.weight_decay) {}
 
   FUSEDOPT_HD void operator()(T& p, T g, T* state) const {
-    g = add_weight_decay(g, p, weight_decay);
+    g = weight_decay(g, p);
     T& v = state[0];
     T& u = state[1];
     v = v * rho + one_minus_rho * g * g;

@@ -17,15 +17,16 @@ struct Adagrad {
   static constexpr int kStates = 1;
   using Options = AdagradOptions;
 
-  T lr, eps, weight_decay;
+  T lr, eps;
+  WeightDecay<T> weight_decay;
 
   FUSEDOPT_HD Adagrad(const Options& o, double step)
       : lr(T(o.lr / (1.0 + (step - 1.0) * o.lr_decay))),
         eps(T(o.eps)),
-        weight_decay(T(o.weight_decay)) {}
+        weight_decay(o.weight_decay) {}
 
   FUSEDOPT_HD void operator()(T& p, T g, T* state) const {
-    g = add_weight_decay(g, p, weight_decay);
+    g = weight_decay(g, p);
     T& s = state[0];
     s = s + g * g;
     p = p - lr * g / (square_root(s) + eps);

@@ -23,25 +23,27 @@ struct Adam {
   static constexpr int kStates = kAmsgrad ? 3 : 2;
   using Options = AdamOptions;
 
-  T step_size, one_minus_beta1, beta2, one_minus_beta2, eps, keep, l2;
+  T step_size, beta2, one_minus_beta2, eps, keep;
+  Lerp<T> lerp;
+  WeightDecay<T> l2;
 
   FUSEDOPT_HD Adam(const Options& o, double step)
       : Adam(o, step, square_root(one_minus_power(o.beta2, step))) {}
 
   FUSEDOPT_HD Adam(const Options& o, double step, double c)
       : step_size(T(o.lr * c / one_minus_power(o.beta1, step))),
-        one_minus_beta1(T(1.0 - o.beta1)),
         beta2(T(o.beta2)),
         one_minus_beta2(T(1.0 - o.beta2)),
         eps(T(o.eps * c) != T(0) ? T(o.eps * c) : T(o.eps)),  // c must not make it 0
         keep(T(o.decoupled_weight_decay != 0 ? 1.0 - o.lr * o.weight_decay : 1.0)),
-        l2(T(o.decoupled_weight_decay != 0 ? 0.0 : o.weight_decay)) {}
+        lerp(1.0 - o.beta1),
+        l2(o.decoupled_weight_decay != 0 ? 0.0 : o.weight_decay) {}
 
   FUSEDOPT_HD void operator()(T& p, T g, T* state) const {
-    g = add_weight_decay(g, p, l2);
+    g = l2(g, p);
     T& m = state[0];
     T& v = state[1];
-    m = lerp(m, g, one_minus_beta1);
+    m = lerp(m, g);
     v = v * beta2 + one_minus_beta2 * g * g;
     T second = v;
     if constexpr (kAmsgrad) second = state[2] = maximum(state[2], v);

@@ -20,24 +20,27 @@ struct Rmsprop {
   static constexpr int kStates = 1 + (kMomentum ? 1 : 0) + (kCentered ? 1 : 0);
   using Options = RmspropOptions;
 
-  T lr, alpha, one_minus_alpha, eps, weight_decay, momentum;
+  T lr, alpha, one_minus_alpha, eps, momentum;
+  WeightDecay<T> weight_decay;
+  Lerp<T> lerp;
 
   FUSEDOPT_HD Rmsprop(const Options& o, double)
       : lr(T(o.lr)),
         alpha(T(o.alpha)),
         one_minus_alpha(T(1.0 - o.alpha)),
         eps(T(o.eps)),
-        weight_decay(T(o.weight_decay)),
-        momentum(T(o.momentum)) {}
+        momentum(T(o.momentum)),
+        weight_decay(o.weight_decay),
+        lerp(1.0 - o.alpha) {}
 
   FUSEDOPT_HD void operator()(T& p, T g, T* state) const {
-    g = add_weight_decay(g, p, weight_decay);
+    g = weight_decay(g, p);
     T& v = state[0];
     v = v * alpha + one_minus_alpha * g * g;
     T variance = v;
     if constexpr (kCentered) {
       T& a = state[kStates - 1];
-      a = lerp(a, g, one_minus_alpha);
+      a = lerp(a, g);
       variance = v - a * a;
     }
     const T d = square_root(variance) + eps;

@@ -18,10 +18,34 @@
 
 namespace fusedopt {
 
+// What is the same for all elements is decided in the constructors of these two: comparing floats
+// in the loop took 7 % of Adam's time in bfloat16.
+
 // L2 regularisation. Without it g is left as it is: 0 * inf would be NaN.
 template <typename T>
-FUSEDOPT_HD T add_weight_decay(T g, T p, T weight_decay) {
-  return weight_decay != T(0) ? g + weight_decay * p : g;
-}
+struct WeightDecay {
+  T factor;
+  bool any;
+
+  FUSEDOPT_HD explicit WeightDecay(double weight_decay)
+      : factor(T(weight_decay)), any(factor != T(0)) {}
+
+  FUSEDOPT_HD T operator()(T g, T p) const { return any ? g + factor * p : g; }
+};
+
+// a + weight * (b - a), in the two forms that torch.lerp uses: exact at weight = 1, accurate near
+// 0.
+template <typename T>
+struct Lerp {
+  T weight, rest;
+  bool near_a;
+
+  FUSEDOPT_HD explicit Lerp(double of_b)
+      : weight(T(of_b)), rest(T(1) - weight), near_a(weight < T(0.5)) {}
+
+  FUSEDOPT_HD T operator()(T a, T b) const {
+    return near_a ? a + weight * (b - a) : b - (b - a) * rest;
+  }
+};
 
 }  // namespace fusedopt

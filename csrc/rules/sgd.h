@@ -18,19 +18,20 @@ struct Sgd {
   static constexpr int kStates = kMomentum ? 1 : 0;
   using Options = SgdOptions;
 
-  T lr, momentum, take, weight_decay;
+  T lr, momentum, take;
+  WeightDecay<T> weight_decay;
   bool nesterov, first;
 
   FUSEDOPT_HD Sgd(const Options& o, double step)
       : lr(T(o.lr)),
         momentum(T(o.momentum)),
         take(T(1.0 - o.dampening)),
-        weight_decay(T(o.weight_decay)),
+        weight_decay(o.weight_decay),
         nesterov(o.nesterov != 0),
         first(step == 0) {}
 
   FUSEDOPT_HD void operator()(T& p, T g, [[maybe_unused]] T* state) const {
-    g = add_weight_decay(g, p, weight_decay);
+    g = weight_decay(g, p);
     if constexpr (kMomentum) {
       T& b = state[0];
       b = first ? g : momentum * b + take * g;
