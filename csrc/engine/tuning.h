@@ -14,13 +14,19 @@ inline constexpr int kTilesAhead = 4;
 
 // Elements of a block of 16-bit floats, and how many blocks before it is needed memory is asked
 // for. Two states, two divisions and a root, on an EPYC Milan with AVX2 and g++ 12, ns per element
-// in cache: blocks of 16, 0.57 for float16 and 0.84 for bfloat16 (float32 takes 0.46; with one
-// division these three are 0.52, 0.81 and 0.35); bfloat16 in blocks of 16 widened and narrowed
-// eight at a time, 1.04; with a branch instead of a blend for NaNs, 1.05; rounded without shifts
-// (compare with a tie), 3 % less; blocks of 32, 0.66 and 1.05; tiles of 128 one after the
-// other, 1.10 and 1.34, of 512, 0.98 and 1.23; blocks of 16 whose bfloat16 g++ converts, 4.2.
-// Without a state g++ unrolls a loop over 16 before it could vectorise it: 0.71 for float16 and
-// 0.92 for bfloat16, and with 32, 0.09 and 0.17.
+// in cache: blocks of 16, 0.57 for float16 and 0.84 for bfloat16 (float32 takes 0.46); bfloat16 in
+// blocks of 16 widened and narrowed eight at a time, 1.04; with a branch instead of a blend for
+// NaNs, 1.05; blocks of 32, 0.66 and 1.05; tiles of 128 one after the other, 1.10 and 1.34, of 512,
+// 0.98 and 1.23; blocks of 16 whose bfloat16 g++ converts, 4.2. Without a state g++ unrolls a loop
+// over 16 before it could vectorise it: 0.71 for float16 and 0.92 for bfloat16, and with 32, 0.09
+// and 0.17.
+//
+// With one division, bfloat16, 2026-11-25: 0.76; rules that compare no floats in the loop, 0.71;
+// rounded in lanes of 16 bits, where two vectors become one, 0.65; two blocks per turn of the loop,
+// 0.62. One state with a division and a root: 0.56, 0.54, 0.50, 0.49, and in blocks of 32, 0.51.
+// Lost: NaNs by a branch, 0.95 where a blend takes 0.76; stores of one block after the arithmetic
+// of the next, 0.70 where at once they take 0.62. What limits it are the registers that hold
+// results until their block's division is done: some 50 per block, of the core's 160.
 template <int kStates>
 inline constexpr int kBlockElements = kStates == 0 ? 32 : 16;
 inline constexpr int kBlocksAhead = 32;
@@ -51,7 +57,9 @@ inline constexpr int64_t kSmallestChunk = 16384;
 // What such a step waits for is its instructions, too: 30 such tensors, all in the L2 cache, take
 // 97 to 205 ns each, and 1000 take 145 to 217. Dicts whose version says that they haven't changed
 // aren't read again: 1,437 instructions per parameter instead of 1,837, and 225 ns instead of 290
-// (medians of three times 600 rounds).
+// (medians of three times 600 rounds). Tensors that are as they were aren't checked anew
+// (torch/unchanged.cpp): 1,190 instructions, and 190 ns instead of 208 (2026-11-25, medians of four
+// processes by turns).
 //
 // Lost: versions counted before the table's entry is written, and that in its place instead of
 // copied there, 233 and 231 ns. Checking and counting shared by two threads, 0.27 to 0.47 ms for
@@ -69,6 +77,12 @@ inline constexpr int kCheckAhead = 2;
 inline constexpr int kFillAhead = 4;
 inline constexpr int kSweepAhead = 1;
 inline constexpr int64_t kPrefetchBytes = 512;
+
+// New state of parameters of at most this many bytes is made where the heap has no holes. 1000
+// tensors of 64, two states, on an EPYC Milan: 147 ns per parameter and step instead of 190. Where
+// it lies in holes, a step touches 2,800 pages, more than the processor knows the addresses of
+// (2,048). Elements side by side in one block of memory besides gain nothing more.
+inline constexpr int64_t kSmallStateBytes = 4096;
 
 // Of the CUDA sweep. None of these is measured yet: no GPU was at hand. They are reckoned from what
 // an H100 needs in flight to reach its bandwidth, some 64 KB per multiprocessor, and from ptxas'

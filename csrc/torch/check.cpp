@@ -2,6 +2,7 @@
 // tensors fit.
 #include <ATen/core/Tensor.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
 #include <set>
@@ -55,12 +56,11 @@ bool make_own(const Work& work, bool with_step) {
   return shared;
 }
 
-// So it may share memory with it. A gradient has a storage; operands that aren't there have none.
-bool shares_storage_with_gradient(const Work& work) {
-  const c10::StorageImpl* grad = work.operands[1].storage;
-  bool shared = work.operands[0].storage == grad;
-  for (int k = 2; k < kMaxOperands; ++k) shared |= work.operands[k].storage == grad;
-  return shared;
+c10::TensorImpl* gradient_of(PyObject* param) {
+  // TensorImpl::grad() makes two calls to learn the same.
+  const auto* meta = static_cast<const torch::autograd::AutogradMeta*>(
+      THPVariable_Unpack(param).unsafeGetTensorImpl()->autograd_meta());
+  return meta != nullptr && meta->grad_.defined() ? meta->grad_.unsafeGetTensorImpl() : nullptr;
 }
 
 // All that checking a slot will read, as far as it lies where it lay: of Python's objects the type
@@ -120,14 +120,22 @@ void Plan::check(const py::object& state, const py::object& stepped_by_torch,
     const bool was_ready = work.ready;
     work.reason = nullptr;
     work.ready = work.moved = false;
-    const at::Tensor& grad = THPVariable_Unpack(slot.param).unsafeGetTensorImpl()->grad();
-    const bool wanted = grad.defined() || errors != nullptr;
+    c10::TensorImpl* grad = gradient_of(slot.param);
+    const bool wanted = grad != nullptr || errors != nullptr;
     if (wanted && (done.empty() || done.count({slot.group, slot.index}) == 0)) {
       try {
-        c10::TensorImpl* defined = grad.defined() ? grad.unsafeGetTensorImpl() : nullptr;
-        work.reason = is_dict ? check_slot(slot, defined, work) : "optimizer.state is not a dict";
+        if (is_dict && is_unchanged(slot, grad, work)) {
+          work.ready = true;
+          work.first = false;
+          ready_.push_back(i);
+          known = known && was_ready;
+          continue;
+        }
+        work.usual_for = nullptr;
+        work.reason = is_dict ? check_slot(slot, grad, work) : "optimizer.state is not a dict";
         work.ready = work.reason == nullptr;
         if (work.ready) {
+          if (is_usual(work)) work.usual_for = groups_[slot.group].variant.cpu;
           stale = make_own(work, optimizer_->counts_steps && !work.fresh) || stale;
           ready_.push_back(i);
           any_fresh_ = any_fresh_ || work.fresh || work.move_step;
@@ -302,10 +310,7 @@ const char* Plan::check_step(const Slot& slot, PyObject* step, Work& work) const
   work.step = operand_of(tensor);
   work.device_step = false;
   work.float_step = tensor.dtype() == caffe2::TypeMeta::Make<float>();
-  if (work.float_step && tensor.numel() == 1 && tensor.key_set() == kPlainKeys &&
-      work.step.address != nullptr) {
-    return nullptr;
-  }
+  if (is_usual_step(tensor) && work.step.address != nullptr) return nullptr;
   const auto type = c10::typeMetaToScalarType(tensor.dtype());
   if (tensor.numel() != 1 || type == c10::kBool || c10::isComplexType(type)) {
     throw std::runtime_error(name_of(slot) + ": state['step'] has " + describe(tensor) +

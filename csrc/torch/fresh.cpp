@@ -6,6 +6,9 @@
 #include <ATen/ops/zeros.h>
 #include <c10/core/DefaultDtype.h>
 
+#include <algorithm>
+
+#include "engine/tuning.h"
 #include "torch/plan.h"
 
 namespace fusedopt {
@@ -82,9 +85,22 @@ bool Plan::create_states(const py::object& state, const py::dict& defaults,
                     {}});
   }
   const at::NoGradGuard no_grad;
+  const std::vector<Fresh> filling = fill_holes({made.begin() + first, made.end()}, initial);
   for (size_t i = first; i < made.size(); ++i) fill_state(made[i], initial);
   for (size_t i = first; i < made.size(); ++i) put_in_place(state, made[i]);
   return made.size() != first;
+}
+
+// The same state of small parameters once more, to be dropped when the other is made: it takes the
+// holes that other code has left all over the heap, so that the other lies together.
+std::vector<Fresh> Plan::fill_holes(std::vector<Fresh> made, double initial) const {
+  const auto elsewhere = [](const Fresh& fresh) {
+    const c10::TensorImpl& param = *THPVariable_Unpack(fresh.param.ptr()).unsafeGetTensorImpl();
+    return !is_plain_cpu(param) || param.numel() > kSmallStateBytes / int64_t(param.itemsize());
+  };
+  made.erase(std::remove_if(made.begin(), made.end(), elsewhere), made.end());
+  for (Fresh& fresh : made) fill_state(fresh, initial);
+  return made;
 }
 
 void Plan::fill_state(Fresh& fresh, double initial) const {

@@ -108,12 +108,22 @@ FUSEDOPT_INLINE bool fits(const c10::TensorImpl& tensor, const char* address, co
   return different == 0;
 }
 
+FUSEDOPT_INLINE void* version_counter_of(const c10::TensorImpl& tensor) {
+  void* counter;
+  static_assert(sizeof counter == sizeof tensor.version_counter());
+  memcpy(&counter, &tensor.version_counter(), sizeof counter);
+  return counter;
+}
+
 FUSEDOPT_INLINE Operand operand_of(c10::TensorImpl& tensor) {
-  Operand operand{&tensor, address_of(tensor), tensor.unsafe_storage().unsafeGetStorageImpl(),
-                  nullptr};
-  static_assert(sizeof operand.version == sizeof tensor.version_counter());
-  memcpy(&operand.version, &tensor.version_counter(), sizeof operand.version);
-  return operand;
+  return {&tensor, address_of(tensor), tensor.unsafe_storage().unsafeGetStorageImpl(),
+          version_counter_of(tensor)};
+}
+
+// One float32 in plain memory of the host.
+FUSEDOPT_INLINE bool is_usual_step(const c10::TensorImpl& step) {
+  return step.key_set() == kPlainKeys && step.dtype() == caffe2::TypeMeta::Make<float>() &&
+         step.numel() == 1;
 }
 
 // Makes memory that is shared until somebody writes to it the tensor's own. Returns whether it was

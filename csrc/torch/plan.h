@@ -70,6 +70,7 @@ struct Work {
   bool device_step;    // state["step"] is where the parameter is
   bool move_step;      // it is on the host, and has to be there
   bool moved;          // parameter or state lie elsewhere than in the last step
+  const cpu::Kernel* usual_for;  // where all is as usual, the kernel that it was checked for
   Dtype dtype;
   int device;  // kHost, or the other device's number
   int cut;     // of a DTensor, whose pieces the operands are then; 0 for other tensors
@@ -80,6 +81,14 @@ struct Work {
   Dtype step_dtype;  // if it is on a device
   Traces traces;
 };
+
+// So it may share memory with it. A gradient has a storage; operands that aren't there have none.
+inline bool shares_storage_with_gradient(const Work& work) {
+  const c10::StorageImpl* grad = work.operands[1].storage;
+  bool shared = work.operands[0].storage == grad;
+  for (int k = 2; k < kMaxOperands; ++k) shared |= work.operands[k].storage == grad;
+  return shared;
+}
 
 // Everything in one step that one kernel sweeps in one dtype on one device.
 struct Bucket {
@@ -168,6 +177,10 @@ class Plan {
                         const c10::TensorImpl& tensor) const;
   std::string name_of(const Slot& slot) const;
 
+  // unchanged.cpp: the same in a few instructions, where nothing has changed
+  bool is_unchanged(const Slot& slot, const c10::TensorImpl* grad, Work& work) const;
+  bool is_usual(const Work& work) const;
+
   // dtensor.cpp
   const char* take_pieces(const Slot& slot, Work& work, c10::TensorImpl*& param,
                           c10::TensorImpl*& grad);
@@ -193,6 +206,7 @@ class Plan {
 
   // fresh.cpp: state that isn't there yet
   bool create_states(const py::object& state, const py::dict& defaults, std::vector<Fresh>& made);
+  std::vector<Fresh> fill_holes(std::vector<Fresh> made, double initial) const;
   void fill_state(Fresh& fresh, double initial) const;
 
   // commit.cpp: what changes something
