@@ -17,6 +17,7 @@ from fusedopt import _C
 
 # What torch's own step takes: per group its index and the indices of its parameters.
 _Rest = list[tuple[int, list[int]]]
+_TORCHS_WRAPPER = Optimizer.profile_hook_step
 _LIGHTNING = ("lightning", "lightning_fabric", "pytorch_lightning")
 
 
@@ -75,9 +76,12 @@ class FusedOptimizer(Optimizer):
         """Puts torch's wrapper around `step`, which calls its hooks in a range for the profiler.
 
         It takes 25 µs, eight times as long as the step of one small tensor; so it is gone round
-        where there are no hooks, nobody is told of ranges, and no closure can change that.
+        where there are no hooks, nobody is told of ranges, and no other code can change that: a
+        closure, a subclass's `step`, or what others have put in the place of torch's wrapper.
         """
         torchs = Optimizer.profile_hook_step(func)
+        if func is not FusedOptimizer.step or Optimizer.profile_hook_step is not _TORCHS_WRAPPER:
+            return torchs
 
         @functools.wraps(func)
         def step(self: FusedOptimizer, *args: Any, **kwargs: Any) -> Any:
@@ -87,6 +91,7 @@ class FusedOptimizer(Optimizer):
                 or torch.compiler.is_compiling()
                 or _has_step_hooks(self)
                 or _is_recorded()
+                or type(self)._optimizer_step_code is not Optimizer._optimizer_step_code
             ):
                 return torchs(self, *args, **kwargs)
             return func(self)
@@ -162,11 +167,16 @@ def _has_step_hooks(optimizer: Optimizer) -> bool:
 def _is_recorded() -> bool:
     """Whether a range of torch.autograd.profiler.record_function would reach anybody.
 
-    That is one of C++'s callbacks, which all profilers and observers are, or the monitor of CUPTI
-    that torch 2.13 tries out, which record_function calls itself.
+    That is one of C++'s callbacks, which all profilers and observers are, a dispatch mode, to which
+    it is an operator, or the monitor of CUPTI that torch 2.13 tries out, which record_function
+    calls itself.
     """
     monitor = sys.modules.get("torch.profiler._cupti_monitor")
-    return _C.has_record_callbacks() or getattr(monitor, "_monitor_singleton", None) is not None
+    return (
+        _C.has_record_callbacks()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or getattr(monitor, "_monitor_singleton", None) is not None
+    )
 
 
 def _replaces_step(optimizer: Optimizer) -> bool:

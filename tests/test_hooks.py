@@ -18,6 +18,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fusedopt
 
@@ -217,6 +218,51 @@ def test_other_listeners_see_the_step(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monitor._monitor_singleton = object()
     optimizer.step()
     assert entered == 2 * ["Optimizer.step#AdamW.step"]
+
+
+@pytest.mark.parametrize("module", [fusedopt, torch.optim], ids=["fusedopt", "torch"])
+def test_a_subclass_adds_a_hook_in_its_step(module: types.ModuleType) -> None:
+    """It is called after the base's step and after its own, which both have torch's wrapper."""
+    called: list[str] = []
+    module.SGD(make_params())  # the first puts the wrapper around the base's step
+
+    class Own(module.SGD):
+        def step(self, closure: None = None) -> None:
+            self.register_step_post_hook(lambda *_: called.append("hook"))
+            super().step()
+
+        def _optimizer_step_code(self) -> None:
+            called.append("code")
+
+    Own(make_params()).step()
+    assert called == 2 * ["code", "hook"]
+
+
+@pytest.mark.parametrize("module", [fusedopt, torch.optim], ids=["fusedopt", "torch"])
+def test_a_subclass_overrides_what_the_profiler_looks_at(module: types.ModuleType) -> None:
+    called: list[str] = []
+
+    class Own(module.SGD):
+        def _optimizer_step_code(self) -> None:
+            called.append("code")
+
+    Own(make_params()).step()
+    assert called == ["code"]
+
+
+@pytest.mark.parametrize("module", [fusedopt, torch.optim], ids=["fusedopt", "torch"])
+def test_a_dispatch_mode_sees_the_range(module: types.ModuleType) -> None:
+    seen: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    optimizer = module.SGD(make_params())
+    with Watch():
+        optimizer.step()
+    assert any("_record_function_enter" in name for name in seen)
 
 
 @pytest.mark.parametrize("module", [fusedopt, torch.optim], ids=["fusedopt", "torch"])

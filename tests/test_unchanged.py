@@ -168,3 +168,57 @@ def test_an_option_changed_while_another_parameter_was_refused() -> None:
         return optimizer
 
     twins(case("AdamW-amsgrad"), scenario)
+
+
+def test_parameters_moved_between_groups_by_a_step_that_raises() -> None:
+    """Each keeps its own state, although the refused step had read the new order already."""
+
+    def scenario(make: Make) -> Optimizer:
+        params = [Parameter(random((4,), i)) for i in range(3)]
+        optimizer = make([{"params": [p]} for p in params])
+        for t in range(3):
+            step(optimizer, t)
+        groups = optimizer.param_groups
+        groups[0]["params"], groups[1]["params"], groups[2]["params"] = (
+            [params[1]],
+            [params[0]],
+            [None],
+        )
+        if type(optimizer).__module__.startswith("fusedopt"):
+            with pytest.raises(TypeError, match="must be a tensor"):
+                optimizer.step()
+        groups[2]["params"] = [params[2]]
+        step(optimizer, 3)
+        return optimizer
+
+    twins(case("AdamW-default"), scenario)
+
+
+def test_state_put_back_after_a_step_with_another() -> None:
+    """The other is an object's attributes, of which Python keeps no version."""
+    param = Parameter(torch.zeros(3))
+    optimizer = fusedopt.Adam([param])
+    for t in range(3):
+        step(optimizer, t)
+    kept, grad = optimizer.state, param.grad
+    optimizer.state, param.grad = vars(type("Empty", (), {})()), None
+    optimizer.step()
+    optimizer.state, param.grad = kept, grad
+    optimizer.step()
+    assert optimizer.state[param]["step"] == 4
+
+
+def test_a_lazily_copied_parameter_moves_a_gradient_that_was_read_before() -> None:
+    """Gradient and another parameter lie in one storage, which the step copies as it looks."""
+    memory = torch.zeros(64)
+    memory[:8], memory[32:40] = 4, 1
+    params = [Parameter(torch.zeros(8)) for _ in range(2)]
+    params[1].data = memory[32:40]
+    params[0].grad, params[1].grad = memory[:8], torch.full((8,), 2.0)
+    optimizer = fusedopt.SGD(params, lr=0.5)
+    optimizer.step()
+    copy = torch._lazy_clone(memory)
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0), torch.tensor(0.0)
+    optimizer.step()
+    assert torch.equal(copy[:8], torch.full((8,), 4.0))
+    assert torch.equal(params[0].grad, torch.full((8,), 2.0))

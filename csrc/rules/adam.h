@@ -34,7 +34,7 @@ struct Adam {
       : step_size(T(o.lr * c / one_minus_power(o.beta1, step))),
         beta2(T(o.beta2)),
         one_minus_beta2(T(1.0 - o.beta2)),
-        eps(T(o.eps * c) != T(0) ? T(o.eps * c) : T(o.eps)),  // c must not make it 0
+        eps(T(o.eps * c) != T(0) || c == 0 ? T(o.eps * c) : T(o.eps)),  // not 0 by underflow
         keep(T(o.decoupled_weight_decay != 0 ? 1.0 - o.lr * o.weight_decay : 1.0)),
         lerp(1.0 - o.beta1),
         l2(o.decoupled_weight_decay != 0 ? 0.0 : o.weight_decay) {}

@@ -63,22 +63,6 @@ c10::TensorImpl* gradient_of(PyObject* param) {
   return meta != nullptr && meta->grad_.defined() ? meta->grad_.unsafeGetTensorImpl() : nullptr;
 }
 
-// All that checking a slot will read, as far as it lies where it lay: of Python's objects the type
-// and what follows, of torch's what follows the reference count.
-void prefetch_objects(const Slot& slot, const Work& last) {
-  prefetch<8, 24>(slot.param);
-  prefetch<8, sizeof(PyDictObject)>(slot.state);
-  prefetch<0, 48>(last.traces.autograd);
-  for (const PyObject* value : last.traces.state) prefetch<8, 24>(value);
-  const auto prefetch_operand = [](const Operand& operand) {
-    if (operand.tensor == nullptr) return;
-    prefetch<16, sizeof(c10::TensorImpl)>(operand.tensor);
-    prefetch<16, 64>(operand.storage);
-  };
-  for (const Operand& operand : last.operands) prefetch_operand(operand);
-  prefetch_operand(last.step);
-}
-
 }  // namespace
 
 std::string Plan::name_of(const Slot& slot) const {
@@ -124,7 +108,7 @@ void Plan::check(const py::object& state, const py::object& stepped_by_torch,
     const bool wanted = grad != nullptr || errors != nullptr;
     if (wanted && (done.empty() || done.count({slot.group, slot.index}) == 0)) {
       try {
-        if (is_dict && is_unchanged(slot, grad, work)) {
+        if (is_dict && is_unchanged(slot, grad, work, stale)) {
           work.ready = true;
           work.first = false;
           ready_.push_back(i);

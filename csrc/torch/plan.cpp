@@ -47,6 +47,9 @@ Plan::Plan(const std::string& optimizer)
 }
 
 void Plan::read_slots() {
+  // What was read of optimizer.state is known again only if all below are the same, and no
+  // exception comes between.
+  const uint64_t version = std::exchange(states_version_, 0);
   size_t count = 0;
   bool same = true;  // the same parameters as in the last step, in the same places
   for (int i = 0; i < static_cast<int>(groups_.size()); ++i) {
@@ -66,10 +69,11 @@ void Plan::read_slots() {
   }
   same = same && slots_.size() == count;
   slots_.resize(count);
-  if (same) return;
-  state_order_.clear();
-  states_version_ = 0;
-  for (Slot& slot : slots_) slot.state = nullptr;
+  if (same) {
+    states_version_ = version;
+  } else {
+    state_order_.clear();
+  }
 }
 
 // Finds each slot's state without hashing a tensor (Tensor.__hash__ is Python code): the entries of
@@ -77,7 +81,8 @@ void Plan::read_slots() {
 // have changed at all.
 void Plan::read_states(PyObject* state) {
   const uint64_t version = version_of(state);
-  if (version != 0 && std::exchange(states_version_, version) == version) return;
+  if (std::exchange(states_version_, version) == version && version != 0) return;
+  for (Slot& slot : slots_) slot.state = nullptr;
   PyObject *key, *value;
   Py_ssize_t position = 0;
   size_t entry = 0;
@@ -94,7 +99,7 @@ void Plan::read_states(PyObject* state) {
   if (same) return;
   std::unordered_map<PyObject*, int> slot_of;
   for (size_t i = slots_.size(); i-- > 0;) {
-    slots_[i].state = nullptr;
+    slots_[i].state = nullptr;                       // the walk above has entered some
     slot_of[slots_[i].param] = static_cast<int>(i);  // the first, where a parameter is listed twice
   }
   state_order_.clear();

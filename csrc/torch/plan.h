@@ -90,6 +90,9 @@ inline bool shares_storage_with_gradient(const Work& work) {
   return shared;
 }
 
+// Asks for what checking a slot will read, as far as it lies where the last step found it.
+void prefetch_objects(const Slot& slot, const Work& last);
+
 // Everything in one step that one kernel sweeps in one dtype on one device.
 struct Bucket {
   Variant variant;
@@ -178,7 +181,7 @@ class Plan {
   std::string name_of(const Slot& slot) const;
 
   // unchanged.cpp: the same in a few instructions, where nothing has changed
-  bool is_unchanged(const Slot& slot, const c10::TensorImpl* grad, Work& work) const;
+  bool is_unchanged(const Slot& slot, c10::TensorImpl* grad, Work& work, bool& stale) const;
   bool is_usual(const Work& work) const;
 
   // dtensor.cpp
