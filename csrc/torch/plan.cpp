@@ -99,7 +99,7 @@ void Plan::read_states(PyObject* state) {
   if (same) return;
   std::unordered_map<PyObject*, int> slot_of;
   for (size_t i = slots_.size(); i-- > 0;) {
-    slots_[i].state = nullptr;                       // the walk above has entered some
+    slots_[i].state = nullptr;
     slot_of[slots_[i].param] = static_cast<int>(i);  // the first, where a parameter is listed twice
   }
   state_order_.clear();
