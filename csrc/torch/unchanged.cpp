@@ -23,8 +23,7 @@ FUSEDOPT_INLINE bool lies_as_before(const c10::TensorImpl& tensor, const Operand
     stale = true;
     return false;
   }
-  const auto* base = static_cast<const char*>(before.storage->data());
-  return base + tensor.storage_offset() * tensor.dtype().itemsize() == before.address;
+  return address_of(tensor) == before.address;
 }
 
 FUSEDOPT_INLINE c10::TensorImpl& unpack(PyObject* variable) {
