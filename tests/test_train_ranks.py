@@ -130,15 +130,16 @@ def test_few_images_and_one_process_of_torchrun(train: Run) -> None:
     assert "test accuracy" in train(1, *SMALL, "--epochs", 1, "--strategy", "fsdp")[0]
 
 
-def start_torchrun(*options: object) -> subprocess.Popen[str]:
+def start_torchrun(log: Path, *options: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    return subprocess.Popen(
-        [*command, *map(str, options)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    with log.open("w") as output:
+        return subprocess.Popen(
+            [*command, *map(str, options)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
 
 
 def workers_of(agent: int) -> list[int]:
@@ -146,27 +147,41 @@ def workers_of(agent: int) -> list[int]:
     return [int(pid) for pid in children.read_text().split()]
 
 
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
 def test_a_killed_rank_ends_the_job_or_restarts_it(train: Run, tmp_path: Path) -> None:
     """Once it is restarted and goes on from the last checkpoint; the second time it is an error."""
-    options = (*LENET, *SMALL, "--epochs", 2000, "--out", tmp_path / "run")
-    job = start_torchrun("--max-restarts", 1, "-m", "fusedopt.train", *options)
-    done = 0
-    for _ in range(2):
-        before = done
-        deadline = time.monotonic() + 120
-        while done < before + 3 and time.monotonic() < deadline:
-            time.sleep(0.05)
-            if (tmp_path / "run" / "metrics.csv").exists():
-                done = len(metrics(tmp_path / "run"))
+    folder, log = tmp_path / "run", tmp_path / "log"
+    options = (*LENET, *SMALL, "--epochs", 2000, "--out", folder)
+    job = start_torchrun(log, "--max-restarts", 1, "-m", "fusedopt.train", *options)
+
+    def continued() -> list[int]:
+        return [int(n) for n in re.findall(r"continues after (\d+) epochs", log.read_text())]
+
+    def trained() -> int:
+        return len(metrics(folder)) if (folder / "metrics.csv").exists() else 0
+
+    # Epochs pass between the look at how many there are and the kill, so that only the run
+    # itself says where it went on.
+    try:
+        wait_for(lambda: trained() >= 3)
         os.kill(workers_of(job.pid)[-1], signal.SIGKILL)
-    output, _ = job.communicate(timeout=120)
-    assert job.returncode != 0
-    continued = [int(n) for n in re.findall(r"continues after (\d+) epochs", output)]
-    assert len(continued) == 1 and continued[0] >= 3
+        wait_for(lambda: continued() and trained() >= continued()[0] + 3)
+        os.kill(workers_of(job.pid)[-1], signal.SIGKILL)
+        assert job.wait(timeout=120) != 0
+    finally:
+        job.terminate()
+    (first,) = continued()
+    assert first >= 3
     # What was left is as if nothing had happened.
-    epochs = read(tmp_path / "run")["epoch"]
-    assert epochs >= continued[0] + 3
+    epochs = read(folder)["epoch"]
+    assert epochs >= first + 3
     train(2, *SMALL, "--epochs", epochs, "--out", tmp_path / "whole")
-    train(2, "--epochs", epochs, "--resume", tmp_path / "run")
-    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+    train(2, "--epochs", epochs, "--resume", folder)
+    assert_same(weights(tmp_path / "whole"), weights(folder))
