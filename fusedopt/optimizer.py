@@ -9,14 +9,12 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
 from fusedopt import _C
+from fusedopt.fallback import step_by_torch
 
-# What torch's own step takes: per group its index and the indices of its parameters.
-_Rest = list[tuple[int, list[int]]]
 _TORCHS_WRAPPER = Optimizer.profile_hook_step
 _LIGHTNING = ("lightning", "lightning_fabric", "pytorch_lightning")
 
@@ -31,14 +29,15 @@ class FusedOptimizer(Optimizer):
 
     _kernels: ClassVar[str]  # the name under which the extension knows the rule
     _added_options: ClassVar[tuple[str, ...]] = ()  # that the torch.optim class doesn't have
-    # A subclass that overrides torch's _init_group means torch's step, which calls it.
-    _initializes_groups_itself: ClassVar[bool] = False
+    # A subclass that overrides what torch's step calls means torch's step.
+    _overrides_torchs_step: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        owner = next((base for base in cls.__mro__ if "_init_group" in base.__dict__), None)
-        cls._initializes_groups_itself = owner is not None and not owner.__module__.startswith(
-            "torch.optim"
+        cls._overrides_torchs_step = any(
+            name in base.__dict__ and not base.__module__.startswith("torch.optim")
+            for base in cls.__mro__
+            for name in ("_init_group", "param_groups", "state")
         )
 
     @property
@@ -122,10 +121,10 @@ class FusedOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         scaler = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        if self._initializes_groups_itself:
+        if self._overrides_torchs_step:
             groups = enumerate(self.param_groups)
             everything = [(i, list(range(len(group["params"])))) for i, group in groups]
-            _step_by_torch(self, everything, *scaler)
+            step_by_torch(self, everything, *scaler)
             return loss
         plan, stepped_by_torch = self._plan, None
         while True:
@@ -134,7 +133,7 @@ class FusedOptimizer(Optimizer):
             )
             if rest is None:  # the kernels have stepped all but `stepped_by_torch`
                 return loss
-            _step_by_torch(self, rest, *scaler)
+            step_by_torch(self, rest, *scaler)
             stepped_by_torch = rest
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -220,63 +219,6 @@ def add_option(optimizer: Optimizer, option: str, value: bool | None) -> None:
     optimizer.defaults[option] = value
     for group in optimizer.param_groups:
         group.setdefault(option, value)
-
-
-def _torch_step_function(cls: type) -> Callable[[Optimizer], Any]:
-    """Returns the torch.optim class's step, without the hooks and profiling that ours runs."""
-    for base in cls.__mro__:
-        step = base.__dict__.get("step")
-        if base.__module__.startswith("torch.optim") and step is not None:
-            return step.__wrapped__ if getattr(step, "hooked", False) else step
-    raise TypeError(f"{cls.__name__} has no torch.optim base class")
-
-
-def _step_by_torch(
-    optimizer: FusedOptimizer, rest: _Rest, grad_scale: Tensor | None, found_inf: Tensor | None
-) -> None:
-    """Runs torch's own step on the parameters in `rest`, with gradients unscaled first."""
-    if found_inf is not None and float(found_inf):
-        return
-    groups = optimizer.param_groups
-    hidden = {
-        key: optimizer.__dict__.pop(key)
-        for key in ("grad_scale", "found_inf")
-        if key in optimizer.__dict__
-    }
-    chosen = []
-    for index, params in rest:
-        listed = list(groups[index]["params"])
-        group = {**groups[index], "params": [listed[i] for i in params]}
-        if group.get("fused") and not all(_fits_fused(optimizer, p) for p in group["params"]):
-            group["fused"] = None
-        chosen.append(group)
-    params = [param for group in chosen for param in group["params"]]
-    scaled = [param.grad for param in params]
-    try:
-        if grad_scale is not None:
-            inverse = 1.0 / float(grad_scale)
-            for param in (p for p in params if p.grad is not None):
-                param.grad = param.grad * inverse
-        optimizer.param_groups = chosen
-        _torch_step_function(type(optimizer))(optimizer)
-    except BaseException:
-        for param, grad in zip(params, scaled, strict=True):
-            param.grad = grad
-        raise
-    finally:
-        optimizer.param_groups = groups
-        optimizer.__dict__.update(hidden)
-
-
-def _fits_fused(optimizer: Optimizer, param: Tensor) -> bool:
-    """Whether torch's fused step may take what our kernels don't.
-
-    Not on the CPU, where torch's don't cover it either; and not with a step count on another
-    device, as a checkpoint made without `fused=True` has it: its kernel takes the address as it is.
-    """
-    state = optimizer.state.get(param, {})
-    step = state.get("step", param)
-    return param.device.type != "cpu" and torch.is_tensor(step) and step.device == param.device
 
 
 @torch._disable_dynamo

@@ -25,7 +25,7 @@ def test_a_run_in_two_parts(
     def refuse(*_: object) -> None:
         raise AssertionError("torch's own step")
 
-    monkeypatch.setattr("fusedopt.optimizer._step_by_torch", refuse)
+    monkeypatch.setattr("fusedopt.optimizer.step_by_torch", refuse)
     options = (*SMALL, "--precision", precision, "--optimizer", "adamw")
     whole = train(*options, "--epochs", 2, "--out", tmp_path / "whole")
     train(*options, "--epochs", 1, "--out", tmp_path / "parts")

@@ -63,9 +63,7 @@ def overlapping(p: Tensor) -> None:
     p.data = random((6, 1), 1).expand(6, 2)
 
 
-@pytest.mark.parametrize(
-    "spoil", [wrong_shape, wrong_dimensions, wrong_dtype, wrong_grad_dtype, overlapping]
-)
+@pytest.mark.parametrize("spoil", [wrong_shape, wrong_dimensions, overlapping])
 @pytest.mark.parametrize("steps", [0, 2])
 @over(MAIN_CASES, "case")
 def test_gradient_does_not_fit(case: Case, steps: int, spoil: Callable[[Tensor], None]) -> None:
@@ -77,6 +75,27 @@ def test_gradient_does_not_fit(case: Case, steps: int, spoil: Callable[[Tensor],
     message = refused(optimizer, RuntimeError)
     assert re.search(BAD, message)
     assert "layer2.weight" in message
+
+
+@pytest.mark.parametrize("spoil", [wrong_dtype, wrong_grad_dtype])
+@pytest.mark.parametrize("steps", [0, 2])
+@over(MAIN_CASES, "case")
+def test_gradient_of_another_dtype(case: Case, steps: int, spoil: Callable[[Tensor], None]) -> None:
+    """torch's step where torch promotes dtypes, and an error where it uses `lerp_`."""
+    ours, param = two_groups(case, steps)
+    theirs, twin = two_groups(case, steps, module=torch.optim)
+    for p in (param, twin):
+        spoil(p)
+    try:
+        theirs.step()
+    except RuntimeError:
+        message = refused(ours, RuntimeError)
+        assert re.search(BAD, message)
+        assert "layer2.weight" in message
+    else:
+        ours.step()
+        assert_same(ours, theirs, rtol=1e-6, atol=1e-6)
+        assert ours.state.get(param, {}).keys() == theirs.state.get(twin, {}).keys()
 
 
 def test_message_says_what_was_expected() -> None:

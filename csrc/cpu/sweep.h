@@ -67,11 +67,11 @@ namespace avx512 {
 #endif  // __x86_64__
 
 template <typename Rule>
-void prepare(const double* options, double step, void* rule) {
+bool prepare(const double* options, double step, void* rule) {
   typename Rule::Options unpacked;
   static_assert(sizeof unpacked % sizeof(double) == 0);
   std::copy_n(options, sizeof unpacked / sizeof(double), reinterpret_cast<double*>(&unpacked));
-  new (rule) Rule(unpacked, step);
+  return (new (rule) Rule(unpacked, step))->valid();
 }
 
 #define FUSEDOPT_SWEEPS(isa)                                                \

@@ -34,6 +34,31 @@ FUSEDOPT_HD double fused_multiply_add(double a, double b, double c) {
 #endif
 }
 
+template <typename T>
+FUSEDOPT_HD bool is_finite(T x) {
+  return x - x == T(0);
+}
+
+// v - a^2, rounded as if the square were exact: the difference of two averages that are nearly
+// equal. In double the square's rounding error is found by splitting a in halves (Dekker 1971), so
+// that no fused multiply-add is needed, which not all instruction sets have; a square that would
+// overflow is taken for the greatest that doesn't, because v is infinite then, or the difference
+// negative.
+FUSEDOPT_HD float minus_square(float v, float a) {
+  return static_cast<float>(static_cast<double>(v) - static_cast<double>(a) * a);
+}
+FUSEDOPT_HD double minus_square(double v, double a) {
+  constexpr double kLargest = 1.3e154;
+  const double magnitude = __builtin_fabs(a);
+  const double b = magnitude < kLargest ? magnitude : kLargest;
+  const double shifted = 134217729.0 * b;  // 2^27 + 1
+  const double high = shifted - (shifted - b);
+  const double low = b - high;
+  const double square = b * b;
+  const double error = ((high * high - square) + 2.0 * high * low) + low * low;
+  return ((v - square) - error) + 0.0 * a;  // not a number, if a is none or infinite
+}
+
 // torch.maximum: a NaN on either side wins.
 template <typename T>
 FUSEDOPT_HD T maximum(T a, T b) {
@@ -46,6 +71,14 @@ struct DoubleDouble {
   double low;
 };
 
+FUSEDOPT_HD DoubleDouble root_of(DoubleDouble a) {
+  const double root = square_root(a.high);
+  if (root == 0) return {0.0, 0.0};
+  const double error = (fused_multiply_add(-root, root, a.high) + a.low) / (2.0 * root);
+  const double high = root + error;
+  return {high, error - (high - root)};
+}
+
 FUSEDOPT_HD DoubleDouble multiply(DoubleDouble a, DoubleDouble b) {
   const double product = a.high * b.high;
   const double error =
@@ -56,14 +89,28 @@ FUSEDOPT_HD DoubleDouble multiply(DoubleDouble a, DoubleDouble b) {
 
 // 1 - base^exponent, by squaring in double-double: libm's and CUDA's pow differ in their last bits,
 // and squaring in plain double loses one bit per doubling. Rounds twice; exact enough for any step
-// count. Step counts are whole; a fractional exponent is cut off.
+// count. A fraction of the exponent, which nobody's step counts have, takes one square root for
+// each of its bits. From 2^62 on a power of anything below 1 is 0.
 FUSEDOPT_HD double one_minus_power(double base, double exponent) {
+  if (exponent != exponent) return exponent;
+  constexpr double kGreatest = 4611686018427387904.0;
+  const double magnitude = exponent < 0 ? -exponent : exponent;
+  const auto whole = static_cast<unsigned long long>(magnitude < kGreatest ? magnitude : kGreatest);
   DoubleDouble result{1.0, 0.0};
   DoubleDouble square{base, 0.0};
-  for (auto n = static_cast<unsigned long long>(exponent < 0 ? 0 : exponent); n != 0; n >>= 1) {
+  for (auto n = whole; n != 0; n >>= 1) {
     if (n & 1) result = multiply(result, square);
     square = multiply(square, square);
   }
+  double fraction = magnitude < kGreatest ? magnitude - static_cast<double>(whole) : 0.0;
+  DoubleDouble root{base, 0.0};
+  for (double bit = 0.5; fraction != 0 && bit > 1e-18; bit *= 0.5) {
+    root = root_of(root);
+    if (fraction < bit) continue;
+    result = multiply(result, root);
+    fraction -= bit;
+  }
+  if (exponent < 0) return 1.0 - 1.0 / result.high;
   return (1.0 - result.high) - result.low;
 }
 

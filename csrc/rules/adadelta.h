@@ -29,6 +29,10 @@ struct Adadelta {
         eps(T(o.eps)),
         weight_decay(o.weight_decay) {}
 
+  FUSEDOPT_HD bool valid() const {
+    return is_finite(lr) && is_finite(one_minus_rho) && is_finite(weight_decay.factor);
+  }
+
   FUSEDOPT_HD void operator()(T& p, T g, T* state) const {
     g = weight_decay(g, p);
     T& v = state[0];

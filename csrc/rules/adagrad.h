@@ -25,6 +25,8 @@ struct Adagrad {
         eps(T(o.eps)),
         weight_decay(o.weight_decay) {}
 
+  FUSEDOPT_HD bool valid() const { return is_finite(lr) && is_finite(weight_decay.factor); }
+
   FUSEDOPT_HD void operator()(T& p, T g, T* state) const {
     g = weight_decay(g, p);
     T& s = state[0];

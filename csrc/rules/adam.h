@@ -39,6 +39,11 @@ struct Adam {
         lerp(1.0 - o.beta1),
         l2(o.decoupled_weight_decay != 0 ? 0.0 : o.weight_decay) {}
 
+  FUSEDOPT_HD bool valid() const {
+    return is_finite(step_size) && is_finite(lerp.weight) && is_finite(one_minus_beta2) &&
+           is_finite(l2.factor);
+  }
+
   FUSEDOPT_HD void operator()(T& p, T g, T* state) const {
     g = l2(g, p);
     T& m = state[0];

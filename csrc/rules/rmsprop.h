@@ -15,12 +15,15 @@ struct RmspropOptions {
 // centered: a <- alpha a + (1 - alpha) g,  d = sqrt(v - a^2) + eps;  otherwise d = sqrt(v) + eps
 // momentum: b <- momentum b + g / d,  p <- p - lr b;                 otherwise p <- p - lr g / d
 // States in this order: v, then b, then a, where they exist.
+//
+// v - a^2 is never negative, but for the rounding of v and a, each of which adds up over some
+// 1 / (1 - alpha) steps. What that can explain is taken for 0; torch's root makes it NaN.
 template <typename T, bool kMomentum, bool kCentered>
 struct Rmsprop {
   static constexpr int kStates = 1 + (kMomentum ? 1 : 0) + (kCentered ? 1 : 0);
   using Options = RmspropOptions;
 
-  T lr, alpha, one_minus_alpha, eps, momentum;
+  T lr, alpha, one_minus_alpha, eps, momentum, tolerance;
   WeightDecay<T> weight_decay;
   Lerp<T> lerp;
 
@@ -30,8 +33,13 @@ struct Rmsprop {
         one_minus_alpha(T(1.0 - o.alpha)),
         eps(T(o.eps)),
         momentum(T(o.momentum)),
+        tolerance(T((sizeof(T) == 4 ? 0x1p-7 : 0x1p-49) / (1.0 - o.alpha))),  // 4: also 16 bits
         weight_decay(o.weight_decay),
         lerp(1.0 - o.alpha) {}
+
+  FUSEDOPT_HD bool valid() const {
+    return is_finite(lr) && is_finite(one_minus_alpha) && is_finite(weight_decay.factor);
+  }
 
   FUSEDOPT_HD void operator()(T& p, T g, T* state) const {
     g = weight_decay(g, p);
@@ -41,7 +49,9 @@ struct Rmsprop {
     if constexpr (kCentered) {
       T& a = state[kStates - 1];
       a = lerp(a, g);
-      variance = v - a * a;
+      variance = minus_square(v, a);
+      const T positive = variance > T(0) ? variance : T(0);
+      variance = variance >= -tolerance * v ? positive : variance;
     }
     const T d = square_root(variance) + eps;
     if constexpr (kMomentum) {

@@ -4,8 +4,11 @@
 // struct Rule {
 //   static constexpr int kStates;              how many state tensors it reads and writes
 //   using Options = ...;                       the group's options, a struct of doubles only
-//   Rule(const Options&, double step);         what depends on the step, in double, once per
-//   (group, step) void operator()(T& p, T g, T* state) const;  the update; state[kStates]
+//   Rule(const Options&, double step);         what depends on the step, computed in double, once
+//                                              for each group and step
+//   bool valid() const;                        are those numbers finite without which torch's step
+//                                              raises an error?
+//   void operator()(T& p, T g, T* state) const;  the update of one element; state[kStates]
 // };
 //
 // A rule is pure arithmetic: no torch, no CUDA header, no loop over elements, no storage type. It

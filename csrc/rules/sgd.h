@@ -30,6 +30,12 @@ struct Sgd {
         nesterov(o.nesterov != 0),
         first(step == 0) {}
 
+  FUSEDOPT_HD bool valid() const {
+    const bool taken = !kMomentum || first || is_finite(take);
+    return taken && is_finite(lr) && is_finite(weight_decay.factor) &&
+           (!nesterov || is_finite(momentum));
+  }
+
   FUSEDOPT_HD void operator()(T& p, T g, [[maybe_unused]] T* state) const {
     g = weight_decay(g, p);
     if constexpr (kMomentum) {

@@ -13,8 +13,11 @@
 #include <tuple>
 
 #include "cuda/self_test.h"
-#include "torch/plan.h"
+#include "torch/build.h"
+#include "torch/launch.h"
+#include "torch/look.h"
 #include "torch/python.h"
+#include "torch/satisfy.h"
 
 namespace fusedopt {
 
@@ -58,18 +61,14 @@ const Accelerator kCuda = {
     run,
 };
 
-// Asked of each kernel once, and not while a graph is captured: null, if it isn't known yet then.
-// The text stays where it is. Throws where memory is short, which it may not be next time.
-const std::string* why_not_known(const Variant& variant, Dtype dtype, const Device& device) {
-  using Key = std::tuple<const Accelerator*, const cpu::Kernel*, Dtype, int>;
-  static std::map<Key, std::string> known;
-  const Key key(accelerator, variant.cpu, dtype, device.index);
-  const auto found = known.find(key);
-  if (found != known.end()) return &found->second;
-  if (device.capturing) return nullptr;
-  const c10::DeviceGuard guard(place(device.index));
-  std::string reason = accelerator->why_not(variant, dtype, device.index, device.stream);
-  return &known.emplace(key, std::move(reason)).first->second;
+// Why a kernel can't run on a device, as far as that was tried. The texts stay where they are.
+using Known = std::map<std::tuple<const Accelerator*, const cpu::Kernel*, Dtype, int>, std::string>;
+Known& known() {
+  static auto* const all = new Known;
+  return *all;
+}
+Known::key_type key_of(const Variant& variant, Dtype dtype, int device) {
+  return {accelerator, variant.cpu, dtype, device};
 }
 
 // A rule's share of a device's memory. Each bucket's begins at a multiple of 16.
@@ -78,16 +77,73 @@ int64_t bytes_of(const Variant& variant, Dtype dtype) {
   return static_cast<int64_t>(variant.cpu->rule_bytes[cpu::Kernel::compute(dtype)]);
 }
 
+Device& device_of(std::vector<Device>& devices, int index) {
+  for (Device& device : devices) {
+    if (device.index == index) return device;
+  }
+  const c10::DeviceGuard guard(place(index));
+  const c10::impl::VirtualGuardImpl streams(accelerator->type);
+  void* stream = streams.getStreamNativeHandle(streams.getStream(place(index)));
+  devices.push_back({index, stream, accelerator->is_capturing(stream), {}, 0, {}});
+  return devices.back();
+}
+
+const Device& device_of(const std::vector<Device>& devices, int index) {
+  return *std::find_if(devices.begin(), devices.end(),
+                       [&](const Device& device) { return device.index == index; });
+}
+
+void* address_on(const Device& device, const c10::TensorImpl* tensor) {
+  if (tensor == nullptr) return nullptr;
+  for (const auto& [original, copy] : device.copies) {
+    if (original == tensor) return copy.data_ptr();
+  }
+  return const_cast<char*>(address_of(*tensor));
+}
+
+// Does a kernel's step on the host need numbers that are on a device? Also for state whose being
+// there tells that there was a step.
+bool needs_numbers(const Reading& reading, const Slot& slot, const Work& work) {
+  const bool on_host = work.device == kHost;
+  const bool scaler = reading.scaler.scale_at != nullptr || reading.scaler.found_inf_at != nullptr;
+  return (on_host && reading.groups[slot.group].any_on_device && !reading.waited) ||
+         (scaler && (on_host || (work.fresh && !reading.keys.optimizer->counts_steps)));
+}
+
 }  // namespace
 
 const Accelerator* accelerator = &kCuda;
 
-void set_accelerator(const Accelerator* other) { accelerator = other == nullptr ? &kCuda : other; }
+void set_accelerator(const Accelerator* other) {
+  accelerator = other == nullptr ? &kCuda : other;
+  deleters.device = nullptr;
+}
 
-Scaler Plan::read_scaler(const py::object& grad_scale, const py::object& found_inf) {
+void try_kernel(const Untried& kernel) {
+  const c10::DeviceGuard guard(place(kernel.device));
+  std::vector<Device> devices;
+  const Device& device = device_of(devices, kernel.device);
+  std::string reason =
+      accelerator->why_not(kernel.variant, kernel.dtype, device.index, device.stream);
+  known().emplace(key_of(kernel.variant, kernel.dtype, kernel.device), std::move(reason));
+}
+
+void read_back(Scaler& scaler) {
+  double found_inf = scaler.overflow;
+  const auto fetch = [](const c10::TensorImpl*& at, double& number) {
+    if (at != nullptr) number = tensor_of(at).item().toDouble();
+    at = nullptr;
+  };
+  const py::gil_scoped_release release;
+  fetch(scaler.scale_at, scaler.scale);
+  fetch(scaler.found_inf_at, found_inf);
+  scaler.overflow = found_inf != 0;
+}
+
+Scaler read_scaler(const py::object& grad_scale, const py::object& found_inf) {
   const auto on_device = [](const py::object& value) -> const c10::TensorImpl* {
-    if (!THPVariable_Check(value.ptr())) return nullptr;
-    const c10::TensorImpl& tensor = *THPVariable_Unpack(value.ptr()).unsafeGetTensorImpl();
+    if (!is_tensor(value.ptr())) return nullptr;
+    const c10::TensorImpl& tensor = impl_of(value.ptr());
     Dtype dtype;
     return is_number_on_device(tensor, dtype) && dtype == Dtype::kFloat32 ? &tensor : nullptr;
   };
@@ -101,94 +157,57 @@ Scaler Plan::read_scaler(const py::object& grad_scale, const py::object& found_i
   if (!found_inf.is_none() && scaler.found_inf_at == nullptr) {
     scaler.overflow = to_number(found_inf.ptr(), [] { return std::string("found_inf"); }) != 0;
   }
-  scaled_there_ = scaler.found_inf_at != nullptr;
   return scaler;
 }
 
-Device& Plan::device_of(int index) {
-  for (Device& device : devices_) {
-    if (device.index == index) return device;
+void find_needed_numbers(Reading& reading) {
+  for (const int slot : reading.ready) {
+    if (needs_numbers(reading, reading.slots()[slot], reading.works()[slot])) {
+      reading.needs.numbers = true;
+      return;
+    }
   }
-  const c10::DeviceGuard guard(place(index));
-  const c10::impl::VirtualGuardImpl streams(accelerator->type);
-  void* stream = streams.getStreamNativeHandle(streams.getStream(place(index)));
-  devices_.push_back({index, stream, accelerator->is_capturing(stream), {}, 0, {}});
-  return devices_.back();
 }
 
-// Why torch's own step takes a parameter on a device, or null.
-const char* Plan::check_device(const Slot& slot, Work& work) {
-  const Group& group = groups_[slot.group];
-  const Device& device = device_of(work.device);
-  const std::string* reason = why_not_known(group.variant, work.dtype, device);
-  if (reason != nullptr && !reason->empty()) return reason->c_str();
+const char* check_device(Reading& reading, const Slot& slot, Work& work) {
+  const Group& group = reading.groups[slot.group];
+  if (deleters.device == nullptr) {
+    deleters.device = c10::GetAllocator(accelerator->type)->raw_deleter();
+  }
+  const Device& device = device_of(reading.devices, work.device);
+  const auto found = known().find(key_of(group.variant, work.dtype, work.device));
+  const bool tried = found != known().end();
+  if (tried && !found->second.empty()) return found->second.c_str();
+  if (!tried && !device.capturing) {
+    reading.needs.kernels.push_back({group.variant, work.dtype, work.device});
+    return "its kernel is to be tried";
+  }
   for (const Operand& operand : work.operands) {
     if (operand.tensor != nullptr && !cuda::is_aligned(operand.address, work.dtype)) {
       return "an address is no multiple of its element's size";
     }
   }
-  const bool on_host = optimizer_->counts_steps && !work.device_step;
-  work.move_step = on_host && !work.fresh && (group.capturable || scaled_there_);
+  const bool on_host = reading.keys.optimizer->counts_steps && !work.device_step;
+  work.move_step =
+      on_host && !work.fresh && (group.capturable || reading.scaler.found_inf_at != nullptr);
   if (!device.capturing) return nullptr;
   if (group.has_capturable && !group.capturable) {
     throw std::runtime_error("Attempting CUDA graph capture of step() for an instance of " +
-                             std::string(optimizer_->name) +
+                             std::string(reading.keys.optimizer->name) +
                              " but param_groups' capturable is False.");
   }
   if (work.fresh || work.move_step) {
-    throw std::runtime_error(name_of(slot) + ": a CUDA graph can't hold the step that makes its " +
-                             "state: take one step before the capture");
+    throw std::runtime_error(name_of(reading, slot) + ": a CUDA graph can't hold the step that " +
+                             "makes its state: take one step before the capture");
   }
   if (on_host) return "a CUDA graph is being captured";
-  return reason == nullptr ? "a CUDA graph is being captured, and this kernel was never run before"
-                           : nullptr;
-}
-
-// Waits for the device where the host can't do without its numbers: for parameters on the host, and
-// for state whose being there tells that there was a step. Returns whether it has waited, which
-// other threads have used, perhaps.
-bool Plan::read_back(Scaler& scaler) {
-  std::vector<std::pair<at::Tensor, double*>> numbers;
-  const auto ask = [&](const c10::TensorImpl*& tensor, double& number) {
-    if (tensor != nullptr) numbers.emplace_back(tensor_of(tensor), &number);
-    tensor = nullptr;
-  };
-  const auto on_device = [](const Group& group) { return group.any_on_device; };
-  if (scaler.scale_at == nullptr && scaler.found_inf_at == nullptr &&
-      std::none_of(groups_.begin(), groups_.end(), on_device)) {
-    return false;
-  }
-  const auto needs = [&](int slot) {
-    const Work& work = works_[slot];
-    return work.device == kHost || (work.fresh && !optimizer_->counts_steps);
-  };
-  double found_inf = scaler.overflow;
-  if (std::any_of(ready_.begin(), ready_.end(), needs)) {
-    ask(scaler.scale_at, scaler.scale);
-    ask(scaler.found_inf_at, found_inf);
-    scaled_there_ = false;
-  }
-  const Group* last = nullptr;
-  for (const int slot : ready_) {
-    Group& group = groups_[slots_[slot].group];
-    if (&group == last || !group.any_on_device || works_[slot].device != kHost) continue;
-    for (int i = 0; i < group.count; ++i) {
-      const c10::TensorImpl* number = group.on_device[i];  // stays, for the group's others
-      ask(number, group.numbers[i]);
-    }
-    last = &group;
-  }
-  if (numbers.empty()) return false;
-  const py::gil_scoped_release release;
-  for (const auto& [tensor, number] : numbers) *number = tensor.item().toDouble();
-  scaler.overflow = found_inf != 0;
-  return true;
+  return tried ? nullptr : "a CUDA graph is being captured, and this kernel was never run before";
 }
 
 // All that may fail for want of memory: room for the rules that devices make, and copies of numbers
 // that are on another device.
-void Plan::prepare_devices(const Scaler& scaler) {
-  for (Device& device : devices_) {
+void prepare_devices(Reading& reading) {
+  for (Device& device : reading.devices) {
     const c10::Device where = place(device.index);
     const auto copy = [&](const c10::TensorImpl* tensor) {
       if (tensor == nullptr || tensor->device() == where) return;
@@ -198,12 +217,12 @@ void Plan::prepare_devices(const Scaler& scaler) {
     };
     int64_t bytes = 0;
     const Group* last = nullptr;
-    for (const int slot : ready_) {
-      const Work& work = works_[slot];
-      const Group& group = groups_[slots_[slot].group];
+    for (const int slot : reading.ready) {
+      const Work& work = reading.works()[slot];
+      const Group& group = reading.group_of(slot);
       if (work.device != device.index) continue;
-      copy(scaler.scale_at);
-      copy(scaler.found_inf_at);
+      copy(reading.scaler.scale_at);
+      copy(reading.scaler.found_inf_at);
       if (!work.device_step && !group.any_on_device) continue;
       bytes += bytes_of(group.variant, work.dtype) + kAlignment;
       for (int k = 0; &group != last && k < group.count; ++k) copy(group.on_device[k]);
@@ -214,18 +233,11 @@ void Plan::prepare_devices(const Scaler& scaler) {
   }
 }
 
-void* Plan::address_on(Device& device, const c10::TensorImpl* tensor) const {
-  if (tensor == nullptr) return nullptr;
-  for (const auto& [original, copy] : device.copies) {
-    if (original == tensor) return copy.data_ptr();
-  }
-  return const_cast<char*>(address_of(*tensor));
-}
-
-// What the rule of one parameter is made of, if the device makes it.
-void Plan::add_source(const Work& work, int group_index, double step, Bucket& bucket) {
-  const Group& group = groups_[group_index];
-  Device& device = device_of(work.device);
+void add_source(const Reading& reading, int slot, double step, Bucket& bucket) {
+  const Work& work = reading.works()[slot];
+  const int group_index = reading.slots()[slot].group;
+  const Group& group = reading.groups[group_index];
+  const Device& device = device_of(reading.devices, work.device);
   const auto options = static_cast<int>(bucket.variant.cpu->options);
   const bool same_group = bucket.group == group_index;
   if (same_group && !work.device_step && bucket.step == step) return;
@@ -239,8 +251,8 @@ void Plan::add_source(const Work& work, int group_index, double step, Bucket& bu
   const int32_t index = static_cast<int32_t>(bucket.numbers.size()) / options - 1;
   cuda::Number count{step, nullptr, {}};
   if (work.device_step) {
-    count_version(work.step);
-    count = {0, const_cast<char*>(work.step.address), work.step_dtype};
+    count = {0, const_cast<char*>(work.step.address), {}};
+    to_dtype(*work.step.tensor, count.dtype);
   }
   bucket.sources.push_back({index, count});
   ++bucket.rule_count;
@@ -248,13 +260,14 @@ void Plan::add_source(const Work& work, int group_index, double step, Bucket& bu
   bucket.step = work.device_step ? -1 : step;
 }
 
-void Plan::launch(const Bucket& bucket, const Table& table, const Scaler& scaler) {
-  Device& device = device_of(bucket.device);
+void launch(Reading& reading, const Bucket& bucket, const Table& table) {
+  Device& device = device_of(reading.devices, bucket.device);
+  const Scaler& scaler = reading.scaler;
   cuda::DeviceRules rules{bucket.numbers.data(), bucket.sources.data(),
                           static_cast<int64_t>(bucket.sources.size()), nullptr};
   cuda::Scalars scalars{static_cast<const float*>(address_on(device, scaler.found_inf_at)),
                         static_cast<const float*>(address_on(device, scaler.scale_at)), nullptr};
-  if (bucket.made_there) {
+  if (bucket.rules_on_device) {
     if (bucket.sources.empty()) return;
     rules.memory = static_cast<char*>(device.memory.data_ptr()) + device.used;
     const int64_t bytes = rules.count * bytes_of(bucket.variant, bucket.dtype);

@@ -11,7 +11,11 @@ namespace fusedopt {
 
 namespace py = pybind11;
 
-// Is it a DTensor, and nothing derived from it? Imports nothing.
+// Is it torch's class DTensor? Looks for it where it is imported already, which may run Python
+// code: until then there is no DTensor.
+bool is_dtensor_class(PyTypeObject* type);
+
+// Is it a DTensor, and nothing derived from it, whose class is_dtensor_class has seen?
 bool is_dtensor(PyObject* object);
 
 // A DTensor's piece on this process, and its DTensorSpec: which piece of what that is. Borrowed,
@@ -24,24 +28,21 @@ Piece piece_of(PyObject* dtensor);
 
 // Numbers for DTensorSpecs: equal ones cut a tensor alike, so that pieces belong together.
 //
-// Comparing specs is Python code, which must not run while borrowed pointers are held. So a spec
-// that wasn't seen before has no number until `learn` is called. All that were seen are owned,
-// which keeps their addresses from being used for others.
+// Comparing specs is Python code, so a spec that wasn't seen before has no number until it is
+// learned. All that were seen are owned, which keeps their addresses from being used for others.
 class Cuts {
  public:
   static constexpr int kUnknown = -1;
   static constexpr int kUncovered = -2;  // Partial, or a placement that we don't know
 
-  int number_of(PyObject* spec);
-  // Gives numbers to what `number_of` was asked for in vain, and tells if there was any. Forgets
-  // what is in use no more, if more than `in_use` specs aren't.
-  bool learn(size_t in_use);
+  int number_of(PyObject* spec) const;
+  // Gives a number to each. Forgets what is in use no more, if more than `in_use` specs aren't.
+  void learn(const std::vector<py::object>& specs, size_t in_use);
 
  private:
   std::unordered_map<PyObject*, int> numbers_;
-  std::vector<py::object> known_;    // the specs in numbers_
-  std::vector<py::object> unknown_;  // those asked for in vain
-  py::object by_cut_;                // a dict from mesh, placements and shard order to the number
+  std::vector<py::object> known_;  // the specs in numbers_
+  py::object by_cut_;              // a dict from mesh, placements and shard order to the number
 };
 
 }  // namespace fusedopt

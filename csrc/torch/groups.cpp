@@ -1,7 +1,14 @@
-// Reading the options of an optimizer's parameter groups.
+// Reading the options of an optimizer's parameter groups: all that may run Python code before a
+// step looks at tensors.
+#include "torch/groups.h"
+
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
-#include "torch/plan.h"
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "torch/operand.h"
 #include "torch/python.h"
 
 namespace fusedopt {
@@ -30,47 +37,91 @@ PyObject* look_up(PyObject* dict, PyObject* key) {
 }
 
 bool is_true(PyObject* value) {
-  const int truth = value == nullptr ? 0 : PyObject_IsTrue(value);
+  if (value == nullptr || value == Py_None || value == Py_False) return false;
+  if (value == Py_True) return true;
+  const py::object held = py::reinterpret_borrow<py::object>(value);
+  const int truth = PyObject_IsTrue(value);
   if (truth < 0) throw py::error_already_set();
   return truth != 0;
 }
 
-}  // namespace
+// A list's or tuple's items, or those that its class's __iter__ gives; null: it has none.
+py::object items_of(PyObject* sequence) {
+  if (sequence == nullptr || is_tensor(sequence)) return {};
+  auto items = PyList_CheckExact(sequence) || PyTuple_CheckExact(sequence)
+                   ? py::reinterpret_borrow<py::object>(sequence)
+                   : py::reinterpret_steal<py::object>(PySequence_List(sequence));
+  if (!items) PyErr_Clear();
+  return items;
+}
+
+py::object params_of(PyObject* group, int index) {
+  const auto params =
+      PyDict_CheckExact(group)
+          ? py::reinterpret_borrow<py::object>(look_up(group, names().params))
+          : py::reinterpret_steal<py::object>(PyObject_GetItem(group, names().params));
+  if (!params) PyErr_Clear();
+  py::object items = items_of(params.ptr());
+  if (!items) {
+    throw py::type_error(group_name(index) +
+                         " must be a dict whose 'params' are a list of tensors");
+  }
+  return items;
+}
+
+class Reader {
+ public:
+  Reader(const Keys& keys, Groups& groups, bool wait) : keys_(keys), groups_(groups), wait_(wait) {}
+
+  void read(PyObject* dict, int index, Group& group);
+
+ private:
+  template <typename Name>
+  void read_option(PyObject* value, Group& group, int at, const Name& name);
+  void read_numbers(int index, Group& group);
+
+  const Keys& keys_;
+  Groups& groups_;
+  bool wait_;
+};
 
 // A number on a device stays there: asking for it would wait for all that is queued. What depends
 // on whether a number is 0 takes it for something.
 template <typename Name>
-void Plan::read_option(PyObject* value, Group& group, int at, const Name& name) {
+void Reader::read_option(PyObject* value, Group& group, int at, const Name& name) {
   group.on_device[at] = nullptr;
+  if (PyFloat_CheckExact(value)) {
+    group.numbers[at] = PyFloat_AS_DOUBLE(value);
+    return;
+  }
+  if (has_own_arithmetic(value)) group.torch_only = "an option's class has its own arithmetic";
   if (is_tensor(value)) {
-    c10::TensorImpl& tensor = *THPVariable_Unpack(value).unsafeGetTensorImpl();
+    if (!THPVariable_CheckExact(value)) group.torch_only = "an option is a tensor subclass";
+    c10::TensorImpl& tensor = impl_of(value);
     Dtype dtype;
     if (is_number_on_device(tensor, dtype)) {
-      held_.push_back(py::reinterpret_borrow<py::object>(value));
+      groups_.held.push_back(py::reinterpret_borrow<py::object>(value));
       group.on_device[at] = &tensor;
       group.any_on_device = true;
       group.numbers[at] = 1;
-      return;
+      if (!wait_) return;
     }
   }
   group.numbers[at] = to_number(value, name);
 }
 
-void Plan::read_group(PyObject* dict, int index, Group& group) {
-  if (!PyDict_Check(dict)) throw py::type_error(group_name(index) + " must be a dict");
-  group.dict = dict;
-  group.any_on_device = false;
+void Reader::read_numbers(int index, Group& group) {
   int count = 0;
-  const char* key = nullptr;
-  const auto name = [&] { return group_name(index) + "['" + key + "']"; };
-  for (size_t i = 0; i < option_keys_.size(); ++i) {
-    key = optimizer_->options[i];
-    PyObject* value = look_up(dict, option_keys_[i]);
+  for (size_t i = 0; i < keys_.options.size(); ++i) {
+    const char* key = keys_.optimizer->options[i];
+    PyObject* value = look_up(group.dict, keys_.options[i]);
+    const auto name = [&] { return group_name(index) + "['" + key + "']"; };
     if (value == nullptr) throw py::key_error(group_name(index) + " has no '" + key + "'");
-    if (option_keys_[i] != names().betas) {
+    if (keys_.options[i] != names().betas) {
       read_option(value, group, count++, name);
       continue;
     }
+    const py::object held = py::reinterpret_borrow<py::object>(value);
     const auto pair = py::reinterpret_steal<py::object>(PySequence_Tuple(value));
     if (!pair) PyErr_Clear();
     if (!pair || PyTuple_GET_SIZE(pair.ptr()) != 2) {
@@ -81,55 +132,81 @@ void Plan::read_group(PyObject* dict, int index, Group& group) {
                   [&] { return name() + "[" + std::to_string(k) + "]"; });
     }
   }
-  for (PyObject* flag : flag_keys_) {
+  for (PyObject* flag : keys_.flags) {
     group.on_device[count] = nullptr;
-    group.numbers[count++] = is_true(look_up(dict, flag));
+    group.numbers[count++] = is_true(look_up(group.dict, flag));
   }
   group.count = count;
-  group.variant = optimizer_->variant(group.numbers);
+}
+
+void Reader::read(PyObject* dict, int index, Group& group) {
+  group = {};
+  group.dict = dict;
+  if (!is_plain_dict(dict)) {
+    group.torch_only = "its group is not a plain dict";
+    return;
+  }
+  read_numbers(index, group);
+  group.variant = keys_.optimizer->variant(group.numbers);
   group.maximize = is_true(look_up(dict, names().maximize));
   PyObject* fused = look_up(dict, names().fused);
+  const bool chosen = fused != nullptr && fused != Py_None;
   group.fused = is_true(fused);
   PyObject* capturable = look_up(dict, names().capturable);
   group.has_capturable = capturable != nullptr;
   group.capturable = is_true(capturable);
-  group.torch_only = nullptr;
-  if (fused != nullptr && fused != Py_None && !group.fused) group.torch_only = "fused=False";
+  if (chosen && !group.fused) group.torch_only = "fused=False";
   if (is_true(look_up(dict, names().differentiable))) group.torch_only = "differentiable=True";
 }
 
-// First everything that may run Python code (a number's __float__, a tensor's item()), and only
-// then pointers to parameters, which that code could free.
-void Plan::read_groups(const py::object& groups) {
-  held_.clear();
-  const auto all = py::reinterpret_steal<py::object>(PySequence_Fast(groups.ptr(), ""));
-  if (!all || py::isinstance<py::str>(groups)) {
-    PyErr_Clear();
-    throw py::type_error("param_groups must be a list of dicts");
-  }
-  const auto count = PySequence_Fast_GET_SIZE(all.ptr());
-  for (Py_ssize_t i = 0; i < count; ++i) {
-    held_.push_back(py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(all.ptr(), i)));
-  }
-  groups_.resize(count);
-  for (int i = 0; i < static_cast<int>(count); ++i) read_group(held_[i].ptr(), i, groups_[i]);
-  for (int i = 0; i < static_cast<int>(count); ++i) {
-    PyObject* params = look_up(groups_[i].dict, names().params);
-    held_.push_back(py::reinterpret_steal<py::object>(
-        params == nullptr || is_tensor(params) ? nullptr : PySequence_Fast(params, "")));
-    groups_[i].params = held_.back().ptr();
-    if (groups_[i].params == nullptr) {
-      PyErr_Clear();
-      throw py::type_error(group_name(i) + "['params'] must be a list of tensors");
-    }
-  }
-  // Inside torch.func's transforms and under dispatch modes an operator is not what it seems.
+// Inside torch.func's transforms and under dispatch modes an operator is not what it seems.
+bool is_transformed() {
   const auto keys = c10::impl::tls_local_dispatch_key_set().included_;
-  if (keys.has(c10::DispatchKey::Python) || keys.has(c10::DispatchKey::Functionalize) ||
-      keys.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode)) {
-    for (Group& group : groups_) group.torch_only = "a dispatch mode or a transform is active";
+  return keys.has(c10::DispatchKey::Python) || keys.has(c10::DispatchKey::Functionalize) ||
+         keys.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+}
+
+}  // namespace
+
+Keys::Keys(const std::string& name) : optimizer(find_optimizer(name.c_str())) {
+  if (optimizer == nullptr) throw py::value_error("no kernels for an optimizer called " + name);
+  for (const char* key : optimizer->options) options.push_back(intern(key));
+  for (const char* key : optimizer->flags) flags.push_back(intern(key));
+  for (const char* key : optimizer->keys) states.push_back(intern(key));
+  step = intern("step");
+  entries = states;
+  entries.push_back(step);
+  const auto numbers = options.size() + flags.size() +
+                       std::count_if(optimizer->options.begin(), optimizer->options.end(),
+                                     [](const char* key) { return !std::strcmp(key, "betas"); });
+  if (numbers > kMaxOptions || states.size() > kMaxStates) {
+    throw std::logic_error("kMaxOptions or kMaxStates is too small for " + name);
   }
-  read_slots();
+}
+
+Groups read_groups(const Keys& keys, const py::object& groups, bool wait) {
+  Groups found;
+  const py::object all = py::isinstance<py::str>(groups) ? py::object() : items_of(groups.ptr());
+  if (!all) throw py::type_error("param_groups must be a list of dicts");
+  const auto count = PySequence_Fast_GET_SIZE(all.ptr());
+  found.held.reserve(2 * count);
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    found.held.push_back(
+        py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(all.ptr(), i)));
+  }
+  found.all.resize(count);
+  Reader reader(keys, found, wait);
+  for (int i = 0; i < static_cast<int>(count); ++i) {
+    reader.read(found.held[i].ptr(), i, found.all[i]);
+  }
+  for (int i = 0; i < static_cast<int>(count); ++i) {
+    found.held.push_back(params_of(found.all[i].dict, i));
+    found.all[i].params = found.held.back().ptr();
+  }
+  if (is_transformed()) {
+    for (Group& group : found.all) group.torch_only = "a dispatch mode or a transform is active";
+  }
+  return found;
 }
 
 }  // namespace fusedopt

@@ -1,6 +1,7 @@
 // The rarer questions to a tensor.
 #include "torch/operand.h"
 
+#include <c10/core/CPUAllocator.h>
 #include <c10/core/InferenceMode.h>
 
 #include <sstream>
@@ -8,6 +9,8 @@
 #include "engine/layout.h"
 
 namespace fusedopt {
+
+Deleters deleters = {c10::GetCPUAllocator()->raw_deleter(), nullptr};
 
 bool is_number_on_device(const c10::TensorImpl& tensor, Dtype& dtype) {
   return tensor.key_set() == accelerator->plain && tensor.numel() == 1 && is_allocated(tensor) &&

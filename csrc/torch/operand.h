@@ -4,6 +4,7 @@
 
 #include <ATen/core/TensorBody.h>
 #include <c10/core/TensorImpl.h>
+#include <c10/core/impl/COW.h>
 
 #include <cstring>
 #include <string>
@@ -52,7 +53,7 @@ FUSEDOPT_INLINE const char* address_of(const c10::TensorImpl& tensor) {
 }
 
 inline bool is_allocated(const c10::TensorImpl& tensor) {
-  return tensor.unsafe_storage().data() != nullptr || tensor.numel() == 0;
+  return tensor.numel() == 0 || address_of(tensor) != nullptr;
 }
 
 // ArrayRef's == calls memcmp, which costs more than the one to four numbers compared.
@@ -120,17 +121,30 @@ FUSEDOPT_INLINE Operand operand_of(c10::TensorImpl& tensor) {
           version_counter_of(tensor)};
 }
 
-// One float32 in plain memory of the host.
+// One float32 or float64 in plain memory of the host.
 FUSEDOPT_INLINE bool is_usual_step(const c10::TensorImpl& step) {
-  return step.key_set() == kPlainKeys && step.dtype() == caffe2::TypeMeta::Make<float>() &&
-         step.numel() == 1;
+  return step.key_set() == kPlainKeys && step.numel() == 1 &&
+         (step.dtype() == caffe2::TypeMeta::Make<float>() ||
+          step.dtype() == caffe2::TypeMeta::Make<double>());
 }
 
-// Makes memory that is shared until somebody writes to it the tensor's own. Returns whether it was
-// shared: the storage's addresses are others then. Throws where nothing may be written.
-FUSEDOPT_INLINE bool make_own(const Operand& operand) {
-  const void* before = operand.storage->data();
-  return operand.storage->mutable_data() != before;
+// What frees the memory that torch's allocators of the host and of the accelerator make.
+struct Deleters {
+  c10::DeleterFnPtr host;
+  c10::DeleterFnPtr device;
+};
+extern Deleters deleters;
+
+// Does the memory belong to this storage alone? It doesn't where it is shared until somebody writes
+// to it, or came from elsewhere: NumPy's, a file's, another process's.
+FUSEDOPT_INLINE bool owns_memory(const Operand& operand) {
+  const auto deleter = const_cast<c10::StorageImpl*>(operand.storage)->data_ptr().get_deleter();
+  return deleter == deleters.host || (deleter == deleters.device && deleter != nullptr);
+}
+
+// Is the memory shared until somebody writes to it?
+inline bool is_lazily_copied(const Operand& operand) {
+  return c10::impl::cow::is_cow_data_ptr(operand.storage->data_ptr());
 }
 
 // Counts up the version of what is about to be written, by torch's own bump of a borrowed

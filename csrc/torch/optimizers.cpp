@@ -18,22 +18,25 @@ namespace {
 
 Variant sgd(const double* o) {
   const bool momentum = o[1] != 0;
-  return {FUSEDOPT_KERNELS(kSgd[momentum]), {0}, false};
+  return {FUSEDOPT_KERNELS(kSgd[momentum]), {0}, -1, false};
 }
 
-Variant adagrad(const double*) { return {FUSEDOPT_KERNELS(kAdagrad), {0}, false}; }
+Variant adagrad(const double*) { return {FUSEDOPT_KERNELS(kAdagrad), {0}, -1, false}; }
 
 Variant rmsprop(const double* o) {
   const bool momentum = o[4] > 0;
   const bool centered = o[5] != 0;
-  return {FUSEDOPT_KERNELS(kRmsprop[momentum][centered]), {0, momentum ? 1 : 2, 2}, centered};
+  return {FUSEDOPT_KERNELS(kRmsprop[momentum][centered]),
+          {0, momentum ? 1 : 2, 2},
+          centered ? 1 + momentum : -1,
+          o[3] != 0};
 }
 
-Variant adadelta(const double*) { return {FUSEDOPT_KERNELS(kAdadelta), {0, 1}, false}; }
+Variant adadelta(const double*) { return {FUSEDOPT_KERNELS(kAdadelta), {0, 1}, -1, false}; }
 
 Variant adam(const double* o) {
   const bool amsgrad = o[6] != 0;
-  return {FUSEDOPT_KERNELS(kAdam[amsgrad]), {0, 1, 2}, true};
+  return {FUSEDOPT_KERNELS(kAdam[amsgrad]), {0, 1, 2}, 0, o[4] != 0 && o[5] == 0};
 }
 
 const std::vector<const char*> kAdamOptions = {"lr", "betas", "eps", "weight_decay"};

@@ -18,8 +18,11 @@ struct Variant {
   const cpu::Kernel* cpu;
   const cuda::Kernel* cuda;  // null: not in this build
   int keys[kMaxStates];      // indices into Optimizer::keys, in the order of the rule's state
-  // torch's own step promotes dtypes where state and parameter differ, except where it uses lerp_.
-  bool lerp;
+  // torch's own step promotes dtypes where gradient, state and parameter differ, but for lerp_,
+  // which takes a state only together with a gradient of its dtype: the state's number, or -1.
+  int lerp;
+  // The gradient gets the parameter added before, which promotes it.
+  bool adds_parameter;
 };
 
 struct Optimizer {

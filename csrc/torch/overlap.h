@@ -1,18 +1,22 @@
-// Which tensors may share memory.
+// Which tensors may share memory, so that a kernel must not step them side by side.
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <vector>
 
 #include "torch/operand.h"
 
 namespace fusedopt {
 
+struct Reading;
+
 // The bytes from a tensor's first element to the end of its last.
 struct Range {
   const char* begin;
   const char* end;
   int owner;
+  const char* reach = nullptr;  // the furthest end of this and all before it, once sorted
 };
 
 inline int64_t extent_of(const c10::TensorImpl& tensor) {
@@ -26,11 +30,17 @@ inline Range range_of(const c10::TensorImpl& tensor, int owner) {
   return {begin, begin + extent_of(tensor), owner};
 }
 
-// The owners of all ranges that overlap another, some more than once. Tensors that interleave
-// without sharing an element count as overlapping.
-inline std::vector<int> find_overlapping(std::vector<Range>& ranges) {
+// By where they begin.
+inline void sort(std::vector<Range>& ranges) {
   std::sort(ranges.begin(), ranges.end(),
             [](const Range& a, const Range& b) { return a.begin < b.begin; });
+  const char* reach = nullptr;
+  for (Range& range : ranges) range.reach = reach = std::max(reach, range.end);
+}
+
+// The owners of all of these sorted ranges that overlap another, some more than once. Tensors that
+// interleave without sharing an element count as overlapping.
+inline std::vector<int> find_overlapping(const std::vector<Range>& ranges) {
   std::vector<int> owners;
   for (size_t i = 1, furthest = 0; i < ranges.size(); ++i) {
     if (ranges[i].begin < ranges[furthest].end) {
@@ -41,5 +51,66 @@ inline std::vector<int> find_overlapping(std::vector<Range>& ranges) {
   }
   return owners;
 }
+
+// Calls each(owner) for all of these sorted ranges that overlap this one.
+template <typename Each>
+void for_each_overlapping(const std::vector<Range>& ranges, const Range& with, const Each& each) {
+  auto found = std::partition_point(ranges.begin(), ranges.end(),
+                                    [&](const Range& range) { return range.reach <= with.begin; });
+  for (; found != ranges.end() && found->begin < with.end; ++found) {
+    if (found->end > with.begin) each(found->owner);
+  }
+}
+
+// A set of addresses that may take others for its own: in 6 % of all cases.
+class Filter {
+ public:
+  void clear(size_t entries) {
+    int bits = 6;
+    while ((size_t{1} << bits) < 16 * entries) ++bits;
+    shift_ = 64 - bits;
+    words_.assign(size_t{1} << (bits - 6), 0);
+  }
+  void add(const void* address) {
+    const uint64_t bit = bit_of(address);
+    words_[bit / 64] |= uint64_t{1} << bit % 64;
+  }
+  bool may_contain(const void* address) const {
+    const uint64_t bit = bit_of(address);
+    return words_.empty() || (words_[bit / 64] >> bit % 64 & 1) != 0;
+  }
+
+ private:
+  uint64_t bit_of(const void* address) const {
+    return reinterpret_cast<uint64_t>(address) * 0x9e3779b97f4a7c15u >> shift_;
+  }
+
+  int shift_ = 0;
+  std::vector<uint64_t> words_;
+};
+
+// What a step writes, as the last one left it: searched anew only where some address is another.
+struct Overlaps {
+  bool known = false;
+  std::vector<Range> written;  // parameters, states, counts of the slots that are ready
+  std::vector<int> shared;     // the slots of those that overlap others
+  Filter storages;             // theirs
+  bool any_foreign = false;    // some are in memory that torch's allocators haven't made
+};
+
+// May a gradient be in memory that a step writes? Asked of every gradient: most are in a storage of
+// their own.
+FUSEDOPT_INLINE bool may_be_written(const Operand& gradient, const Overlaps& overlaps) {
+  return overlaps.any_foreign || overlaps.storages.may_contain(gradient.storage) ||
+         !owns_memory(gradient);
+}
+
+// Hands to torch's own step, which works through them one after the other, all that share memory
+// with others: parameters and states, or a gradient with another parameter or a state.
+void find_overlaps(Reading& reading, const std::vector<int>& suspects);
+
+// The slots of gradients that must be copied before they are unscaled in place: each element must
+// be written once, and read under no other name.
+std::vector<int> find_shared_gradients(const Reading& reading);
 
 }  // namespace fusedopt

@@ -1,246 +1,207 @@
-// Reading an optimizer's Python objects, at C++ speed, into groups and slots.
+// The loop of a step: look, satisfy, look again; then build, count, sweep.
 #include "torch/plan.h"
 
 #include <pybind11/stl.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <cstring>
 #include <stdexcept>
-#include <unordered_map>
 #include <unordered_set>
 #include <utility>
 
+#include "torch/count.h"
+#include "torch/launch.h"
+#include "torch/look.h"
 #include "torch/python.h"
+#include "torch/satisfy.h"
 
 namespace fusedopt {
 
 namespace {
 
-// Runs something at the end of a scope.
-template <typename Action>
-struct Finally {
-  Action action;
-  ~Finally() { action(); }
+// How often a step looks again before it takes it that its objects will never stay as they are.
+constexpr int kMostRounds = 20;
+// How often it provides the same anew before it leaves it to torch's own step.
+constexpr int kPatience = 2;
+
+Places places_of(const py::object& list) { return list.is_none() ? Places() : list.cast<Places>(); }
+
+// The parameters that torch's own step has to take.
+Places places_for_torch(const Reading& reading) {
+  Places places;
+  for (size_t i = 0; i < reading.slots().size(); ++i) {
+    if (reading.works()[i].reason == nullptr) continue;
+    const Slot& slot = reading.slots()[i];
+    if (places.empty() || places.back().first != slot.group) places.push_back({slot.group, {}});
+    places.back().second.push_back(slot.index);
+  }
+  return places;
+}
+
+// May another thread run without the interpreter's lock, as autograd does, and replace gradients?
+bool has_other_threads() {
+  PyThreadState* first = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
+  return first == nullptr || PyThreadState_Next(first) != nullptr;
+}
+
+// Refuses a step within this plan's reading of options, which would never end.
+class ReadingOptions {
+ public:
+  explicit ReadingOptions(const Plan* plan) : before_(std::exchange(current_, plan)) {
+    if (before_ != plan) return;
+    current_ = before_;
+    throw std::runtime_error("step() was called from within a step() of the same optimizer");
+  }
+  ~ReadingOptions() { current_ = before_; }
+  ReadingOptions(const ReadingOptions&) = delete;
+
+ private:
+  static thread_local const Plan* current_;
+  const Plan* before_;
 };
-template <typename Action>
-Finally(Action) -> Finally<Action>;  // clang 14 needs to be told
-
-}  // namespace
-
-Plan::Plan(const std::string& optimizer)
-    : optimizer_(find_optimizer(optimizer.c_str())), lock_(new Lock{{}, {}, getpid()}) {
-  if (optimizer_ == nullptr)
-    throw py::value_error("no kernels for an optimizer called " + optimizer);
-  for (const char* key : optimizer_->options) option_keys_.push_back(intern(key));
-  for (const char* key : optimizer_->flags) flag_keys_.push_back(intern(key));
-  const auto numbers = option_keys_.size() + flag_keys_.size() +
-                       std::count_if(optimizer_->options.begin(), optimizer_->options.end(),
-                                     [](const char* key) { return !std::strcmp(key, "betas"); });
-  if (numbers > kMaxOptions || optimizer_->keys.size() > kMaxStates) {
-    throw std::logic_error("kMaxOptions or kMaxStates is too small for " + optimizer);
-  }
-  for (const char* key : optimizer_->keys) state_keys_.push_back(intern(key));
-  step_key_ = intern("step");
-  entry_keys_ = state_keys_;
-  entry_keys_.push_back(step_key_);
-}
-
-void Plan::read_slots() {
-  // What was read of optimizer.state is known again only if all below are the same, and no
-  // exception comes between.
-  const uint64_t version = std::exchange(states_version_, 0);
-  size_t count = 0;
-  bool same = true;  // the same parameters as in the last step, in the same places
-  for (int i = 0; i < static_cast<int>(groups_.size()); ++i) {
-    PyObject* params = groups_[i].params;
-    const int size = static_cast<int>(PySequence_Fast_GET_SIZE(params));
-    if (slots_.size() < count + size) slots_.resize(count + size);
-    for (int k = 0; k < size; ++k) {
-      PyObject* param = PySequence_Fast_GET_ITEM(params, k);
-      if (!THPVariable_Check(param)) {
-        throw py::type_error(group_name(i) + "['params'][" + std::to_string(k) +
-                             "] must be a tensor, got " + Py_TYPE(param)->tp_name);
-      }
-      Slot& slot = slots_[count++];
-      same = same && slot.param == param;
-      slot = {param, slot.state, i, k};
-    }
-  }
-  same = same && slots_.size() == count;
-  slots_.resize(count);
-  if (same) {
-    states_version_ = version;
-  } else {
-    state_order_.clear();
-  }
-}
-
-// Finds each slot's state without hashing a tensor (Tensor.__hash__ is Python code): the entries of
-// optimizer.state are walked in order and compared with the order of the last step; if they may
-// have changed at all.
-void Plan::read_states(PyObject* state) {
-  const uint64_t version = version_of(state);
-  if (std::exchange(states_version_, version) == version && version != 0) return;
-  for (Slot& slot : slots_) slot.state = nullptr;
-  PyObject *key, *value;
-  Py_ssize_t position = 0;
-  size_t entry = 0;
-  bool same = static_cast<Py_ssize_t>(state_order_.size()) == PyDict_Size(state);
-  while (same && PyDict_Next(state, &position, &key, &value)) {
-    const int slot = state_order_[entry++];
-    if (slot < 0) {  // an entry that belonged to no parameter; a tensor may be one's by now
-      same = !THPVariable_Check(key);
-      continue;
-    }
-    same = slots_[slot].param == key;
-    slots_[slot].state = value;
-  }
-  if (same) return;
-  std::unordered_map<PyObject*, int> slot_of;
-  for (size_t i = slots_.size(); i-- > 0;) {
-    slots_[i].state = nullptr;
-    slot_of[slots_[i].param] = static_cast<int>(i);  // the first, where a parameter is listed twice
-  }
-  state_order_.clear();
-  position = 0;
-  while (PyDict_Next(state, &position, &key, &value)) {
-    const auto found = slot_of.find(key);
-    const int slot = found == slot_of.end() ? -1 : found->second;
-    state_order_.push_back(slot);
-    if (slot >= 0) slots_[slot].state = value;
-  }
-}
-
-// Which of the state keys it is, or else the step; their number if none. Keys from a checkpoint are
-// not interned, so a pointer that differs is compared as text.
-size_t Plan::entry_of(PyObject* key) const {
-  const auto begin = entry_keys_.begin(), end = entry_keys_.end();
-  auto found = std::find(begin, end, key);
-  if (found == end && PyUnicode_Check(key)) {
-    found = std::find_if(begin, end,
-                         [&](PyObject* other) { return PyUnicode_Compare(key, other) == 0; });
-  }
-  return found - begin;
-}
-
-// values[k]: the object under state key k; values[keys]: the step. The entries mostly come in
-// torch's order, the step first.
-void Plan::read_state(PyObject* dict, PyObject** values) const {
-  PyObject* const* keys = entry_keys_.data();
-  const size_t step = entry_keys_.size() - 1;
-  std::fill_n(values, kMaxStates + 1, nullptr);
-  PyObject *key, *value;
-  Py_ssize_t position = 0;
-  Py_ssize_t rest = PyDict_GET_SIZE(dict);
-  size_t expected = optimizer_->counts_steps ? step : 0;
-  for (; rest > 0 && PyDict_Next(dict, &position, &key, &value); --rest) {
-    const size_t k = keys[expected] == key ? expected : entry_of(key);
-    if (k > step) continue;
-    values[k] = value;
-    expected = k == step ? 0 : k + 1;
-  }
-}
-
-// The parameters with a gradient that torch's own step has to take, or None.
-py::object Plan::torch_parameters() const {
-  if (!any_for_torch_) return py::none();
-  std::vector<std::pair<int, std::vector<int>>> groups;
-  for (size_t i = 0; i < slots_.size(); ++i) {
-    if (works_[i].reason == nullptr) continue;
-    const Slot& slot = slots_[i];
-    if (groups.empty() || groups.back().first != slot.group) groups.push_back({slot.group, {}});
-    groups.back().second.push_back(slot.index);
-  }
-  return py::cast(groups);
-}
-
-// Waits for another thread that steps this optimizer without keeping the interpreter from it.
-std::unique_lock<std::mutex> Plan::lock() {
-  if (lock_->process != getpid()) lock_ = new Lock{{}, {}, getpid()};
-  std::unique_lock<std::mutex> lock(lock_->mutex, std::try_to_lock);
-  if (!lock.owns_lock()) {
-    if (lock_->owner == std::this_thread::get_id()) {
-      throw std::runtime_error("step() was called from within a step() of the same optimizer");
-    }
-    py::gil_scoped_release release;
-    lock.lock();
-  }
-  lock_->owner = std::this_thread::get_id();
-  return lock;
-}
-
-// After anything that may have run other Python code (Tensor.__hash__, the garbage collector, other
-// threads), which may have done anything.
-void Plan::look_again(const py::object& state, const py::object& stepped_by_torch) {
-  read_slots();
-  check(state, stepped_by_torch);
-  find_overlaps();
-}
+thread_local const Plan* ReadingOptions::current_ = nullptr;
 
 // Where steps aren't counted, state that this step has made tells that it is the first.
-void Plan::note_first_steps(const std::vector<Fresh>& made) {
+void note_first_steps(Reading& reading, const std::vector<Fresh>& made) {
   if (made.empty()) return;
   std::unordered_set<const PyObject*> first;
   for (const Fresh& fresh : made) {
     if (!fresh.step) first.insert(fresh.param.ptr());
   }
-  for (const int slot : ready_) {
-    Work& work = works_[slot];
-    work.first = work.first || first.count(slots_[slot].param) != 0;
+  for (const int slot : reading.ready) {
+    Work& work = reading.cache.works[slot];
+    work.first = work.first || first.count(reading.slots()[slot].param) != 0;
   }
+}
+
+}  // namespace
+
+// A parameter's place, and what explain() says of it.
+struct Plan::Row {
+  int group;
+  int index;
+  std::string reason;
+};
+
+// One call of step() or explain(): what it was given, and what it owns until its end.
+struct Plan::Call {
+  const py::object& groups;
+  const py::object& state;
+  const Places done;
+  bool explain;
+  Scaler scaler;
+
+  Owned owned = {};
+  bool waited = false;  // for numbers on a device
+  Groups read = {};
+  Needs needs = {};
+  std::vector<Fresh> made = {};
+  Places for_torch = {};
+  std::vector<Row> rows = {};
+};
+
+Plan::Plan(const std::string& optimizer) : keys_(optimizer), lock_(new Lock{{}, getpid()}) {
+  is_plain_dict(Py_None);  // imports what it needs
+}
+
+// Waits for another thread that steps this optimizer without keeping the interpreter from it. No
+// Python code runs under this lock. After a fork the child gets another: the parent's may be held.
+std::unique_lock<std::mutex> Plan::lock() {
+  if (lock_->process != getpid()) {
+    lock_.release();
+    lock_.reset(new Lock{{}, getpid()});
+  }
+  std::unique_lock<std::mutex> lock(lock_->mutex, std::try_to_lock);
+  if (!lock.owns_lock()) {
+    const py::gil_scoped_release release;
+    lock.lock();
+  }
+  return lock;
+}
+
+void Plan::finish(Reading& reading) {
+  prepare_devices(reading);
+  build(reading, tables_);
+  count(reading);
+  sweep(reading, tables_);
+}
+
+// Looks at everything, and steps if nothing is needed for that.
+Plan::Outcome Plan::look_once(Call& call, bool patient) {
+  {
+    const ReadingOptions reading_options(this);
+    call.read = read_groups(keys_, call.groups, call.waited);
+  }
+  const auto locked = lock();
+  Reading reading{keys_,       call.read.all, cache_,  call.owned,
+                  call.scaler, call.waited,   patient, has_other_threads()};
+  look(reading, call.state.ptr(), call.done, call.explain);
+  call.needs = std::move(reading.needs);
+  if (call.needs.to_learn()) return Outcome::kAgain;
+  if (call.explain) {
+    for (size_t i = 0; i < reading.slots().size(); ++i) {
+      const Slot& slot = reading.slots()[i];
+      const char* reason = reading.works()[i].reason;
+      call.rows.push_back({slot.group, slot.index, reason != nullptr ? reason : reading.errors[i]});
+    }
+    return Outcome::kDone;
+  }
+  if (call.done.empty() && reading.any_for_torch) {
+    build(reading, tables_);  // refuses before torch changes anything
+    call.for_torch = places_for_torch(reading);
+    return Outcome::kForTorch;
+  }
+  if (call.scaler.overflow) return Outcome::kDone;
+  if (call.needs.to_provide()) return Outcome::kAgain;
+  note_first_steps(reading, call.made);
+  finish(reading);
+  return Outcome::kDone;
 }
 
 py::object Plan::step(const py::object& groups, const py::object& state, const py::dict& defaults,
                       const py::object& grad_scale, const py::object& found_inf,
                       const py::object& stepped_by_torch) {
-  const auto locked = lock();
-  const Finally finally{[this] {
-    held_.clear();
-    devices_.clear();
-    lock_->owner = std::thread::id();
-  }};
-  Scaler scaler = read_scaler(grad_scale, found_inf);
-  read_groups(groups);
-  check(state, stepped_by_torch);
-  find_overlaps();
-  if (stepped_by_torch.is_none()) {
-    py::object rest = torch_parameters();
-    if (!rest.is_none()) return rest;
-  }
-  if (read_back(scaler)) look_again(state, stepped_by_torch);
-  if (scaler.overflow) return py::none();
-  std::vector<Fresh> made;
+  Call call{groups, state, places_of(stepped_by_torch), false, read_scaler(grad_scale, found_inf)};
+  std::vector<Fresh>& made = call.made;
+  int provided = 0;
   try {
-    while (create_states(state, defaults, made) || (scaler.scaled && separate_gradients())) {
-      look_again(state, stepped_by_torch);
+    for (int round = 0; round < kMostRounds; ++round) {
+      const Outcome outcome = look_once(call, provided < kPatience);
+      if (outcome == Outcome::kDone) return py::none();
+      if (outcome == Outcome::kForTorch) {
+        take_back(state, made);
+        return py::cast(call.for_torch);
+      }
+      if (call.needs.numbers) {
+        read_back(call.scaler);
+        call.waited = true;
+      }
+      if (call.needs.to_learn()) {
+        learn(call.needs, cache_, call.owned);
+      } else {
+        provide(keys_, call.needs, state, defaults, made);
+        ++provided;
+      }
     }
-    note_first_steps(made);
-    prepare_devices(scaler);
+    throw std::runtime_error("the optimizer's objects change whenever step() looks at them");
+  } catch (const ZeroDivision& error) {
+    take_back(state, made);
+    PyErr_SetString(PyExc_ZeroDivisionError, error.what());
+    throw py::error_already_set();
   } catch (...) {
     take_back(state, made);
     throw;
   }
-  fill_buckets(scaler.scaled);
-  sweep(scaler);
-  return py::none();
 }
 
 py::list Plan::explain(const py::object& groups, const py::object& state) {
-  const auto locked = lock();
-  const Finally finally{[this] {
-    held_.clear();
-    lock_->owner = std::thread::id();
-  }};
-  scaled_there_ = false;
-  read_groups(groups);
-  std::vector<std::string> errors;
-  check(state, py::none(), &errors);
-  find_overlaps();
+  Call call{groups, state, {}, true, {}};
+  for (int round = 0; look_once(call, true) == Outcome::kAgain; ++round) {
+    if (round == kMostRounds) throw std::runtime_error("the optimizer's objects keep changing");
+    learn(call.needs, cache_, call.owned);
+  }
   py::list rows;
-  for (size_t i = 0; i < slots_.size(); ++i) {
-    const std::string reason = works_[i].reason != nullptr ? works_[i].reason : errors[i];
-    rows.append(py::make_tuple(slots_[i].group, slots_[i].index, reason));
+  for (const Row& row : call.rows) {
+    rows.append(py::make_tuple(row.group, row.index, row.reason));
   }
   return rows;
 }

@@ -34,17 +34,35 @@ inline uint64_t version_of(PyObject* dict) {
 
 inline std::string group_name(int group) { return "param_groups[" + std::to_string(group) + "]"; }
 
-// THPVariable_Check asks isinstance in Python where the type isn't a tensor's: 800 instructions,
-// which options of 1000 groups would pay for each.
-inline bool is_tensor(PyObject* value) {
-  return !PyFloat_CheckExact(value) && !PyLong_CheckExact(value) && !PyList_CheckExact(value) &&
-         THPVariable_Check(value);
+// By the object's real type. torch's THPVariable_Check believes its __class__, which proxies and
+// mocks make up, and it runs Python code.
+inline bool is_tensor(PyObject* object) {
+  return THPVariable_CheckExact(object) ||
+         PyType_IsSubtype(Py_TYPE(object), reinterpret_cast<PyTypeObject*>(THPVariableClass));
 }
+
+inline c10::TensorImpl& impl_of(PyObject* tensor) {
+  return *THPVariable_Unpack(tensor).unsafeGetTensorImpl();
+}
+
+// A dict that nobody's class makes behave otherwise: a dict, a defaultdict or an OrderedDict.
+bool is_plain_dict(PyObject* object);
+
+// The text of a str, without running Python code; anything else gives an empty one.
+std::string text_of(PyObject* object);
+
+// The value under a key that is text, found without running Python code; null: there is none.
+PyObject* find_text(PyObject* dict, const char* key);
+
+// Is it a number of Python's or numpy's whose arithmetic a class of the user's replaces?
+bool has_own_arithmetic(PyObject* value);
 
 // A float, anything that becomes one, or a tensor of one element. `name` makes its name for the
 // message.
 template <typename Name>
 double to_number(PyObject* value, const Name& name) {
+  if (PyFloat_CheckExact(value)) return PyFloat_AS_DOUBLE(value);
+  const py::object held = py::reinterpret_borrow<py::object>(value);
   if (PyFloat_Check(value)) return PyFloat_AS_DOUBLE(value);
   if (is_tensor(value)) {
     const at::Tensor tensor = THPVariable_Unpack(value);

@@ -2,17 +2,17 @@
 #include "torch/stream.h"
 
 #include <ATen/core/Tensor.h>
-#include <torch/csrc/autograd/python_variable.h>
 
 #include "cpu/stream.h"
 #include "torch/parallel.h"
+#include "torch/python.h"
 
 namespace fusedopt {
 
 namespace {
 
 const at::Tensor& checked(pybind11::handle object) {
-  if (!THPVariable_Check(object.ptr())) throw pybind11::type_error("stream takes tensors");
+  if (!is_tensor(object.ptr())) throw pybind11::type_error("stream takes tensors");
   const at::Tensor& tensor = THPVariable_Unpack(object.ptr());
   if (!tensor.device().is_cpu() || tensor.scalar_type() != at::kInt || !tensor.is_contiguous()) {
     throw pybind11::value_error("stream takes contiguous int32 tensors on the CPU");

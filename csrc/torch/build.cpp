@@ -1,0 +1,133 @@
+// Building the tables: reads the reading and step counts, and writes nothing but the tables.
+#include "torch/build.h"
+
+#include <cmath>
+#include <sstream>
+
+#include "engine/tuning.h"
+#include "torch/count.h"
+#include "torch/python.h"
+
+namespace fusedopt {
+
+namespace {
+
+void clear(Tables& tables) {
+  for (Bucket& bucket : tables.buckets) {
+    bucket.tensors.clear();
+    bucket.rules.clear();
+    bucket.sources.clear();
+    bucket.numbers.clear();
+    bucket.rule_count = 0;
+    bucket.layouts.clear();
+    bucket.group = -1;
+  }
+  tables.layouts.clear();
+}
+
+bool takes(const Bucket& bucket, const Variant& variant, const Work& work, bool rules_on_device) {
+  return bucket.variant.cpu == variant.cpu && bucket.dtype == work.dtype &&
+         bucket.device == work.device && bucket.rules_on_device == rules_on_device;
+}
+
+Bucket& bucket_for(Tables& tables, const Variant& variant, const Work& work, bool rules_on_device) {
+  for (Bucket& bucket : tables.buckets) {
+    if (takes(bucket, variant, work, rules_on_device)) return bucket;
+  }
+  tables.buckets.push_back({variant, work.dtype, work.device, rules_on_device, {}, {}, {}, {}, {}});
+  return tables.buckets.back();
+}
+
+// torch's for-loop computes these numbers in Python: it divides by zero, takes roots of negative
+// numbers, or hands a number to an operator that has no room for it.
+[[noreturn]] __attribute__((cold, noinline)) void refuse(const Reading& reading, int group,
+                                                         const Bucket& bucket, double step) {
+  const Group& of = reading.groups[group];
+  const cpu::Kernel& kernel = *bucket.variant.cpu;
+  std::vector<char> in_double(kernel.rule_bytes[1]);
+  const bool overflow = kernel.prepare[1](of.numbers, step, in_double.data());
+  std::ostringstream text;
+  text << group_name(group) << ": "
+       << (overflow ? "value cannot be converted to type float without overflow"
+                    : "no step can be computed from these options")
+       << ": ";
+  int number = 0;
+  for (const char* key : reading.keys.optimizer->options) {
+    text << key << " " << of.numbers[number++];
+    if (std::string(key) == "betas") text << " and " << of.numbers[number++];
+    text << ", ";
+  }
+  text << "step " << step;
+  if (overflow || step < 0) throw std::runtime_error(text.str());
+  throw ZeroDivision(text.str());
+}
+
+void add_rule(const Reading& reading, int group, double step, Bucket& bucket) {
+  const cpu::Kernel& kernel = *bucket.variant.cpu;  // a rule is the same on all devices
+  const Group& of = reading.groups[group];
+  const int compute = cpu::Kernel::compute(bucket.dtype);
+  const size_t bytes = kernel.rule_bytes[compute];
+  bucket.rules.resize((bucket.rule_count + 1) * bytes);
+  if (!kernel.prepare[compute](of.numbers, step, bucket.rules.data() + bucket.rule_count * bytes)) {
+    bool finite = std::isfinite(step);
+    for (size_t i = 0; i < kernel.options; ++i) finite = finite && std::isfinite(of.numbers[i]);
+    if (finite || step < 0) refuse(reading, group, bucket, step);
+  }
+  ++bucket.rule_count;
+  bucket.group = group;
+  bucket.step = step;
+}
+
+int32_t add_layout(const Work& work, int operands, Bucket& bucket, Tables& tables) {
+  std::vector<const int64_t*> strides;
+  for (int k = 0; k < operands; ++k) {
+    strides.push_back(work.operands[k].tensor->strides().data());
+  }
+  const auto sizes = work.operands[0].tensor->sizes();
+  tables.layouts.push_back(make_layout(static_cast<int>(sizes.size()), sizes.data(), strides));
+  bucket.layouts.push_back(tables.layouts.back().view());
+  return static_cast<int32_t>(bucket.layouts.size()) - 1;
+}
+
+// What filling the tables reads of a slot.
+void prefetch_step(const Work& work) { prefetch<0, 1, true>(work.step.address); }
+
+}  // namespace
+
+void build(const Reading& reading, Tables& tables) {
+  clear(tables);
+  const bool counts_steps = reading.keys.optimizer->counts_steps;
+  const auto& ready = reading.ready;
+  Bucket* bucket = nullptr;
+  for (size_t i = 0; i < ready.size(); ++i) {
+    if (i + kFillAhead < ready.size()) prefetch_step(reading.works()[ready[i + kFillAhead]]);
+    const Work& work = reading.works()[ready[i]];
+    const int group_index = reading.slots()[ready[i]].group;
+    const Group& group = reading.groups[group_index];
+    const int operands = 2 + group.variant.cpu->states;
+    const bool on_device = work.device != kHost && (work.device_step || group.any_on_device);
+    double step = work.first ? 0 : 1;
+    if (counts_steps && !work.device_step) step = work.fresh ? 1 : next_count(work);
+    if (bucket == nullptr || !takes(*bucket, group.variant, work, on_device)) {
+      bucket = &bucket_for(tables, group.variant, work, on_device);
+    }
+    if (on_device) {
+      add_source(reading, ready[i], step, *bucket);
+    } else if (bucket->rule_count == 0 || bucket->group != group_index || !(bucket->step == step)) {
+      add_rule(reading, group_index, step, *bucket);
+    }
+    if (work.numel == 0) continue;
+    TensorEntry entry;
+    for (int k = 0; k < operands; ++k) {
+      entry.operands[k] = const_cast<char*>(work.operands[k].address);
+    }
+    entry.start = bucket->elements();
+    entry.numel = work.numel;
+    entry.rule = bucket->rule_count - 1;
+    entry.layout = work.dense || work.fresh ? -1 : add_layout(work, operands, *bucket, tables);
+    entry.maximize = group.maximize;
+    bucket->tensors.push_back(entry);
+  }
+}
+
+}  // namespace fusedopt

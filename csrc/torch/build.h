@@ -1,0 +1,51 @@
+// From a reading to the tables that sweeps walk.
+#pragma once
+
+#include <deque>
+#include <stdexcept>
+#include <vector>
+
+#include "engine/layout.h"
+#include "torch/reading.h"
+
+namespace fusedopt {
+
+// Everything in one step that one kernel sweeps in one dtype on one device.
+struct Bucket {
+  Variant variant;
+  Dtype dtype;
+  int device;
+  bool rules_on_device;  // the device makes them, from `sources` and `numbers`
+  std::vector<TensorEntry> tensors;
+  std::vector<char> rules;
+  std::vector<cuda::RuleSource> sources;
+  std::vector<cuda::Number> numbers;
+  std::vector<Layout> layouts;
+  int32_t rule_count = 0;
+  int group = -1;  // of the newest rule
+  double step = 0;
+
+  int64_t elements() const {
+    return tensors.empty() ? 0 : tensors.back().start + tensors.back().numel;
+  }
+};
+
+// The tables of one step. Their memory is kept for the next.
+struct Tables {
+  std::deque<Bucket> buckets;
+  std::deque<LayoutBuffer> layouts;
+};
+
+// Becomes Python's ZeroDivisionError.
+struct ZeroDivision : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Writes the tables, and changes nothing else. Throws where torch refuses options or step counts,
+// such as a learning rate beyond float32's range.
+void build(const Reading& reading, Tables& tables);
+
+// device.cpp: what the rule of one parameter is made of, if the device makes it.
+void add_source(const Reading& reading, int slot, double step, Bucket& bucket);
+
+}  // namespace fusedopt

@@ -1,0 +1,120 @@
+// Looking at the classes of tensors: each once, for as long as it isn't changed.
+#include "torch/classes.h"
+
+#include <algorithm>
+#include <deque>
+#include <string>
+#include <unordered_map>
+
+#include "torch/dtensor.h"
+#include "torch/python.h"
+
+namespace fusedopt {
+
+namespace {
+
+struct Entry {
+  unsigned tag;
+  TensorClass is;
+};
+
+std::unordered_map<PyTypeObject*, Entry>& entries() {
+  static auto* const all = new std::unordered_map<PyTypeObject*, Entry>;
+  return *all;
+}
+
+// A number that no other class, and this one in another state, ever has; 0: Python has given none.
+unsigned tag_of(PyTypeObject* type) {
+#if PY_VERSION_HEX < 0x030C0000
+  if (!PyType_HasFeature(type, Py_TPFLAGS_VALID_VERSION_TAG)) return 0;
+#endif
+  return type->tp_version_tag;
+}
+
+// What a class may define beside Tensor without changing what an operator does.
+bool is_harmless(const std::string& name) {
+  static const char* const kNames[] = {"__abstractmethods__",
+                                       "__annotations__",
+                                       "__class_getitem__",
+                                       "__copy__",
+                                       "__deepcopy__",
+                                       "__del__",
+                                       "__dict__",
+                                       "__dir__",
+                                       "__doc__",
+                                       "__firstlineno__",
+                                       "__format__",
+                                       "__getnewargs__",
+                                       "__getnewargs_ex__",
+                                       "__getstate__",
+                                       "__init__",
+                                       "__init_subclass__",
+                                       "__module__",
+                                       "__new__",
+                                       "__orig_bases__",
+                                       "__parameters__",
+                                       "__qualname__",
+                                       "__reduce__",
+                                       "__reduce_ex__",
+                                       "__repr__",
+                                       "__setstate__",
+                                       "__sizeof__",
+                                       "__slots__",
+                                       "__static_attributes__",
+                                       "__str__",
+                                       "__weakref__"};
+  return std::any_of(std::begin(kNames), std::end(kNames),
+                     [&](const char* harmless) { return name == harmless; });
+}
+
+// Parameter's __torch_function__, which turns overriding off.
+PyObject* disabled_torch_function() {
+  PyObject* parameter = reinterpret_cast<PyTypeObject*>(ParameterClass)->tp_dict;
+  return parameter == nullptr ? nullptr : find_text(parameter, "__torch_function__");
+}
+
+// The first attribute of torch.Tensor's that the class has redefined, or an empty text.
+std::string find_override(PyTypeObject* type) {
+  auto* const tensor = reinterpret_cast<PyTypeObject*>(THPVariableClass);
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(type->tp_mro); ++i) {
+    auto* const base = reinterpret_cast<PyTypeObject*>(PyTuple_GET_ITEM(type->tp_mro, i));
+    if (base == tensor) break;
+    if (reinterpret_cast<PyObject*>(base) == ParameterClass || base->tp_dict == nullptr) continue;
+    PyObject *key, *value;
+    Py_ssize_t position = 0;
+    while (PyDict_Next(base->tp_dict, &position, &key, &value)) {
+      const std::string name = text_of(key);
+      if (name == "__torch_function__" && value == disabled_torch_function()) continue;
+      if (!is_harmless(name) && _PyType_Lookup(tensor, key) != nullptr) return name;
+    }
+  }
+  return "";
+}
+
+}  // namespace
+
+TensorClass find_class(PyTypeObject* type) {
+  const auto found = entries().find(type);
+  if (found == entries().end() || found->second.tag != tag_of(type)) return {};
+  return found->second.is;
+}
+
+void learn_class(PyTypeObject* type) {
+  static PyObject* const any_name = intern("__module__");
+  static auto* const sentences = new std::deque<std::string>;  // as long as somebody points there
+  _PyType_Lookup(type, any_name);                              // gives the class a version
+  const bool dtensor = is_dtensor_class(type);
+  const std::string override = dtensor ? "" : find_override(type);
+  const char* sentence = nullptr;
+  if (!override.empty()) {
+    const auto text = override == "__torch_dispatch__"
+                          ? "tensor subclass"
+                          : std::string("class ") + type->tp_name + " overrides " + override;
+    auto known = std::find(sentences->begin(), sentences->end(), text);
+    if (known == sentences->end()) known = sentences->insert(sentences->end(), text);
+    sentence = known->c_str();
+  }
+  entries()[type] = {tag_of(type), {true, dtensor, sentence}};
+}
+
+}  // namespace fusedopt

@@ -1,0 +1,53 @@
+// The parameter groups of an optimizer, read at the start of each step: users write to them.
+#pragma once
+
+#include <c10/core/TensorImpl.h>
+#include <pybind11/pybind11.h>
+
+#include <string>
+#include <vector>
+
+#include "torch/optimizers.h"
+
+namespace fusedopt {
+
+namespace py = pybind11;
+
+// The names under which an optimizer's options and states lie, as Python's strings.
+struct Keys {
+  explicit Keys(const std::string& optimizer);
+
+  const Optimizer* optimizer;
+  std::vector<PyObject*> options;
+  std::vector<PyObject*> flags;
+  std::vector<PyObject*> states;
+  PyObject* step;
+  std::vector<PyObject*> entries;  // the states, then the step
+};
+
+// One group's options.
+struct Group {
+  PyObject* dict;
+  PyObject* params;
+  Numbers numbers;
+  c10::TensorImpl* on_device[kMaxOptions];  // where a number is, if the host need not know it
+  bool any_on_device;
+  int count;  // of the numbers
+  Variant variant;
+  bool maximize;
+  bool fused;  // fused=True was asked for: state["step"] is float32 then, as torch's
+  bool capturable;
+  bool has_capturable;     // the group has the option: torch's class refuses graphs without it
+  const char* torch_only;  // why torch's own step takes the whole group, or null
+};
+
+struct Groups {
+  std::vector<Group> all;
+  std::vector<py::object> held;  // dicts, lists and numbers, so that no Python code frees them
+};
+
+// Reads all options, which may run Python code: a number's __float__, a list's __iter__. With
+// `wait`, numbers on a device are fetched too.
+Groups read_groups(const Keys& keys, const py::object& groups, bool wait);
+
+}  // namespace fusedopt

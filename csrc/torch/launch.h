@@ -1,0 +1,17 @@
+// Handing tables to the CPU's threads or to a device: the last phase of a step.
+#pragma once
+
+#include "torch/build.h"
+
+namespace fusedopt {
+
+// device.cpp: takes memory of the devices, which may fail.
+void prepare_devices(Reading& reading);
+
+// device.cpp: one kernel, dtype and device.
+void launch(Reading& reading, const Bucket& bucket, const Table& table);
+
+// Releases the interpreter lock meanwhile, if it takes long.
+void sweep(Reading& reading, const Tables& tables);
+
+}  // namespace fusedopt

@@ -1,0 +1,23 @@
+// Learning what a step must know of objects: may run Python code, and writes what was learned.
+#include "torch/classes.h"
+#include "torch/python.h"
+#include "torch/satisfy.h"
+
+namespace fusedopt {
+
+void learn(const Needs& needs, Cache& cache, Owned& owned) {
+  for (const py::object& type : needs.classes) {
+    learn_class(reinterpret_cast<PyTypeObject*>(type.ptr()));
+  }
+  if (!needs.specs.empty()) {
+    cache.cuts.learn(needs.specs, cache.slots.size() * (kMaxStates + 2));
+  }
+  for (const py::object& object : needs.doubts) {
+    const int says_so = PyObject_IsInstance(object.ptr(), THPVariableClass);
+    if (says_so < 0) throw py::error_already_set();
+    (says_so != 0 ? owned.proxies : owned.others).push_back(object);
+  }
+  for (const Untried& kernel : needs.kernels) try_kernel(kernel);
+}
+
+}  // namespace fusedopt

@@ -1,0 +1,327 @@
+// Reading the lists of parameters and optimizer.state, and looking at each parameter. Runs no
+// Python code; writes the cache.
+#include "torch/look.h"
+
+#include <torch/csrc/autograd/variable.h>
+
+#include <algorithm>
+#include <set>
+#include <stdexcept>
+#include <unordered_map>
+
+#include "engine/tuning.h"
+#include "torch/classes.h"
+#include "torch/python.h"
+
+namespace fusedopt {
+
+namespace {
+
+bool holds(const std::vector<py::object>& objects, PyObject* object) {
+  return std::any_of(objects.begin(), objects.end(),
+                     [&](const py::object& held) { return held.ptr() == object; });
+}
+
+void read_slots(Reading& reading) {
+  Cache& cache = reading.cache;
+  // What was read of optimizer.state is known again only if all below are the same, and no
+  // exception comes between.
+  const uint64_t version = std::exchange(cache.states_version, 0);
+  size_t count = 0;
+  bool same = true;  // the same parameters as in the last step, in the same places
+  for (int i = 0; i < static_cast<int>(reading.groups.size()); ++i) {
+    PyObject* params = reading.groups[i].params;
+    const int size = static_cast<int>(PySequence_Fast_GET_SIZE(params));
+    if (cache.slots.size() < count + size) cache.slots.resize(count + size);
+    for (int k = 0; k < size; ++k) {
+      PyObject* param = PySequence_Fast_GET_ITEM(params, k);
+      Slot& slot = cache.slots[count++];
+      same = same && slot.param == param;
+      slot = {param, slot.state, i, k, is_tensor(param)};
+      if (!slot.is_tensor) {
+        doubt(reading, param,
+              name_of(reading, slot) + " must be a tensor, got " + Py_TYPE(param)->tp_name);
+      }
+    }
+  }
+  same = same && cache.slots.size() == count;
+  cache.slots.resize(count);
+  if (same) {
+    cache.states_version = version;
+  } else {
+    cache.state_order.clear();
+    cache.twins.clear();
+  }
+}
+
+// Are the entries of optimizer.state those of the last step, in the same order? Then the slots'
+// states are found without hashing a tensor (Tensor.__hash__ is Python code).
+bool find_states_as_before(Cache& cache, PyObject* state) {
+  PyObject *key, *value;
+  Py_ssize_t position = 0;
+  size_t entry = 0;
+  if (static_cast<Py_ssize_t>(cache.state_order.size()) != PyDict_Size(state)) return false;
+  while (PyDict_Next(state, &position, &key, &value)) {
+    const int slot = cache.state_order[entry++];
+    if (slot < 0) {  // an entry that belonged to no parameter; a tensor may be one's by now
+      if (is_tensor(key)) return false;
+      continue;
+    }
+    if (cache.slots[slot].param != key) return false;
+    cache.slots[slot].state = value;
+  }
+  return true;
+}
+
+void find_states(Cache& cache, PyObject* state) {
+  std::unordered_map<PyObject*, int> slot_of;
+  cache.state_order.clear();
+  cache.twins.clear();
+  for (int i = 0; i < static_cast<int>(cache.slots.size()); ++i) {
+    cache.slots[i].state = nullptr;
+    const auto [first, is_new] = slot_of.emplace(cache.slots[i].param, i);
+    if (!is_new) cache.twins.emplace_back(i, first->second);
+  }
+  PyObject *key, *value;
+  Py_ssize_t position = 0;
+  while (PyDict_Next(state, &position, &key, &value)) {
+    const auto found = slot_of.find(key);
+    const int slot = found == slot_of.end() ? -1 : found->second;
+    cache.state_order.push_back(slot);
+    if (slot >= 0) cache.slots[slot].state = value;
+  }
+}
+
+void read_states(Cache& cache, PyObject* state) {
+  const uint64_t version = version_of(state);
+  if (std::exchange(cache.states_version, version) == version && version != 0) return;
+  for (Slot& slot : cache.slots) slot.state = nullptr;
+  if (!find_states_as_before(cache, state)) find_states(cache, state);
+  for (const auto& [twin, first] : cache.twins) cache.slots[twin].state = cache.slots[first].state;
+}
+
+// The gradient, owned if another thread may replace it: autograd does so without the interpreter's
+// lock. TensorImpl::grad() makes two calls to learn the same.
+FUSEDOPT_INLINE c10::TensorImpl* gradient_of(Reading& reading, PyObject* param) {
+  const auto* meta =
+      static_cast<const torch::autograd::AutogradMeta*>(impl_of(param).autograd_meta());
+  if (meta == nullptr || !meta->grad_.defined()) return nullptr;
+  if (!reading.owning) return meta->grad_.unsafeGetTensorImpl();
+  reading.owned.gradients.push_back(meta->grad_.getIntrusivePtr());
+  c10::TensorImpl* gradient = reading.owned.gradients.back().get();
+  return gradient == c10::UndefinedTensorImpl::singleton() ? nullptr : gradient;
+}
+
+// Returns whether a kernel takes it.
+bool look_at(Reading& reading, const Slot& slot, c10::TensorImpl* grad, bool dict, Work& work) {
+  work.usual_kernel = nullptr;
+  work.reason =
+      dict ? check_slot(reading, slot, grad, work) : "optimizer.state is not a plain dict";
+  work.ready = work.reason == nullptr;
+  if (!work.ready) {
+    reading.any_for_torch = true;
+  } else if (is_usual(reading, slot, work)) {
+    work.usual_kernel = reading.groups[slot.group].variant.cpu;
+  }
+  return work.ready;
+}
+
+// Each tensor that the step will write and whose memory is shared until somebody does.
+template <typename Each>
+void for_each_lazy_copy(const Reading& reading, const Work& work, const Each& each) {
+  const bool scaled = reading.scaler.scaled;
+  if (!work.foreign && !scaled) return;
+  const auto look_at = [&](const Operand& operand) {
+    if (operand.tensor != nullptr && is_lazily_copied(operand)) each(operand);
+  };
+  for (int k = 0; k < kMaxOperands; ++k) {
+    if (k != 1 || scaled) look_at(work.operands[k]);
+  }
+  look_at(work.step);
+}
+
+// What the kernels' slots lack, as owned objects.
+void find_needs(Reading& reading) {
+  Needs& needs = reading.needs;
+  const Keys& keys = reading.keys;
+  for (const int index : reading.ready) {
+    const Work& work = reading.works()[index];
+    const Slot& slot = reading.slots()[index];
+    const Group& group = reading.groups[slot.group];
+    for_each_lazy_copy(reading, work, [&](const Operand& operand) {
+      needs.lazy_copies.push_back(tensor_of(operand.tensor));
+    });
+    if (!work.fresh && !work.move_step) continue;
+    const bool on_device = work.device != kHost && (group.fused || group.capturable ||
+                                                    reading.scaler.found_inf_at != nullptr);
+    PyObject* step = work.move_step ? work.traces.state[keys.states.size()] : nullptr;
+    needs.fresh.push_back({py::reinterpret_borrow<py::object>(slot.param),
+                           py::reinterpret_borrow<py::object>(slot.state),
+                           py::reinterpret_borrow<py::object>(step),
+                           &group,
+                           on_device ? work.operands[0].tensor->device() : c10::Device(c10::kCPU),
+                           {},
+                           {}});
+  }
+  if (!reading.scaler.scaled) return;
+  for (const int slot : find_shared_gradients(reading)) {
+    needs.shared_gradients.push_back(THPVariable_Unpack(reading.slots()[slot].param));
+  }
+}
+
+// The second time that state is missing, or gradients are shared, after they were provided.
+void give_up(Reading& reading) {
+  for (const int slot : reading.ready) {
+    Work& work = reading.cache.works[slot];
+    if (work.fresh || work.move_step) work.reason = "its state doesn't stay in optimizer.state";
+    for_each_lazy_copy(reading, work,
+                       [&](const Operand&) { work.reason = "its memory doesn't stay its own"; });
+  }
+  if (reading.scaler.scaled) {
+    for (const int slot : find_shared_gradients(reading)) {
+      reading.cache.works[slot].reason = "its gradient doesn't stay its own";
+    }
+  }
+  const auto given = [&](int slot) { return reading.works()[slot].reason != nullptr; };
+  const auto kept = std::remove_if(reading.ready.begin(), reading.ready.end(), given);
+  reading.any_for_torch = reading.any_for_torch || kept != reading.ready.end();
+  reading.ready.erase(kept, reading.ready.end());
+}
+
+}  // namespace
+
+const char* doubt(Reading& reading, PyObject* object, const std::string& error) {
+  if (holds(reading.owned.others, object)) throw py::type_error(error);
+  if (!holds(reading.owned.proxies, object)) {
+    reading.needs.doubts.push_back(py::reinterpret_borrow<py::object>(object));
+  }
+  return "an object that only stands for a tensor";
+}
+
+// The entries mostly come in torch's order, the step first. Keys from a checkpoint are not
+// interned, so a pointer that differs is compared as text.
+void read_state(const Keys& keys, PyObject* dict, PyObject** values) {
+  PyObject* const* names = keys.entries.data();
+  const size_t step = keys.entries.size() - 1;
+  std::fill_n(values, kMaxStates + 1, nullptr);
+  PyObject *key, *value;
+  Py_ssize_t position = 0;
+  Py_ssize_t rest = PyDict_GET_SIZE(dict);
+  size_t expected = keys.optimizer->counts_steps ? step : 0;
+  for (; rest > 0 && PyDict_Next(dict, &position, &key, &value); --rest) {
+    size_t k = expected;
+    if (names[expected] != key) {
+      k = 0;
+      while (k <= step && names[k] != key) ++k;
+      if (k > step && PyUnicode_Check(key)) {
+        k = 0;
+        while (k <= step && PyUnicode_Compare(key, names[k]) != 0) ++k;
+      }
+    }
+    if (k > step) continue;
+    values[k] = value;
+    expected = k == step ? 0 : k + 1;
+  }
+}
+
+const char* why_not_class(Reading& reading, PyObject* tensor) {
+  if (THPVariable_CheckExact(tensor)) return nullptr;
+  const TensorClass is = find_class(Py_TYPE(tensor));
+  if (is.known) return is.overrides;
+  auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
+  if (!holds(reading.needs.classes, type)) {
+    reading.needs.classes.push_back(py::reinterpret_borrow<py::object>(type));
+  }
+  return "its class is to be looked at";
+}
+
+std::string name_of(const Reading& reading, const Slot& slot) {
+  std::string name = "param_groups[" + std::to_string(slot.group) + "]['params'][" +
+                     std::to_string(slot.index) + "]";
+  PyObject* group = reading.groups[slot.group].dict;
+  PyObject* names = PyDict_Check(group) ? find_text(group, "param_names") : nullptr;
+  if (names != nullptr && PyList_Check(names) && slot.index < PyList_GET_SIZE(names)) {
+    const std::string text = text_of(PyList_GET_ITEM(names, slot.index));
+    if (!text.empty()) name += " (" + text + ")";
+  }
+  return name;
+}
+
+void refuse_inference(const Reading& reading, const Slot& slot, const std::string& what,
+                      const c10::TensorImpl& tensor) {
+  if (!is_frozen_inference(tensor)) return;
+  throw std::runtime_error(name_of(reading, slot) + what +
+                           " is an inference tensor: it can only be changed in inference mode");
+}
+
+void look(Reading& reading, PyObject* state, const Places& done, bool all) {
+  Cache& cache = reading.cache;
+  read_slots(reading);
+  const bool dict = is_plain_dict(state);
+  if (dict) read_states(cache, state);
+  std::set<std::pair<int, int>> left_out;
+  for (const auto& [group, indices] : done) {
+    for (const int index : indices) left_out.emplace(group, index);
+  }
+  const auto count = static_cast<int>(cache.slots.size());
+  bool known =
+      std::exchange(cache.overlaps.known, false) && cache.works.size() == cache.slots.size();
+  cache.works.resize(count);
+  if (all) reading.errors.assign(count, "");
+  reading.ready.reserve(count);
+  std::vector<int> suspects;
+  for (int i = 0; i < count; ++i) {
+    if (i + kCheckAhead < count) {
+      prefetch_objects(cache.slots[i + kCheckAhead], cache.works[i + kCheckAhead]);
+    }
+    const Slot& slot = cache.slots[i];
+    Work& work = cache.works[i];
+    const bool was_ready = work.ready;
+    work.reason = nullptr;
+    work.ready = work.moved = false;
+    const auto take = [&] {
+      if (!left_out.empty() && left_out.count({slot.group, slot.index}) != 0) return;
+      if (const char* reason = slot.is_tensor ? why_not_class(reading, slot.param)
+                                              : doubt(reading, slot.param, "")) {
+        work.reason = reason;
+        reading.any_for_torch = true;
+        return;
+      }
+      c10::TensorImpl* grad = gradient_of(reading, slot.param);
+      if (grad == nullptr && !all) return;
+      if (dict && grad != nullptr && is_unchanged(reading, slot, *grad, work)) {
+        work.ready = true;
+        work.first = false;
+      } else if (!look_at(reading, slot, grad, dict, work)) {
+        return;
+      }
+      reading.ready.push_back(i);
+      if (grad != nullptr && may_be_written(work.operands[1], cache.overlaps)) {
+        suspects.push_back(i);
+      }
+    };
+    if (!all) {
+      take();
+    } else {
+      try {
+        take();
+      } catch (const std::exception& error) {
+        reading.errors[i] = std::string("error: ") + error.what();
+      }
+    }
+    known = known && work.ready == was_ready && !work.moved;
+  }
+  cache.overlaps.known = known;
+  if (reading.needs.to_learn()) return;
+  find_overlaps(reading, suspects);
+  if (all || (done.empty() && reading.any_for_torch)) return;
+  find_needed_numbers(reading);
+  if (reading.needs.to_learn()) return;
+  if (reading.patient) {
+    find_needs(reading);
+  } else {
+    give_up(reading);
+  }
+}
+
+}  // namespace fusedopt

@@ -1,0 +1,58 @@
+// What a step still needs when it has looked at all objects. Everything here is owned: to satisfy a
+// need may run Python code, which may do anything, so that all is looked at anew afterwards.
+#pragma once
+
+#include <ATen/core/TensorBody.h>
+#include <pybind11/pybind11.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "torch/groups.h"
+
+namespace fusedopt {
+
+namespace py = pybind11;
+
+// State that is missing for one parameter.
+struct Fresh {
+  py::object param;
+  py::object state;  // optimizer.state[param]; null: not there yet
+  py::object step;   // a count that is to be moved to the device; null: all state is to be made
+  const Group* group;
+  c10::Device step_device;
+  std::vector<std::pair<PyObject*, at::Tensor>> entries;
+  std::vector<py::object> before;  // what was there under their keys, or null
+  bool placed = false;
+};
+
+// A kernel that has never run on a device.
+struct Untried {
+  Variant variant;
+  Dtype dtype;
+  int device;
+};
+
+struct Needs {
+  // To be learned, before it is known who steps what.
+  std::vector<py::object> classes;
+  std::vector<py::object> specs;   // DTensorSpecs
+  std::vector<py::object> doubts;  // objects that aren't tensors, but may say that they are
+  std::vector<Untried> kernels;
+  bool numbers = false;  // of a device, for the host
+
+  // To be provided, when the kernels are going to step.
+  std::vector<at::Tensor> lazy_copies;
+  std::vector<Fresh> fresh;
+  std::vector<at::Tensor> shared_gradients;  // their parameters
+
+  bool to_learn() const {
+    return numbers || !classes.empty() || !specs.empty() || !doubts.empty() || !kernels.empty();
+  }
+  bool to_provide() const {
+    return !lazy_copies.empty() || !fresh.empty() || !shared_gradients.empty();
+  }
+};
+
+}  // namespace fusedopt

@@ -1,0 +1,164 @@
+// Providing what the kernels need: state that isn't there yet, memory and gradients of a tensor's
+// own. May fail and may run Python code; what it has made is taken back if the step fails.
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/full_like.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/core/DefaultDtype.h>
+
+#include <algorithm>
+
+#include "engine/tuning.h"
+#include "torch/python.h"
+#include "torch/satisfy.h"
+
+namespace fusedopt {
+
+namespace {
+
+// The same count on a device.
+at::Tensor step_on_device(const at::Tensor& step, c10::Device device) {
+  const auto dtype = step.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  return at::full({}, step.item(), at::TensorOptions().dtype(dtype).device(device));
+}
+
+void fill_state(const Keys& keys, Fresh& fresh, double initial) {
+  const Group& group = *fresh.group;
+  if (fresh.step) {
+    const at::Tensor& step = THPVariable_Unpack(fresh.step.ptr());
+    fresh.entries.emplace_back(keys.step, step_on_device(step, fresh.step_device));
+    return;
+  }
+  if (keys.optimizer->counts_steps) {
+    const bool wide = !group.fused && c10::get_default_dtype() == caffe2::TypeMeta::Make<double>();
+    const auto options = at::TensorOptions().dtype(wide ? at::kDouble : at::kFloat);
+    fresh.entries.emplace_back(keys.step, at::zeros({}, options.device(fresh.step_device)));
+  }
+  const at::Tensor param = THPVariable_Unpack(fresh.param.ptr());
+  for (int k = 0; k < group.variant.cpu->states; ++k) {
+    fresh.entries.emplace_back(keys.states[group.variant.keys[k]],
+                               at::full_like(param, initial, {}, at::MemoryFormat::Preserve));
+  }
+}
+
+// The same state of small parameters once more, to be dropped when the other is made: it takes the
+// holes that other code has left all over the heap, so that the other lies together.
+std::vector<Fresh> fill_holes(const Keys& keys, std::vector<Fresh> made, double initial) {
+  const auto elsewhere = [](const Fresh& fresh) {
+    const c10::TensorImpl& param = impl_of(fresh.param.ptr());
+    return !is_plain_cpu(param) || param.numel() > kSmallStateBytes / int64_t(param.itemsize());
+  };
+  made.erase(std::remove_if(made.begin(), made.end(), elsewhere), made.end());
+  for (Fresh& fresh : made) fill_state(keys, fresh, initial);
+  return made;
+}
+
+// optimizer.state[param]: a defaultdict makes it, as it does for torch. Null: there is none.
+py::object own_state(const py::object& state, const py::object& param) {
+  auto own = py::reinterpret_steal<py::object>(PyObject_GetItem(state.ptr(), param.ptr()));
+  if (!own && PyErr_ExceptionMatches(PyExc_KeyError)) {
+    PyErr_Clear();
+  } else if (!own) {
+    throw py::error_already_set();
+  }
+  return own;
+}
+
+// Enters it in optimizer.state, unless there is some by now: then it is looked at.
+void put_in_place(const py::object& state, Fresh& fresh) {
+  py::object own = fresh.state;
+  bool is_new = false;
+  if (!own) {
+    own = own_state(state, fresh.param);
+    is_new = !own;
+    if (is_new) own = py::dict();
+    if (!PyDict_Check(own.ptr()) || PyDict_GET_SIZE(own.ptr()) != 0) return;
+  }
+  for (const auto& [key, tensor] : fresh.entries) {
+    PyObject* before = PyDict_GetItemWithError(own.ptr(), key);
+    if (before == nullptr && PyErr_Occurred()) throw py::error_already_set();
+    fresh.before.push_back(py::reinterpret_borrow<py::object>(before));
+  }
+  fresh.placed = true;
+  for (const auto& [key, tensor] : fresh.entries) {
+    const auto value = py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor));
+    if (!value || PyObject_SetItem(own.ptr(), key, value.ptr()) != 0) {
+      throw py::error_already_set();
+    }
+  }
+  if (is_new && PyObject_SetItem(state.ptr(), fresh.param.ptr(), own.ptr()) != 0) {
+    throw py::error_already_set();
+  }
+}
+
+// Makes all missing state before putting any of it in place: running out of memory leaves nothing
+// half done.
+void create_states(const Keys& keys, std::vector<Fresh> missing, const py::object& state,
+                   const py::dict& defaults, std::vector<Fresh>& made) {
+  double initial = 0;
+  if (keys.optimizer->initial_value != nullptr) {
+    initial = defaults[keys.optimizer->initial_value].cast<double>();
+  }
+  const std::vector<Fresh> filling = fill_holes(keys, missing, initial);
+  for (Fresh& fresh : missing) fill_state(keys, fresh, initial);
+  for (Fresh& fresh : missing) {
+    made.push_back(std::move(fresh));
+    put_in_place(state, made.back());
+  }
+}
+
+// A gradient that is written (unscaled) must not be read under another name: where one is expanded,
+// or belongs to several parameters, each parameter gets a copy of its own.
+void separate(const std::vector<at::Tensor>& params) {
+  std::vector<at::Tensor> copies;
+  for (const at::Tensor& param : params) {
+    const at::Tensor grad = param.grad();
+    if (!grad.defined() || grad.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Python)) {
+      copies.push_back(grad.defined() ? grad.clone() : grad);
+      continue;
+    }
+    copies.push_back(at::zeros_like(param, {}, at::MemoryFormat::Preserve));
+    copies.back().copy_(grad);
+  }
+  std::vector<at::Tensor> before;  // what they let go may run Python code: after all is done
+  for (size_t i = 0; i < params.size(); ++i) {
+    before.push_back(std::exchange(params[i].mutable_grad(), copies[i]));
+  }
+}
+
+}  // namespace
+
+void provide(const Keys& keys, Needs& needs, const py::object& state, const py::dict& defaults,
+             std::vector<Fresh>& made) {
+  const at::NoGradGuard no_grad;
+  for (const at::Tensor& tensor : needs.lazy_copies) {
+    tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl()->mutable_data();
+  }
+  if (!needs.fresh.empty()) {
+    create_states(keys, std::move(needs.fresh), state, defaults, made);
+  }
+  separate(needs.shared_gradients);
+}
+
+void take_back(const py::object& state, std::vector<Fresh>& made) {
+  const auto ignore = [](int failed) {
+    if (failed != 0) PyErr_Clear();
+  };
+  for (const Fresh& fresh : made) {
+    if (!fresh.placed) continue;
+    if (!fresh.state) {
+      ignore(PyObject_DelItem(state.ptr(), fresh.param.ptr()));
+      continue;
+    }
+    for (size_t i = 0; i < fresh.entries.size(); ++i) {
+      PyObject* key = fresh.entries[i].first;
+      PyObject* before = fresh.before[i].ptr();
+      ignore(before != nullptr ? PyObject_SetItem(fresh.state.ptr(), key, before)
+                               : PyObject_DelItem(fresh.state.ptr(), key));
+    }
+  }
+  made.clear();
+}
+
+}  // namespace fusedopt

@@ -1,0 +1,132 @@
+// What a step knows of an optimizer's tensors: look() writes it, and the later phases only read it.
+#pragma once
+
+#include <c10/core/ScalarType.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "torch/dtensor.h"
+#include "torch/groups.h"
+#include "torch/needs.h"
+#include "torch/operand.h"
+#include "torch/overlap.h"
+#include "torch/prefetch.h"
+
+namespace fusedopt {
+
+namespace py = pybind11;
+
+// One parameter of one group. Pointers are borrowed: they are used only within one look, and in
+// later ones while the dict that they were read from has the same version.
+struct Slot {
+  PyObject* param;
+  PyObject* state;  // optimizer.state[param], or null
+  int group;
+  int index;
+  bool is_tensor;  // not only by its own account
+};
+
+// Where else a slot's objects lay. Only prefetched in the next step, so they may be stale then; but
+// not the state's, if its version is the same.
+struct Traces {
+  const void* autograd;
+  uint64_t version;                 // of the state's dict
+  PyObject* state[kMaxStates + 1];  // its values, the step last: they are these in that version
+};
+
+// A slot's tensors, checked. Kept until the next step, which compares addresses with it, and
+// prefetches what lay where: its pointers are borrowed too, and read only within one look.
+struct Work {
+  const char* reason;  // why torch's own step takes it, or null
+  bool ready;          // has a gradient, and no reason
+  bool fresh;          // its state has to be created
+  bool first;          // no step has been made with this state (matters where steps aren't counted)
+  bool dense;          // all operands share one dense layout
+  bool device_step;    // state["step"] is where the parameter is
+  bool move_step;      // it is on the host, and has to be where the parameter is
+  bool moved;          // parameter or state lie elsewhere than in the last step
+  bool foreign;        // parameter or state are in memory that torch's allocators haven't made
+  const cpu::Kernel* usual_kernel;  // where all is as usual, the kernel that it was checked for
+  Dtype dtype;
+  int device;  // kHost, or the other device's number
+  int cut;     // of a DTensor, whose pieces the operands are then; 0 for other tensors
+  int64_t numel;
+  int64_t extent;  // bytes, of parameter and states together; 0 where they are dense
+  Operand operands[kMaxOperands];  // without tensor: fresh state
+  Operand step;
+  c10::ScalarType step_type;
+  Traces traces;
+};
+
+// Asks for what looking at a slot will read, as far as it lies where the last step found it.
+void prefetch_objects(const Slot& slot, const Work& last);
+
+// A device beside the host that this step has met.
+struct Device {
+  int index;
+  void* stream;
+  bool capturing;
+  at::Tensor memory;  // for the rules that it makes
+  int64_t used;       // bytes of it
+  // Of numbers on another device, in use until the step is launched.
+  std::vector<std::pair<const c10::TensorImpl*, at::Tensor>> copies;
+};
+
+// What a GradScaler hands over: numbers, or where on a device they are.
+struct Scaler {
+  bool scaled = false;
+  double scale = 1;
+  bool overflow = false;
+  const c10::TensorImpl* scale_at = nullptr;
+  const c10::TensorImpl* found_inf_at = nullptr;
+};
+
+// All that lives between steps: addresses, which a step compares before it uses them, and what was
+// learned of objects that are owned for as long.
+struct Cache {
+  std::vector<Slot> slots;
+  std::vector<Work> works;                 // by slot
+  std::vector<int> state_order;            // the slot of each entry of optimizer.state
+  std::vector<std::pair<int, int>> twins;  // slots of one parameter: the later one, and the first
+  uint64_t states_version = 0;             // of optimizer.state, in which the slots' are these
+  Overlaps overlaps;
+  Cuts cuts;
+};
+
+// What a step owns. Its end is the step's, outside of all locks: what it lets go may run Python
+// code.
+struct Owned {
+  std::vector<c10::intrusive_ptr<c10::TensorImpl>> gradients;
+  std::vector<c10::Storage> storages;
+  std::vector<py::object> proxies;  // objects that aren't tensors, but say so
+  std::vector<py::object> others;   // objects that don't
+};
+
+// What was stepped by torch's code: groups, and the places of parameters in them.
+using Places = std::vector<std::pair<int, std::vector<int>>>;
+
+struct Reading {
+  const Keys& keys;
+  std::vector<Group>& groups;
+  Cache& cache;
+  Owned& owned;
+  const Scaler& scaler;
+  bool waited;   // for the numbers of groups that are on a device
+  bool patient;  // missing state and shared gradients are needs; else they are torch's affair
+  bool owning;   // other threads may replace gradients meanwhile
+
+  std::vector<Slot>& slots() const { return cache.slots; }
+  std::vector<Work>& works() const { return cache.works; }
+  const Group& group_of(int slot) const { return groups[cache.slots[slot].group]; }
+
+  std::vector<int> ready = {};  // the slots that the kernels step
+  bool any_for_torch = false;
+  std::vector<Device> devices = {};      // that this step meets
+  std::vector<std::string> errors = {};  // by slot, if they are collected
+  Needs needs = {};
+};
+
+}  // namespace fusedopt

@@ -1,0 +1,30 @@
+// Satisfying needs: the phase of a step that may fail and may run Python code. It holds no borrowed
+// pointer, and after it all is looked at anew.
+#pragma once
+
+#include "torch/needs.h"
+#include "torch/reading.h"
+
+namespace fusedopt {
+
+// learn.cpp: finds out what look() must know. Throws nothing but what that raises.
+void learn(const Needs& needs, Cache& cache, Owned& owned);
+
+// provide.cpp: gives each tensor memory of its own, and makes state that is missing, all of it or
+// none, and adds it to `made`.
+void provide(const Keys& keys, Needs& needs, const py::object& state, const py::dict& defaults,
+             std::vector<Fresh>& made);
+
+// Takes back what was made and is in place: the next step finds all as this one did.
+void take_back(const py::object& state, std::vector<Fresh>& made);
+
+// device.cpp: what a GradScaler hands over.
+Scaler read_scaler(const py::object& grad_scale, const py::object& found_inf);
+
+// device.cpp: fetches the scaler's numbers from the device, which waits for it.
+void read_back(Scaler& scaler);
+
+// device.cpp: has a kernel step a few numbers on a device, once.
+void try_kernel(const Untried& kernel);
+
+}  // namespace fusedopt
