@@ -127,7 +127,8 @@ def instruction_split(choice: Choice, workload: Workload) -> list[Row]:
         counted = instructions.count(name, choice.name, workload.name)
         split = {"total": counted[instructions.TOTAL]}
         if "step" in counted:
-            kernel, fill = counted.get("kernel", 0.0), counted.get("fill", 0.0)
+            kernel = counted.get("kernel", 0.0)
+            fill = counted.get("build", 0.0) + counted.get("count", 0.0)
             split["python"] = split["total"] - counted["step"]
             split["check"] = counted["step"] - fill - kernel
             split["fill"], split["kernel"] = fill, kernel

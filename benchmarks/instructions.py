@@ -22,10 +22,9 @@ TOTAL = "total"
 # By function of the extension, with all that it calls; Plan::step holds the others.
 PARTS = {
     "step": r"fusedopt::Plan::step\(",
-    "check": r"fusedopt::Plan::check\(",
-    "overlaps": r"fusedopt::Plan::find_overlaps\(",
-    "create": r"fusedopt::Plan::create_states\(",
-    "fill": r"fusedopt::Plan::fill_buckets\(",
+    "look": r"fusedopt::look\(",
+    "build": r"fusedopt::build\(",
+    "count": r"fusedopt::count\(",
     "kernel": r"fusedopt::cpu::run\(",
 }
 

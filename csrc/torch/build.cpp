@@ -15,6 +15,7 @@ namespace {
 void clear(Tables& tables) {
   for (Bucket& bucket : tables.buckets) {
     bucket.tensors.clear();
+    bucket.elements = 0;
     bucket.rules.clear();
     bucket.sources.clear();
     bucket.numbers.clear();
@@ -97,14 +98,15 @@ void prefetch_step(const Work& work) { prefetch<0, 1, true>(work.step.address); 
 void build(const Reading& reading, Tables& tables) {
   clear(tables);
   const bool counts_steps = reading.keys.optimizer->counts_steps;
-  const auto& ready = reading.ready;
+  const std::vector<int>& ready = reading.ready;
+  const Slot* slots = reading.slots().data();
+  const Work* works = reading.works().data();
   Bucket* bucket = nullptr;
   for (size_t i = 0; i < ready.size(); ++i) {
-    if (i + kFillAhead < ready.size()) prefetch_step(reading.works()[ready[i + kFillAhead]]);
-    const Work& work = reading.works()[ready[i]];
-    const int group_index = reading.slots()[ready[i]].group;
+    if (i + kFillAhead < ready.size()) prefetch_step(works[ready[i + kFillAhead]]);
+    const Work& work = works[ready[i]];
+    const int group_index = slots[ready[i]].group;
     const Group& group = reading.groups[group_index];
-    const int operands = 2 + group.variant.cpu->states;
     const bool on_device = work.device != kHost && (work.device_step || group.any_on_device);
     double step = work.first ? 0 : 1;
     if (counts_steps && !work.device_step) step = work.fresh ? 1 : next_count(work);
@@ -113,20 +115,23 @@ void build(const Reading& reading, Tables& tables) {
     }
     if (on_device) {
       add_source(reading, ready[i], step, *bucket);
-    } else if (bucket->rule_count == 0 || bucket->group != group_index || !(bucket->step == step)) {
+    } else if (bucket->group != group_index || !(bucket->step == step)) {
       add_rule(reading, group_index, step, *bucket);
     }
     if (work.numel == 0) continue;
-    TensorEntry entry;
+    const int operands = 2 + group.variant.cpu->states;
+    const int32_t layout =
+        work.dense || work.fresh ? -1 : add_layout(work, operands, *bucket, tables);
+    TensorEntry& entry = bucket->tensors.emplace_back();
     for (int k = 0; k < operands; ++k) {
       entry.operands[k] = const_cast<char*>(work.operands[k].address);
     }
-    entry.start = bucket->elements();
+    entry.start = bucket->elements;
     entry.numel = work.numel;
     entry.rule = bucket->rule_count - 1;
-    entry.layout = work.dense || work.fresh ? -1 : add_layout(work, operands, *bucket, tables);
+    entry.layout = layout;
     entry.maximize = group.maximize;
-    bucket->tensors.push_back(entry);
+    bucket->elements += work.numel;
   }
 }
 

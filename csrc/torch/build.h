@@ -24,10 +24,7 @@ struct Bucket {
   int32_t rule_count = 0;
   int group = -1;  // of the newest rule
   double step = 0;
-
-  int64_t elements() const {
-    return tensors.empty() ? 0 : tensors.back().start + tensors.back().numel;
-  }
+  int64_t elements = 0;  // of all tensors
 };
 
 // The tables of one step. Their memory is kept for the next.

@@ -69,23 +69,22 @@ bool is_harmless(const std::string& name) {
 
 // Parameter's __torch_function__, which turns overriding off.
 PyObject* disabled_torch_function() {
-  PyObject* parameter = reinterpret_cast<PyTypeObject*>(ParameterClass)->tp_dict;
+  PyObject* parameter = kParameterType->tp_dict;
   return parameter == nullptr ? nullptr : find_text(parameter, "__torch_function__");
 }
 
 // The first attribute of torch.Tensor's that the class has redefined, or an empty text.
 std::string find_override(PyTypeObject* type) {
-  auto* const tensor = reinterpret_cast<PyTypeObject*>(THPVariableClass);
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(type->tp_mro); ++i) {
     auto* const base = reinterpret_cast<PyTypeObject*>(PyTuple_GET_ITEM(type->tp_mro, i));
-    if (base == tensor) break;
-    if (reinterpret_cast<PyObject*>(base) == ParameterClass || base->tp_dict == nullptr) continue;
+    if (base == kTensorType) break;
+    if (base == kParameterType || base->tp_dict == nullptr) continue;
     PyObject *key, *value;
     Py_ssize_t position = 0;
     while (PyDict_Next(base->tp_dict, &position, &key, &value)) {
       const std::string name = text_of(key);
       if (name == "__torch_function__" && value == disabled_torch_function()) continue;
-      if (!is_harmless(name) && _PyType_Lookup(tensor, key) != nullptr) return name;
+      if (!is_harmless(name) && _PyType_Lookup(kTensorType, key) != nullptr) return name;
     }
   }
   return "";

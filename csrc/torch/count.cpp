@@ -137,11 +137,13 @@ double next_count(const Work& work) {
 void count(const Reading& reading) {
   const bool scaled = reading.scaler.scaled;
   const bool counts_steps = reading.keys.optimizer->counts_steps;
-  const auto& ready = reading.ready;
+  const std::vector<int>& ready = reading.ready;
+  const Slot* slots = reading.slots().data();
+  const Work* works = reading.works().data();
   for (size_t i = 0; i < ready.size(); ++i) {
-    if (i + kFillAhead < ready.size()) prefetch_counters(reading.works()[ready[i + kFillAhead]]);
-    const Work& work = reading.works()[ready[i]];
-    const int operands = 2 + reading.group_of(ready[i]).variant.cpu->states;
+    if (i + kFillAhead < ready.size()) prefetch_counters(works[ready[i + kFillAhead]]);
+    const Work& work = works[ready[i]];
+    const int operands = 2 + reading.groups[slots[ready[i]].group].variant.cpu->states;
     if (work.device_step) {
       count_version(work.step);  // the device counts
     } else if (counts_steps) {

@@ -161,6 +161,11 @@ Scaler read_scaler(const py::object& grad_scale, const py::object& found_inf) {
 }
 
 void find_needed_numbers(Reading& reading) {
+  const auto on_device = [](const Group& group) { return group.any_on_device; };
+  if (reading.scaler.scale_at == nullptr && reading.scaler.found_inf_at == nullptr &&
+      std::none_of(reading.groups.begin(), reading.groups.end(), on_device)) {
+    return;
+  }
   for (const int slot : reading.ready) {
     if (needs_numbers(reading, reading.slots()[slot], reading.works()[slot])) {
       reading.needs.numbers = true;

@@ -84,7 +84,7 @@ Piece piece_of(PyObject* dtensor) {
   };
   PyObject* local = slot(dtensor_type().local);
   // What its class makes of operators is no affair of a DTensor's own: only plain ones are taken.
-  const bool plain = local != nullptr && THPVariable_CheckExact(local);
+  const bool plain = local != nullptr && is_exact(local);
   return {plain ? &impl_of(local) : nullptr, slot(dtensor_type().spec)};
 }
 

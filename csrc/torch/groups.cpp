@@ -96,7 +96,7 @@ void Reader::read_option(PyObject* value, Group& group, int at, const Name& name
   }
   if (has_own_arithmetic(value)) group.torch_only = "an option's class has its own arithmetic";
   if (is_tensor(value)) {
-    if (!THPVariable_CheckExact(value)) group.torch_only = "an option is a tensor subclass";
+    if (!is_exact(value)) group.torch_only = "an option is a tensor subclass";
     c10::TensorImpl& tensor = impl_of(value);
     Dtype dtype;
     if (is_number_on_device(tensor, dtype)) {

@@ -138,7 +138,7 @@ extern Deleters deleters;
 // Does the memory belong to this storage alone? It doesn't where it is shared until somebody writes
 // to it, or came from elsewhere: NumPy's, a file's, another process's.
 FUSEDOPT_INLINE bool owns_memory(const Operand& operand) {
-  const auto deleter = const_cast<c10::StorageImpl*>(operand.storage)->data_ptr().get_deleter();
+  const auto deleter = operand.storage->_mutable_data_ptr_no_checks().get_deleter();
   return deleter == deleters.host || (deleter == deleters.device && deleter != nullptr);
 }
 

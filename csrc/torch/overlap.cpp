@@ -120,8 +120,9 @@ void find_overlaps(Reading& reading, const std::vector<int>& suspects) {
   if (!any) return;
   reading.any_for_torch = true;
   const auto shared = [&](int slot) { return works[slot].reason != nullptr; };
-  reading.ready.erase(std::remove_if(reading.ready.begin(), reading.ready.end(), shared),
-                      reading.ready.end());
+  for (std::vector<int>* slots : {&reading.ready, &reading.checked}) {
+    slots->erase(std::remove_if(slots->begin(), slots->end(), shared), slots->end());
+  }
 }
 
 std::vector<int> find_shared_gradients(const Reading& reading) {

@@ -34,11 +34,19 @@ inline uint64_t version_of(PyObject* dict) {
 
 inline std::string group_name(int group) { return "param_groups[" + std::to_string(group) + "]"; }
 
+// torch.Tensor and torch.nn.Parameter, read once: torch's own variables take two loads each.
+inline PyTypeObject* const kTensorType = reinterpret_cast<PyTypeObject*>(THPVariableClass);
+inline PyTypeObject* const kParameterType = reinterpret_cast<PyTypeObject*>(ParameterClass);
+
+// One of these, and nothing derived from it?
+inline bool is_exact(PyObject* object) {
+  return Py_TYPE(object) == kTensorType || Py_TYPE(object) == kParameterType;
+}
+
 // By the object's real type. torch's THPVariable_Check believes its __class__, which proxies and
 // mocks make up, and it runs Python code.
 inline bool is_tensor(PyObject* object) {
-  return THPVariable_CheckExact(object) ||
-         PyType_IsSubtype(Py_TYPE(object), reinterpret_cast<PyTypeObject*>(THPVariableClass));
+  return is_exact(object) || PyType_IsSubtype(Py_TYPE(object), kTensorType);
 }
 
 inline c10::TensorImpl& impl_of(PyObject* tensor) {

@@ -122,7 +122,8 @@ struct Reading {
   std::vector<Work>& works() const { return cache.works; }
   const Group& group_of(int slot) const { return groups[cache.slots[slot].group]; }
 
-  std::vector<int> ready = {};  // the slots that the kernels step
+  std::vector<int> ready = {};    // the slots that the kernels step
+  std::vector<int> checked = {};  // those of them that weren't as they were
   bool any_for_torch = false;
   std::vector<Device> devices = {};      // that this step meets
   std::vector<std::string> errors = {};  // by slot, if they are collected

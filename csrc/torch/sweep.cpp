@@ -10,7 +10,7 @@ namespace fusedopt {
 void sweep(Reading& reading, const Tables& tables) {
   int64_t elements = 0;
   for (const Bucket& bucket : tables.buckets) {
-    elements += bucket.device == kHost ? bucket.elements() : 0;
+    elements += bucket.device == kHost ? bucket.elements : 0;
   }
   // While the lock is released other threads may drop tensors: the storages are held, for a long
   // sweep only.

@@ -51,7 +51,7 @@ bool is_unchanged(const Reading& reading, const Slot& slot, c10::TensorImpl& gra
   }
   const Shape shape(param, kHost);
   PyObject* wrapper = grad.pyobj_slot()->load_pyobj();
-  if (grad.key_set() != kPlainKeys || (wrapper != nullptr && !THPVariable_CheckExact(wrapper))) {
+  if (grad.key_set() != kPlainKeys || (wrapper != nullptr && !is_exact(wrapper))) {
     return false;
   }
   const Operand gradient = operand_of(grad);
@@ -65,8 +65,8 @@ bool is_unchanged(const Reading& reading, const Slot& slot, c10::TensorImpl& gra
     if (counts_steps) {
       PyObject* value = values[reading.keys.states.size()];
       const c10::TensorImpl& step = impl_of(value);
-      if (!THPVariable_CheckExact(value) || !lies_as_before(step, work.step) ||
-          !is_usual_step(step) || c10::typeMetaToScalarType(step.dtype()) != work.step_type) {
+      if (!is_exact(value) || !lies_as_before(step, work.step) || step.key_set() != kPlainKeys ||
+          step.numel() != 1 || c10::typeMetaToScalarType(step.dtype()) != work.step_type) {
         return false;
       }
     }
@@ -74,7 +74,7 @@ bool is_unchanged(const Reading& reading, const Slot& slot, c10::TensorImpl& gra
       PyObject* value = values[variant.keys[k]];
       const c10::TensorImpl& tensor = impl_of(value);
       const Operand& before = work.operands[2 + k];
-      if (!THPVariable_CheckExact(value) || !lies_as_before(tensor, before) ||
+      if (!is_exact(value) || !lies_as_before(tensor, before) ||
           !fits(tensor, before.address, shape)) {
         return false;
       }
@@ -85,7 +85,7 @@ bool is_unchanged(const Reading& reading, const Slot& slot, c10::TensorImpl& gra
 }
 
 bool is_usual(const Reading& reading, const Slot& slot, const Work& work) {
-  const auto exact = [&](int k) { return THPVariable_CheckExact(work.traces.state[k]); };
+  const auto exact = [&](int k) { return is_exact(work.traces.state[k]); };
   const auto& variant = reading.groups[slot.group].variant;
   if (!work.ready || !work.dense || work.device != kHost || work.cut != 0 || work.first ||
       work.foreign || work.operands[0].tensor->key_set() != kPlainKeys ||
