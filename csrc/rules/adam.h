@@ -28,10 +28,11 @@ struct Adam {
   WeightDecay<T> l2;
 
   FUSEDOPT_HD Adam(const Options& o, double step)
-      : Adam(o, step, square_root(one_minus_power(o.beta2, step))) {}
+      : Adam(o, one_minus_power(o.beta1, step), square_root(one_minus_power(o.beta2, step))) {}
 
-  FUSEDOPT_HD Adam(const Options& o, double step, double c)
-      : step_size(T(o.lr * c / one_minus_power(o.beta1, step))),
+  // Where lr / (1 - beta1^step) is beyond T's range, so that torch raises, the step size is too.
+  FUSEDOPT_HD Adam(const Options& o, double first, double c)
+      : step_size(T(is_finite(T(o.lr / first)) ? o.lr * c / first : o.lr / first)),
         beta2(T(o.beta2)),
         one_minus_beta2(T(1.0 - o.beta2)),
         eps(T(o.eps * c) != T(0) || c == 0 ? T(o.eps * c) : T(o.eps)),  // not 0 by underflow
