@@ -80,6 +80,17 @@ def test_links_to_what_is_read_already(
     assert remark is None or remark in after.remarks[0]
 
 
+def test_many_links_do_not_hang(tmp_path: Path) -> None:
+    """Followed each time they are met, there would be more than 10 ** 20 paths."""
+    root = write_folder(tmp_path / "data")
+    before = find(root)
+    for i in range(10):
+        (root / "cat" / f"a{i}").symlink_to(".")
+        (root / "dog" / f"b{i}").symlink_to("../cat")
+        (root / f"c{i}").symlink_to("..")
+    assert find(root).names == before.names
+
+
 def test_two_links_in_a_circle(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "data")
     (tmp_path / "a").mkdir()

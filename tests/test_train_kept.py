@@ -255,7 +255,7 @@ def test_checkpoints_of_before(
     torch.save(content, folder / "checkpoint.pt")
     (root / "cat" / "3.png").unlink()
     line = error_of(capsys, "--resume", folder, "--epochs", 2)
-    assert "was trained with other data than there is now" in line
+    assert "was trained with other data than there is now; its checkpoint is an older one" in line
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,11 @@ def restore(
     path, saved = options.resume, content["options"]
     try:
         if content["classes"] != list(splits.classes) or not _same_images(content, splits):
-            raise UserError(f"--resume: {path} was trained with other data than there is now")
+            raise UserError(
+                f"--resume: {path} was trained with other data than there is now"
+                + "; its checkpoint is an older one, which doesn't name the images"
+                * (options.data.startswith(FOLDER) and content.get("split") is None)
+            )
         state.load_state_dict(content)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(f"--resume: {path} is damaged: {error}".splitlines()[0]) from error
