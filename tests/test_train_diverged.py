@@ -109,6 +109,18 @@ def test_a_learning_rate_that_is_too_large(
     assert all(t.isfinite().all() for t in read(tmp_path)["model"].values())
 
 
+def test_weights_to_begin_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(*SMALL, "--epochs", 1, "--out", tmp_path / "run")
+    content = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
+    content["model"]["fc1.bias"][0] = math.nan
+    torch.save(content, tmp_path / "nan.pt")
+    given = (*SMALL, "--init", tmp_path / "nan.pt")
+    line = error_of(capsys, *given, "--out", tmp_path / "new", code=1)
+    assert line.endswith("the weights that training begins with aren't finite")
+    assert not (tmp_path / "new" / "checkpoint.pt").exists()
+    assert "the loss isn't finite at step 1" in error_of(capsys, *given, code=1)
+
+
 def put_in(where: str, value: float, patch: pytest.MonkeyPatch) -> None:
     """Puts a number among those of a checkpoint after the second step."""
     after_step = guard.Guard.after_step

@@ -124,6 +124,8 @@ def test_a_folder_that_is_gone(
     other = write_folder(root.with_name("other"), 9, ("cow", "pig"))
     line = error_of(capsys, "--resume", folder, "--epochs", 2, "--data", f"folder:{other}")
     assert line.endswith(f"{other} has none of the 40 images that the run had")
+    line = error_of(capsys, "--resume", folder, "--epochs", 2, "--data", "folder:")
+    assert line.endswith("--data folder:: it names no folder")
     line = error_of(capsys, "--resume", folder, "--epochs", 2, "--data", "digits")
     assert f"was trained with --data folder:{root} (not digits)" in line
 
@@ -176,7 +178,9 @@ def test_a_removed_image_in_the_middle_of_an_epoch(
         patch.setattr(loop, "_show", damage_later)
         line = error_of(capsys, *options)
     bad = Path(files[-1])
-    assert f"{bad} is damaged, or no image: " in line and read(tmp_path / "run")["batch"] > 0
+    assert f"{bad} is damaged, or no image: " in line
+    assert line.endswith(f"; once it is mended or removed, --resume {tmp_path / 'run'} goes on")
+    assert read(tmp_path / "run")["batch"] > 0
     line = error_of(capsys, "--resume", tmp_path / "run", code=1)
     assert line.startswith(f"  {bad} is damaged")
     bad.unlink()

@@ -50,6 +50,8 @@ class Guard:
             return
         state = self._state
         if not checkpoint.save(self._path, state, self._splits, self._options):
+            if state.step == 0:
+                raise Diverged("the weights that training begins with aren't finite")
             self._stop(f"the weights aren't finite after step {state.step}")
         self._saved = state.step
 
@@ -99,7 +101,7 @@ class Guard:
         kept = f"the checkpoint of step {self._saved} is kept in {path}"
         if path is None:
             kept = "nothing is kept without --out FOLDER"
-        elif self._saved is None:
+        elif self._saved is None:  # the first one fails only where another run is resumed
             kept = f"{self._options.resume} stays as it is"
         raise Diverged(
             f"{what}: training has diverged; {kept}. A smaller --lr than {self._options.lr:g}, or"

@@ -49,7 +49,7 @@ class Diverged(Failed):
         step: the number of the optimizer step at which that was found.
     """
 
-    def __init__(self, text: str, step: int) -> None:
+    def __init__(self, text: str, step: int = 0) -> None:
         super().__init__(text)
         self.step = step
 
@@ -142,7 +142,9 @@ def make_options(given: dict[str, Any]) -> Options:
         values["augment"] = AUGMENTATION.get(values["data"].partition(":")[0], "crop")
     # Where the data are must be known from another working directory, too.
     values["data_dir"] = values["data_dir"].absolute()
-    if values["data"].startswith(FOLDER) and values["data"] != FOLDER:
+    if values["data"] == FOLDER:
+        raise UserError(f"--data {FOLDER}: it names no folder")
+    if values["data"].startswith(FOLDER):
         values["data"] = f"{FOLDER}{folder_path(values['data'])}"
     if values["class_weights"] and values["sampler"]:
         raise UserError("--sampler: balanced samples need no --class-weights; give one of the two")

@@ -82,7 +82,8 @@ def open_folder(options: Options, state: TrainingState) -> Iterator[RunFolder | 
     try:
         yield folder
     except DataError as error:  # an image file that is read only when its turn comes
-        raise OneProcessError(str(user_error(error, options))) from error
+        then = "" if path is None else f"; once it is mended or removed, --resume {path} goes on"
+        raise OneProcessError(f"{user_error(error, options)}{then}") from error
     finally:
         if folder is not None:
             folder.close(state.rows)
