@@ -10,15 +10,14 @@ from pathlib import Path
 
 from fusedopt.train.data.images import DataError
 from fusedopt.train.data.scan import (
-    AROUND,
     Walk,
     describe,
-    is_around,
     is_file,
     is_folder,
     is_hidden,
     is_image,
     shorten,
+    why_not,
 )
 
 # The words by which Hugging Face's datasets know the splits of a folder of images, too.
@@ -73,7 +72,7 @@ def find(path: Path) -> Found:
         raise DataError(f"there is no folder {path}")
     remarks: list[str] = []
     parts = _parts(path, remarks)
-    classes = _classes(path / parts["train"])
+    classes = _classes(path / parts["train"], path)
     folders: list[tuple[str, int, str]] = []  # part, label, path relative to the whole folder
     for part, name in list(parts.items()):
         own = classes if part == "train" else _labelled(path, name, classes, remarks)
@@ -103,19 +102,35 @@ def _no_images(path: Path, folder: str, walk: Walk) -> DataError:
     return DataError(f"{path / folder} has no images that Pillow reads{why}")
 
 
-def _folders(path: Path) -> list[str]:
-    """Returns the names of visible folders, but for links to this folder or to one around it."""
-    visible = [item for item in os.scandir(path) if not is_hidden(item.name) and is_folder(item)]
-    return sorted(item.name for item in visible if not _leads_around(item, path))
+def _look_into(path: Path, root: Path) -> tuple[list[str], dict[str, str]]:
+    """Returns the names of visible folders, and by name why other links to folders are left out."""
+    names, left_out = [], {}
+    for item in os.scandir(path):
+        if is_hidden(item.name) or not is_folder(item):
+            continue
+        why = None
+        if item.is_symlink():
+            real = os.path.realpath(item.path)
+            why = why_not(real, os.path.realpath(root)) or why_not(real, os.path.realpath(path))
+        if why is None:
+            names.append(item.name)
+        else:
+            left_out[item.name] = why
+    return sorted(names), left_out
 
 
-def _leads_around(item: os.DirEntry[str], path: Path) -> bool:
-    return item.is_symlink() and is_around(os.path.realpath(item.path), os.path.realpath(path))
+def _folders(path: Path, root: Path) -> list[str]:
+    return _look_into(path, root)[0]
+
+
+def _links_left_out(path: Path, root: Path) -> str:
+    links = [f"{name} (leads {why})" for name, why in sorted(_look_into(path, root)[1].items())]
+    return f"; links left out: {shorten(links, 3)}" if links else ""
 
 
 def _parts(path: Path, remarks: list[str]) -> dict[str, str]:
     """Returns the folder of each part; for a folder that isn't split only that of "train", ""."""
-    folders = _folders(path)
+    folders = _folders(path, path)
     splits: dict[str, str] = {}
     for name in folders:
         part = split_of(name)
@@ -123,7 +138,7 @@ def _parts(path: Path, remarks: list[str]) -> dict[str, str]:
             raise DataError(f"{path} has {splits[part]} and {name}: which?")
     splits = {part: splits[part] for part in WORDS if part in splits}
     others = [name for name in folders if name not in splits.values()]
-    if "train" in splits and (len(others) == 0 or _folders(path / splits["train"])):
+    if "train" in splits and (len(others) == 0 or _folders(path / splits["train"], path)):
         if others:
             remarks.append(
                 f"not read, because they lie beside {splits['train']}: {shorten(others)}"
@@ -139,7 +154,7 @@ def _parts(path: Path, remarks: list[str]) -> dict[str, str]:
             f"{shorten(like)}: taken for classes; folders that are splits are called train, val,"
             " test"
         )
-    inner = [name for name in others if any(map(split_of, _folders(path / name)))]
+    inner = [name for name in others if any(map(split_of, _folders(path / name, path)))]
     if inner:
         remarks.append(
             f"{shorten(inner)}: splits in the folder of a class aren't known as such, and all"
@@ -153,13 +168,16 @@ def _check_classes(path: Path, splits: Mapping[str, str], others: Sequence[str])
     named = " and ".join(splits.values())
     like = [name for name in others if _LIKE_A_SPLIT.search(name.lower())]
     if splits and not others:
-        raise DataError(f"{path} has {named}, but no folder train with the images to train with")
-    if not splits and others and like == others and all(_folders(path / x) for x in others):
+        raise DataError(
+            f"{path} has {named}, but no folder train with the images to train with"
+            + _links_left_out(path, path)
+        )
+    if not splits and others and like == others and all(_folders(path / x, path) for x in others):
         raise DataError(
             f"{path} has {shorten(others)}, which look like splits and not like classes; call"
             " those folders train, val and test"
         )
-    ambiguous = len(splits) > 1 or any(_folders(path / name) for name in splits.values())
+    ambiguous = len(splits) > 1 or any(_folders(path / name, path) for name in splits.values())
     if ambiguous or (splits and "train" not in splits and len(others) > 1):
         raise DataError(
             f"{path} has {named} beside {shorten(others)}: a split needs a folder train, with a"
@@ -167,20 +185,21 @@ def _check_classes(path: Path, splits: Mapping[str, str], others: Sequence[str])
         )
 
 
-def _classes(path: Path) -> tuple[str, ...]:
-    names = _folders(path)
+def _classes(path: Path, root: Path) -> tuple[str, ...]:
+    names = _folders(path, root)
     if len(names) < 2:
-        inner = _folders(path / names[0]) if names else []
+        inner = _folders(path / names[0], root) if names else []
         hint = f"; did you mean {path / names[0]}?" if len(inner) > 1 else ""
         raise DataError(
             f"{path} has {len(names)} folders, and there must be one for each class{hint}"
+            + _links_left_out(path, root)
         )
     return tuple(names)
 
 
 def _labelled(path: Path, part: str, classes: Sequence[str], remarks: list[str]) -> list[str]:
     """Returns the classes that a part has folders for; none where it has no labels."""
-    names = _folders(path / part)
+    names = _folders(path / part, path)
     unknown = [name for name in names if name not in classes]
     if len(names) > 1 or not unknown:
         if unknown:
@@ -201,13 +220,12 @@ def _of_walk(path: Path, walk: Walk, parts: Sequence[str]) -> list[str]:
     """Returns what to say of files that aren't read."""
     strays: list[str] = []
     for folder in dict.fromkeys(["", *parts]):
+        for name, why in sorted(_look_into(path / folder, path)[1].items()):
+            walk.leave_out(os.path.join(path, folder, name), why)
         for item in os.scandir(path / folder):
-            if is_hidden(item.name):
+            if is_hidden(item.name) or is_folder(item):
                 continue
-            if is_folder(item):
-                if _leads_around(item, path / folder):
-                    walk.leave_out(item.path, AROUND)
-            elif is_file(item) and is_image(item.name):
+            if is_file(item) and is_image(item.name):
                 strays.append(os.path.join(folder, item.name))
             else:
                 walk.count_other(item.path, is_file(item))
@@ -215,8 +233,9 @@ def _of_walk(path: Path, walk: Walk, parts: Sequence[str]) -> list[str]:
     if walk.others:
         remarks.append(describe(walk.others))
     if strays:
+        count = "1 image" if len(strays) == 1 else f"{len(strays)} images"
         remarks.append(
-            f"not read, because in no class's folder: {len(strays)} images, {shorten(strays, 4)}"
+            f"not read, because in no class's folder: {count}, {shorten(sorted(strays), 4)}"
         )
     if walk.left_out:
         remarks.append(f"links left out: {shorten(walk.left_out, 6)}")

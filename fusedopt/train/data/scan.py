@@ -17,7 +17,7 @@ from fusedopt.train.data.images import DataError
 _NOT_DECODED = frozenset(("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"))
 # What systems put among a user's files, such as a NAS's thumbnails: hidden, but for the dot.
 _HIDDEN = frozenset(("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found"))
-AROUND = "to the data's folder itself, or to one around it"
+AROUND, HIDDEN = "to the data's folder itself, or to one around it", "to a hidden folder"
 
 
 @functools.cache
@@ -68,6 +68,19 @@ def is_around(real: str, other: str) -> bool:
     return os.path.commonpath((real, other)) == real
 
 
+def why_not(real: str, root: str) -> str | None:
+    """Returns why a link from somewhere in `root` to a folder isn't followed; None if it is.
+
+    Args:
+        real: the real path of the folder that it leads to.
+        root: the real path of the data set's folder.
+    """
+    if is_around(real, root):
+        return AROUND
+    below = real.removeprefix(os.path.join(root, ""))
+    return HIDDEN if below != real and any(map(is_hidden, below.split(os.sep))) else None
+
+
 class _Claim(NamedTuple):
     """Which folder's images these are, whether no link was followed to them, and their path."""
 
@@ -108,8 +121,6 @@ class Walk:
         self._file_links: list[tuple[str, int]] = []
         real = [os.path.realpath(self._root + name) for name in owners]
         for i, name in enumerate(owners):
-            if name and is_around(real[i], self._real_root):
-                raise DataError(f"{self._root}{name} leads {AROUND}")
             first = self._claims.setdefault(real[i], _Claim(i, True, self._root + name)).owner
             if first != i:
                 raise DataError(
@@ -174,12 +185,9 @@ class Walk:
             self._file_links.append((path, owner))
             return
         real = os.path.realpath(path)
-        if is_around(real, self._real_root):
-            self.leave_out(path, AROUND)
-        elif real.startswith(self._real_root + os.sep) and any(
-            map(is_hidden, real[len(self._real_root) + 1 :].split(os.sep))
-        ):
-            self.leave_out(path, "to a hidden folder")
+        why = why_not(real, self._real_root)
+        if why is not None:
+            self.leave_out(path, why)
         elif self._claim(real, _Claim(owner, False, path)):
             self._read(path, real, owner, direct=False)
 
