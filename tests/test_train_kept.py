@@ -26,7 +26,8 @@ from train_runs import (  # noqa: F401
     train,
 )
 
-from fusedopt.train import loop, main
+from fusedopt.train import cost, loop, main
+from fusedopt.train import folder as folder_of_run
 from fusedopt.train.data import check
 from fusedopt.train.data.folder import FolderSet
 from fusedopt.train.data.kept import PARTS, names_of
@@ -34,16 +35,39 @@ from fusedopt.train.data.kept import PARTS, names_of
 OPTIONS = (*SMALL_IMAGES, "--checkpoint-every", 1)
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return write_folder(tmp_path / "data", 20)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images, a run of one epoch on them and one of two, for all tests to copy."""
+    path = tmp_path_factory.mktemp("kept")
+    root = write_folder(path / "data", 20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost, "ROUNDS", 1)
+        patch.setattr(folder_of_run, "draw_run", lambda rows, file: file.write(b"PNG"))
+        for name, epochs in (("run", 1), ("whole", 2)):
+            options = ("--data", f"folder:{root}", *OPTIONS, "--epochs", epochs)
+            train(*options, "--out", path / name)
+    return path
 
 
 @pytest.fixture
-def folder(tmp_path: Path, root: Path) -> Path:
+def root(tmp_path: Path, runs: Path) -> Path:
+    return shutil.copytree(runs / "data", tmp_path / "data")  # with their times
+
+
+@pytest.fixture
+def folder(tmp_path: Path, runs: Path, root: Path) -> Path:
     """A run of one epoch."""
-    train("--data", f"folder:{root}", *OPTIONS, "--epochs", 1, "--out", tmp_path / "run")
-    return tmp_path / "run"
+    path = shutil.copytree(runs / "run", tmp_path / "run")
+    content = torch.load(path / "checkpoint.pt", weights_only=True)
+    content["options"]["data"] = f"folder:{root}"
+    torch.save(content, path / "checkpoint.pt")
+    return path
+
+
+@pytest.fixture
+def whole(runs: Path) -> Path:
+    """A run of two epochs that was never stopped."""
+    return runs / "whole"
 
 
 def names(folder: Path) -> dict[str, list[str]]:
@@ -60,11 +84,6 @@ def content_of(folder: Path) -> dict[str, Any]:
     return content
 
 
-def whole_run(tmp_path: Path, root: Path) -> Path:
-    train("--data", f"folder:{root}", *OPTIONS, "--epochs", 2, "--out", tmp_path / "whole")
-    return tmp_path / "whole"
-
-
 def test_the_split_is_kept(root: Path, folder: Path) -> None:
     kept = names(folder)
     assert [len(kept[part]) for part in PARTS] == [28, 4, 8]
@@ -74,9 +93,8 @@ def test_the_split_is_kept(root: Path, folder: Path) -> None:
 
 
 def test_another_working_directory(
-    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, root: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = whole_run(tmp_path, root)
     monkeypatch.chdir(root)
     train("--data", "folder:../data", *OPTIONS, "--epochs", 1, "--out", "../run")
     monkeypatch.chdir("/")
@@ -99,10 +117,15 @@ def test_data_sets_from_another_working_directory(
 
 @pytest.mark.parametrize("how", [Path.rename, shutil.copytree, "copy without times"])
 def test_a_folder_that_was_moved(
-    tmp_path: Path, root: Path, folder: Path, capsys: pytest.CaptureFixture[str], how: Any
+    tmp_path: Path,
+    root: Path,
+    folder: Path,
+    whole: Path,
+    capsys: pytest.CaptureFixture[str],
+    how: Any,
 ) -> None:
     """Nothing has changed in it, also where all files have another time."""
-    whole, moved = whole_run(tmp_path, root), tmp_path / "moved"
+    moved = tmp_path / "moved"
     if callable(how):
         how(root, moved)
     else:
@@ -242,10 +265,9 @@ def test_some_classes_and_images_stay_the_same(
 
 
 def test_checkpoints_of_before(
-    tmp_path: Path, root: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+    root: Path, folder: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """They have no files' names, and the folder as it was given."""
-    whole = whole_run(tmp_path, root)
     content = torch.load(folder / "checkpoint.pt", weights_only=True)
     del content["split"]
     for name in ("class_weights", "sampler", "skip_bad_images"):
