@@ -28,7 +28,6 @@ from train_runs import (  # noqa: F401
 )
 
 from fusedopt.train import charts, cli, folder, main, run, world
-from fusedopt.train.data import load_data
 from fusedopt.train.options import DEFAULTS
 
 
@@ -127,40 +126,6 @@ def test_bad_comparisons_get_one_line(
     line = fail(capsys, "compare", *options, "--out", tmp_path / "out")
     assert f"error: {message}" in line
     assert list(tmp_path.iterdir()) == []
-
-
-def test_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What a run's network says of images in files, which differ in size and colour."""
-    train("--epochs", 5, "--out", tmp_path / "run")
-    digits = load_data("digits", root=tmp_path, seed=0)
-    files, labels = [], []
-    for i in range(20):
-        image, label = digits.test[i]
-        files.append(tmp_path / f"{i}.png")
-        picture = Image.fromarray(image[0].numpy())
-        (picture if i % 2 else picture.convert("RGB").resize((64, 64))).save(files[-1])
-        labels.append(str(label))
-    capsys.readouterr()
-    command("predict", tmp_path / "run", *files)
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(": ")[0] for line in lines] == list(map(str, files))
-    said = [line.partition(": ")[2].split() for line in lines]
-    assert sum(a == b for (a, _), b in zip(said, labels, strict=True)) >= 14
-    command("predict", "--top", 3, tmp_path / "run" / "model.pt", files[0])
-    best = capsys.readouterr().out.strip().partition(": ")[2].split(", ")
-    shares = [float(text.split()[1].rstrip("%")) for text in best]
-    assert best[0] == " ".join(said[0]) and len(best) == 3
-    assert shares == sorted(shares, reverse=True)
-
-    bad = tmp_path / "bad.png"
-    bad.write_bytes(files[0].read_bytes()[:60])
-    with pytest.raises(SystemExit) as exit_info:
-        command("predict", tmp_path / "run", bad, files[0], tmp_path / "none.png")
-    out, err = capsys.readouterr()
-    assert exit_info.value.code == 2 and out == f"{files[0]}: {best[0]}\n"
-    assert f"{bad} is damaged" in err and f"{tmp_path / 'none.png'} doesn't exist" in err
-    line = fail(capsys, "predict", tmp_path / "no", files[0])
-    assert f"error: CHECKPOINT: cannot read {tmp_path / 'no'}: No such file" in line
 
 
 def test_a_damaged_image_in_training_is_named(

@@ -152,7 +152,7 @@ def test_folder_with_parts(tmp_path: Path) -> None:
     assert not set(splits.train.paths) & set(splits.validation.paths)
 
 
-def test_images_are_upright_square_and_of_8_bits(tmp_path: Path) -> None:
+def test_images_are_upright_and_square(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     pixels = np.zeros((4, 8), np.uint8)
     pixels[:, 2:6] = 100
@@ -169,9 +169,6 @@ def test_images_are_upright_square_and_of_8_bits(tmp_path: Path) -> None:
     assert torch.equal(data.read_image(path, 4), expected.flip(1, 2))
     Image.new("RGBA", (3, 3), (10, 20, 30, 0)).save(path)
     assert data.read_image(path, 1).flatten().tolist() == [10, 20, 30]
-    Image.fromarray(np.full((3, 3), 40_000, np.uint16)).save(path)
-    with pytest.raises(DataError, match=f"{path} has more than 8 bits per channel"):
-        data.read_image(path, 1)
 
 
 def test_whatever_pillow_raises_names_the_file(
@@ -196,7 +193,7 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
     assert "has 0 folders, and there must be one for each class" in error_of(spec, tmp_path)
     write_images(tmp_path / "x" / "a", 3, (1, 1, 1), ".png")
     (tmp_path / "x" / "b").mkdir()
-    assert error_of(spec, tmp_path).startswith(f"{tmp_path / 'x' / 'b'} has no images (.bmp, ")
+    assert error_of(spec, tmp_path) == f"{tmp_path / 'x' / 'b'} has no images that Pillow reads"
     (tmp_path / "x" / "b" / "1.png").write_bytes(b"")
     assert "4 images of 2 classes are too few to put 20% of them aside" in error_of(spec, tmp_path)
 

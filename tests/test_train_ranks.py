@@ -20,6 +20,7 @@ pytest.importorskip("tensorboard", reason="the training script needs fusedopt[tr
 import train_ranks
 from ranks import Ranks, groups
 from test_train_resume import FULL, assert_same_run
+from train_folder_files import SMALL_IMAGES, cut_off, write_folder
 from train_runs import SMALL, assert_same, error_of, metrics, read
 from train_runs import train as train_alone
 
@@ -123,6 +124,54 @@ def test_the_moving_average_of_shards_and_statistics(train: Run, tmp_path: Path)
     for strategy in ("ddp", "fsdp"):
         train(2, *options, "--strategy", strategy, "--out", tmp_path / strategy)
     torch.testing.assert_close(weights(tmp_path / "ddp"), weights(tmp_path / "fsdp"))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_nan_in_one_process_stops_all(
+    ranks: Callable[[int], Ranks], tmp_path: Path, strategy: str
+) -> None:
+    """At the same step, with a checkpoint that none of it has reached."""
+    options = (*LENET, *SAME, "--epochs", 2, "--checkpoint-every", 1, "--strategy", strategy)
+    first, second = ranks(2).run(train_ranks.train_poisoned, 1, 5, *options, "--out", tmp_path)
+    assert first[0] == 1 and second == (1, "")
+    assert "the loss isn't finite at step 5, in epoch 2" in first[1]
+    assert f"the checkpoint of step 4 is kept in {tmp_path}" in first[1]
+    content = read(tmp_path)
+    assert content["step"] == 4 and all(t.isfinite().all() for t in content["model"].values())
+
+
+@pytest.mark.parametrize("option", ["--class-weights", "--sampler"])
+def test_balanced_classes_in_several_processes(train: Run, tmp_path: Path, option: str) -> None:
+    """The same images with the same weights as in one process."""
+    for name, count in (("cat", 24), ("cow", 10), ("dog", 6)):
+        write_folder(tmp_path / "data", count, (name,))
+    options = ("--data", f"folder:{tmp_path / 'data'}", *SMALL_IMAGES, *SAME[4:], "--epochs", 2)
+    options += (option, "balanced", "--accumulate", 2)
+    train_alone(*options, "--out", tmp_path / "alone")
+    train(2, *options, "--out", tmp_path / "two")
+    assert_close(tmp_path / "alone", tmp_path / "two")
+
+
+def test_images_in_several_processes(
+    train: Run, ranks: Callable[[int], Ranks], tmp_path: Path
+) -> None:
+    """One says what is in the folder, which is bad, and what changed; all have the same split."""
+    root, folder = write_folder(tmp_path / "data"), tmp_path / "run"
+    for name in ("cat", "dog"):
+        cut_off(root / name / "3.png")
+    options = ("--data", f"folder:{root}", *SMALL_IMAGES, "--epochs", 1, "--download")
+    first, second = ranks(2).run(train_ranks.train, *LENET, *options, "--out", folder)
+    assert first[0] == 1 and "2 of 20 images can't be read" in first[1] and second == (1, "")
+    output = train(2, *options, "--skip-bad-images", "--out", folder)
+    assert "2 of 20 images can't be read, and are left out" in output[0] and output[1] == ""
+    moved = root.rename(tmp_path / "moved")
+    (moved / "cat" / "5.png").unlink()
+    (moved / "cat" / "6.png").touch()
+    resume = ("--resume", folder, "--epochs", 2, "--data", f"folder:{moved}")
+    output = train(2, *resume)
+    assert "1 image is gone since the checkpoint: cat/5.png" in output[0] and output[1] == ""
+    first, second = ranks(2).run(train_ranks.train, "--resume", folder, "--data", f"folder:{root}")
+    assert first[0] == 2 and f"there is no folder {root}" in first[1] and second == (2, "")
 
 
 def test_few_images_and_one_process_of_torchrun(train: Run) -> None:

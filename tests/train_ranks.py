@@ -31,6 +31,28 @@ def groups(*options: object) -> list[tuple[float, int]]:
     return [(group["lr"], sum(p.numel() for p in group["params"])) for group in groups]
 
 
+def train_poisoned(rank: int, batch: int, *options: object) -> tuple[int, str]:
+    """Runs the script, but on one rank the loss of one batch is NaN."""
+    import torch.nn.functional as F
+
+    from fusedopt.train import world
+
+    cross_entropy, batches = F.cross_entropy, 0
+
+    def poisoned(logits: Any, *arguments: Any, **keywords: Any) -> Any:
+        nonlocal batches
+        loss = cross_entropy(logits, *arguments, **keywords)
+        batches += logits.requires_grad
+        bad = logits.requires_grad and batches == batch and world.rank() == rank
+        return loss * float("nan") if bad else loss
+
+    F.cross_entropy = poisoned
+    try:
+        return train(*options)
+    finally:
+        F.cross_entropy = cross_entropy
+
+
 class _Stop(Exception):
     pass
 

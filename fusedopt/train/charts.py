@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from fusedopt.train.state import Row
+
+FEW = 30  # epochs; so many have markers
 
 
 def _figure(width: float, height: float) -> Any:
@@ -18,50 +22,101 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
+def _finish_epochs(axis: Any, epochs: int) -> None:
+    """Gives an axis of epochs whole numbers, also where there is one epoch."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_xlabel("epoch")
+    axis.xaxis.set_major_locator(MaxNLocator(steps=(1, 2, 5, 10), integer=True, min_n_ticks=1))
+    if epochs <= 1:
+        axis.set_xlim(0.5, 1.5)
+
+
+def _finish_values(axis: Any, name: str) -> None:
+    """Makes an axis logarithmic if its losses span decades, and its numbers plain to read.
+
+    A range of less than a hundredth of the values is widened: its ticks would differ in their sixth
+    digit only, and noise would look like a curve.
+    """
+    from matplotlib.ticker import LogLocator
+
+    axis.grid(alpha=0.3)
+    lines = [value for line in axis.get_lines() for value in line.get_ydata()]
+    values = [float(value) for value in lines if math.isfinite(value)]
+    if not values:
+        return
+    low, high = min(values), max(values)
+    if name == "loss" and low > 0 and high >= 10 * low:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        few = high < 1000 * low  # decades: numbers between them are needed too
+        axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5) if few else "auto"))
+        axis.yaxis.set_minor_formatter((lambda value, _: f"{value:g}") if few else "")
+        return
+    if high - low < 0.01 * max(abs(low), abs(high)):
+        middle, half = (low + high) / 2, 0.05 * max(abs(low), abs(high)) or 0.5
+        axis.set_ylim(middle - half, middle + half)
+    axis.ticklabel_format(axis="y", useOffset=False)
+
+
 def draw_run(rows: Sequence[Row], file: BinaryIO) -> None:
     """Draws loss, accuracy and learning rate against epochs, as a PNG."""
     figure = _figure(12, 3.6)
     epochs = [row["epoch"] for row in rows]
-    marker = "o" if len(rows) < 30 else None
+    marker = "o" if len(rows) < FEW else None
     for axis, name in zip(figure.subplots(1, 3), ("loss", "accuracy", "lr"), strict=True):
         parts = ("",) if name == "lr" else ("train", "validation")
         for part in parts:
             values = [row[f"{part}_{name}" if part else name] for row in rows]
             axis.plot(epochs, values, marker=marker, markersize=3, label=part)
-        axis.set(title="learning rate" if name == "lr" else name, xlabel="epoch")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(alpha=0.3)
+        axis.set_title("learning rate" if name == "lr" else name)
+        _finish_epochs(axis, len(rows))
+        _finish_values(axis, name)
         if name != "lr":
             axis.legend()
     figure.savefig(file, format="png", dpi=120)
 
 
-def draw_comparison(runs: Mapping[tuple[str, str], Sequence[Row]], file: BinaryIO) -> None:
+def draw_comparison(
+    runs: Mapping[tuple[str, str], Sequence[Row]],
+    file: BinaryIO,
+    diverged: Container[tuple[str, str]] = (),
+) -> None:
     """Draws training loss and validation accuracy against epochs and against seconds, as a PNG.
 
     Args:
         runs: rows of each run, by optimizer and implementation: a colour for each optimizer,
-            solid lines for fusedopt's, dashed ones for torch's.
+            solid lines and dots for fusedopt's, dashed lines and crosses for torch's.
         file: where to.
+        diverged: the runs that ended early, because their loss wasn't finite.
     """
     figure = _figure(12, 8)
     optimizers = list(dict.fromkeys(optimizer for optimizer, _ in runs))
     axes = figure.subplots(2, 2, sharey="row")
+    most, longest = max(map(len, runs.values()), default=0), 1e-9
     for (optimizer, impl), rows in runs.items():
-        color, style = f"C{optimizers.index(optimizer)}", "-" if impl == "fusedopt" else "--"
-        seconds = [sum(row["seconds"] for row in rows[: i + 1]) for i in range(len(rows))]
+        ours = impl == "fusedopt"
+        style: dict[str, Any] = {
+            "color": f"C{optimizers.index(optimizer)}",
+            "linestyle": "-" if ours else "--",
+            "marker": ("o" if ours else "x") if most < FEW else None,
+            "markersize": 4 if ours else 7,
+            "label": f"{impl} {optimizer}" + " (diverged)" * ((optimizer, impl) in diverged),
+        }
+        epochs = [row["epoch"] for row in rows]
+        seconds = list(itertools.accumulate(row["seconds"] for row in rows))
         for line, name in zip(axes, ("train_loss", "validation_accuracy"), strict=True):
             values = [row[name] for row in rows]
-            for axis, x in zip(line, ([row["epoch"] for row in rows], seconds), strict=True):
-                axis.plot(x, values, style, color=color, label=f"{impl} {optimizer}")
+            longest = max([longest, *seconds])
+            for axis, x in zip(line, (epochs, seconds), strict=True):
+                axis.plot(x, values, **style)
     for line, name in zip(axes, ("training loss", "validation accuracy"), strict=True):
         line[0].set_ylabel(name)
-        for axis, unit in zip(line, ("epochs", "seconds"), strict=True):
-            axis.set_xlabel(unit)
-            if unit == "epochs":
-                axis.xaxis.get_major_locator().set_params(integer=True)
-            axis.grid(alpha=0.3)
-    axes[0][0].set_yscale("log")
+        _finish_epochs(line[0], most)
+        line[1].set_xlabel("seconds")
+        line[1].set_xlim(0, 1.05 * longest)
+        for axis in line:
+            _finish_values(axis, name.split()[1])
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
     figure.savefig(file, format="png", dpi=120)

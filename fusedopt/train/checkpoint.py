@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fusedopt.train import world
 from fusedopt.train.data import Splits
-from fusedopt.train.options import FREE, Options, UserError
+from fusedopt.train.data.kept import keep, names_of
+from fusedopt.train.options import FOLDER, FREE, Options, UserError
 from fusedopt.train.state import TrainingState
 
 CHECKPOINT = "checkpoint.pt"  # in a run's folder: all that continuing it needs
@@ -57,15 +58,40 @@ def description(splits: Splits, options: Options) -> dict[str, Any]:
     }
 
 
-def save(folder: Path, state: TrainingState, splits: Splits, options: Options) -> None:
+def save(folder: Path, state: TrainingState, splits: Splits, options: Options) -> bool:
     """Writes all that continuing the run needs; all processes must call it.
+
+    Returns:
+        Whether it is written. It isn't, and the one before stays, where NaN is among the numbers,
+        or infinity among the weights.
 
     Raises:
         UserError: it can't be written.
     """
-    content = description(splits, options) | state.state_dict()
-    path = folder / CHECKPOINT
-    world.in_first(lambda: write_atomically(path, lambda file: torch.save(content, file)))
+    content = description(splits, options) | {"split": keep(splits)} | state.state_dict()
+    path, names = folder / CHECKPOINT, [name for name, _ in state.model.named_parameters()]
+
+    def write() -> bool:
+        if not _is_sound(content, names):
+            return False
+        write_atomically(path, lambda file: torch.save(content, file))
+        return True
+
+    return world.from_first(write)
+
+
+def _is_sound(content: dict[str, Any], parameters: Sequence[str]) -> bool:
+    weights = content["model"]
+    if not all(bool(weights[name].isfinite().all()) for name in parameters):
+        return False
+    stack = [weights, content["optimizer"]["state"], content["ema"]]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, dict):
+            stack += value.values()
+        elif isinstance(value, Tensor) and bool(value.isnan().any()):
+            return False
+    return True
 
 
 def save_model(folder: Path, weights: dict[str, Tensor], splits: Splits, options: Options) -> None:
@@ -120,11 +146,14 @@ def check_options(content: dict[str, Any], options: Options) -> None:
     Raises:
         UserError: one of them differs.
     """
-    now = options.plain()
+    now, before = options.plain(), content["options"]
+    names = {field.name for field in fields(Options)} - FREE
+    if all(str(values.get("data")).startswith(FOLDER) for values in (before, now)):
+        names.remove("data")  # a folder may move: its files decide
     differences = [
-        f"--{name.replace('_', '-')} {content['options'].get(name)} (not {now[name]})"
-        for name in (field.name for field in fields(Options) if field.name not in FREE)
-        if content["options"].get(name) != now[name]
+        f"--{name.replace('_', '-')} {before.get(name)} (not {now[name]})"
+        for name in (field.name for field in fields(Options) if field.name in names)
+        if before.get(name) != now[name]
     ]
     if differences:
         raise UserError(f"--resume: {options.resume} was trained with {', '.join(differences)}")
@@ -141,9 +170,12 @@ def restore(
     check_options(content, options)
     path, saved = options.resume, content["options"]
     try:
-        same_data = content["images"] == len(splits.train)
-        if not same_data or content["classes"] != list(splits.classes):
-            raise UserError(f"--resume: {path} was trained with other data than there is now")
+        if content["classes"] != list(splits.classes) or not _same_images(content, splits):
+            raise UserError(
+                f"--resume: {path} was trained with other data than there is now"
+                + "; its checkpoint is an older one, which doesn't name the images"
+                * (options.data.startswith(FOLDER) and content.get("split") is None)
+            )
         state.load_state_dict(content)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(f"--resume: {path} is damaged: {error}".splitlines()[0]) from error
@@ -154,3 +186,11 @@ def restore(
             f"--resume: --scheduler {options.scheduler} of {path} was made for --epochs"
             f" {saved['epochs']}, not {options.epochs}"
         )
+
+
+def _same_images(content: dict[str, Any], splits: Splits) -> bool:
+    """Returns whether a run's training images are those of now, but for files that are gone."""
+    count = content["images"]
+    if content.get("split") is None:  # other data, or a checkpoint that has no files' names
+        return count == len(splits.train)
+    return set(splits.train.names) <= set(names_of(content["split"], "train"))

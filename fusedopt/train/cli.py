@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fusedopt.train import world
 from fusedopt.train.flags import add_options
 from fusedopt.train.interrupts import Interrupted
-from fusedopt.train.options import OneProcessError, Options, UserError, make_options
+from fusedopt.train.options import Failed, OneProcessError, Options, UserError, make_options
 
 if TYPE_CHECKING:
     from fusedopt.train.run import Result
@@ -78,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> Result | None:
         What a training run came to; None for the other commands.
 
     Raises:
-        SystemExit: after a one-line message, with status 2 for bad input and 130 for Ctrl-C.
+        SystemExit: after a one-line message, with status 1 where images can't be read or training
+            diverges, 2 for bad input, and 130 for Ctrl-C.
 
     Example:
         >>> main(["--model", "lenet", "--epochs", "1"]).test.accuracy  # doctest: +SKIP
@@ -109,10 +111,15 @@ def main(argv: Sequence[str] | None = None) -> Result | None:
         if world.rank() > 0 and not isinstance(error, OneProcessError):  # the first one says it
             parser.exit(2)
         parser.error(str(error))
+    except Failed as error:
+        parser.exit(1, f"{parser.prog}: {error}\n" if world.rank() == 0 else None)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in EXTRA:
             raise
         parser.error(f"training needs {error.name}: pip install 'fusedopt[train]'")
+    except BrokenPipeError:  # of `predict ... | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Interrupted as error:
         parser.exit(130, f"{error}\n" if world.rank() == 0 else None)
     except KeyboardInterrupt:

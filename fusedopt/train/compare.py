@@ -13,11 +13,14 @@ from typing import Any
 
 from fusedopt.train import checkpoint
 from fusedopt.train.charts import draw_comparison
+from fusedopt.train.data import Splits
 from fusedopt.train.flags import add_options
 from fusedopt.train.folder import write_csv
 from fusedopt.train.interrupts import Interrupted
-from fusedopt.train.options import DEFAULTS, Options, UserError, make_options
-from fusedopt.train.run import load_splits, open_folder, train
+from fusedopt.train.loop import CLASSES, optimizer_class
+from fusedopt.train.options import DEFAULTS, Diverged, Options, UserError, make_options
+from fusedopt.train.run import open_folder, train
+from fusedopt.train.source import find_splits, load_splits
 from fusedopt.train.start import start
 from fusedopt.train.state import Row
 from fusedopt.train.world import say
@@ -64,10 +67,18 @@ def compare(arguments: argparse.Namespace) -> None:
             own = {"optimizer": optimizer, "impl": impl, "out": out / f"{optimizer}-{impl}"}
             if "momentum" in DEFAULTS[optimizer]:
                 own["momentum"] = momentum
-            runs.append(_continued(make_options(given | own)))
-    splits = load_splits(runs[0][0])
+            options = make_options(given | own)
+            if optimizer_class(options, impl) is None:
+                say(f"{optimizer} is left out with torch: torch.optim has no {CLASSES[optimizer]}")
+            else:
+                runs.append(_continued(options))
+    if not runs:
+        raise UserError("--impl torch: torch.optim has none of these optimizers")
+    splits = _splits(runs)
     rows: dict[tuple[str, str], list[Row]] = {}
+    diverged: dict[tuple[str, str], int] = {}
     for options, content in runs:
+        key = options.optimizer, options.impl
         with _out_named():
             state = start(options, splits, content)
         try:
@@ -75,15 +86,34 @@ def compare(arguments: argparse.Namespace) -> None:
                 train(options, splits, state, folder)
         except Interrupted:
             raise Interrupted("interrupted; the same command again goes on") from None
-        rows[options.optimizer, options.impl] = state.rows
+        except Diverged as error:  # a result, too
+            say(str(error))
+            diverged[key] = error.step
+        rows[key] = state.rows
         say("")
-    lines = [_line(*key, rows[key]) for key in rows]
+    _write(out, rows, diverged)
+
+
+def _splits(runs: list[tuple[Options, dict[str, Any] | None]]) -> Splits:
+    """Returns the data of all runs; one that has begun before decides which images they are."""
+    for options, content in runs:
+        if content is not None:
+            with _out_named():
+                return find_splits(options, content)
+    return load_splits(runs[0][0])
+
+
+def _write(
+    out: Path, rows: dict[tuple[str, str], list[Row]], diverged: dict[tuple[str, str], int]
+) -> None:
+    """Prints and writes the table, and writes all figures and the chart."""
+    lines = [_line(*key, rows[key], diverged.get(key)) for key in rows]
     _print_table(lines)
     write_csv(out / TABLE, [dict(zip(HEAD, line, strict=True)) for line in lines])
     names = ("optimizer", "impl")
     write_csv(out / METRICS, [dict(zip(names, k, strict=True)) | r for k in rows for r in rows[k]])
     image = io.BytesIO()
-    draw_comparison(rows, image)
+    draw_comparison(rows, image, diverged)
     checkpoint.write_atomically(out / CHART, lambda file: file.write(image.getvalue()) and None)
     say(f"{out / CHART}, {out / TABLE}, {out / METRICS}")
 
@@ -108,7 +138,9 @@ def _out_named() -> Iterator[None]:
         raise UserError(re.sub("^--resume:", "--out:", str(error))) from error
 
 
-def _line(optimizer: str, impl: str, rows: list[Row]) -> list[str]:
+def _line(optimizer: str, impl: str, rows: list[Row], diverged: int | None) -> list[str]:
+    if diverged is not None:
+        return [optimizer, impl, f"diverged at step {diverged}", *["-"] * (len(HEAD) - 3)]
     seconds, own = (sum(row[name] for row in rows) for name in ("seconds", "optimizer_seconds"))
     last = rows[-1]
     return [

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusedopt.train.loop import autocast, make_optimizer
+from fusedopt.train.loop import autocast, make_optimizer, optimizer_class
 from fusedopt.train.options import Options
 from fusedopt.train.recipe import parameter_groups, set_train_mode
 
@@ -55,12 +55,14 @@ def measure(model: nn.Module, options: Options, images: Tensor, labels: Tensor) 
         labels: the images' classes.
 
     Returns:
-        The cost with "fusedopt" and with "torch".
+        The cost with "fusedopt" and, where torch.optim has this optimizer, with "torch".
     """
     device = torch.device(options.device)
     images, labels = images.to(device), labels.to(device)
     runs = {}
     for impl in ("fusedopt", "torch"):
+        if optimizer_class(options, impl) is None:
+            continue
         twin = copy.deepcopy(model)
         set_train_mode(twin, options)
         runs[impl] = twin, make_optimizer(options, impl, parameter_groups(twin, options))

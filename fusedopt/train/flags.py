@@ -124,6 +124,13 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add("--per-class", type=one_up, metavar="N", help="only N training images of each class")
     add("--augment", type=_augmentation, metavar="NAMES",
         help="none, or some of crop,flip,resized-crop; else what suits the data")  # fmt: skip
+    add("--class-weights", choices=("balanced",),
+        help="weight each class in the training loss by images / (classes * images of the class);"
+        " validation and test stay unweighted")  # fmt: skip
+    add("--sampler", choices=("balanced",),
+        help="draw training images with replacement, all classes equally often")  # fmt: skip
+    add("--skip-bad-images", action="store_true",
+        help="train without the files of a folder that can't be read, and list them")  # fmt: skip
     add("--workers", type=number(int, 0), default=0, metavar="N", help="processes that load")
 
 

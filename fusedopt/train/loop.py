@@ -1,4 +1,4 @@
-"""The training loop: plain PyTorch, with the swap from torch.optim in `make_optimizer`."""
+"""The training loop: plain PyTorch, with the swap from torch.optim in `optimizer_class`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from torch.utils.data import Dataset, DistributedSampler, Subset
 from tqdm import tqdm
 
 from fusedopt.train import world
+from fusedopt.train.balance import balanced_order, batch_shares
 from fusedopt.train.data import make_loader
+from fusedopt.train.data.splits import Part
 from fusedopt.train.options import PRECISIONS, Options, UserError
 from fusedopt.train.recipe import set_train_mode
 from fusedopt.train.state import TrainingState
@@ -38,22 +40,33 @@ class Figures(NamedTuple):
     accuracy: float
 
 
+def optimizer_class(options: Options, impl: str) -> type[Optimizer] | None:
+    """Returns the class of `--optimizer` in torch.optim or fusedopt; None where there is none."""
+    if impl == "fusedopt":
+        import fusedopt as optim
+    else:
+        import torch.optim as optim
+
+    return getattr(optim, CLASSES[options.optimizer], None)
+
+
 def make_optimizer(
     options: Options,
     impl: str,
     parameters: Iterable[Tensor] | Iterable[dict[str, Any]],
     shared: bool = False,
 ) -> Optimizer:
-    """Returns the optimizer: this import is all that changes between torch.optim and fusedopt."""
-    if impl == "fusedopt":
-        import fusedopt as optim
-    else:
-        import torch.optim as optim
+    """Returns the optimizer: the class's module is all that changes from torch.optim to fusedopt.
 
-    optimizer_class = getattr(optim, CLASSES[options.optimizer])
+    Raises:
+        UserError: torch.optim has no such optimizer.
+    """
+    own_class = optimizer_class(options, impl)
+    if own_class is None:
+        raise UserError(f"--impl {impl}: torch.optim has no {CLASSES[options.optimizer]}")
     if options.strategy == "zero" and shared:
-        return shared_optimizer(optimizer_class, parameters, **options.optimizer_kwargs())
-    return optimizer_class(parameters, **options.optimizer_kwargs())
+        return shared_optimizer(own_class, parameters, **options.optimizer_kwargs())
+    return own_class(parameters, **options.optimizer_kwargs())
 
 
 def autocast(options: Options) -> torch.autocast:
@@ -67,15 +80,19 @@ def own_batch_size(options: Options) -> int:
     return options.batch_size // world.size()
 
 
-def epoch_order(dataset: Dataset, options: Options, epoch: int) -> list[int]:
+def epoch_order(dataset: Part, options: Options, epoch: int) -> list[int]:
     """Returns the training images' order, which seed and epoch decide, for this process's share.
 
-    A last batch of one image is left out, unless it is the only one: batch norm may have nothing
-    to average there.
+    With `--sampler balanced` some come several times, and others not at all. A last batch of one
+    image is left out, unless it is the only one: batch norm may have nothing to average there.
     """
-    sampler = DistributedSampler(dataset, world.size(), world.rank(), seed=options.seed)
-    sampler.set_epoch(epoch)
-    order, size = list(sampler), own_batch_size(options)
+    if options.sampler == "balanced":
+        order = balanced_order(dataset.labels, options.seed + epoch)
+    else:
+        sampler = DistributedSampler(dataset, world.size(), world.rank(), seed=options.seed)
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+    size = own_batch_size(options)
     return order[:-1] if len(order) > 1 and len(order) % size == 1 < size else order
 
 
@@ -91,7 +108,7 @@ def _forward(state: TrainingState, images: Tensor) -> Tensor:
 
 def train_epoch(
     state: TrainingState,
-    dataset: Dataset,
+    dataset: Part,
     augmentation: nn.Module,
     options: Options,
     after_step: Callable[[], None],
@@ -114,6 +131,7 @@ def train_epoch(
     device = torch.device(options.device)
     order = epoch_order(dataset, options, state.epoch)
     size = own_batch_size(options)
+    shares = batch_shares(dataset.labels[order], state.class_weights, size, options.accumulate)
     rest = Subset(dataset, order[state.batch * size :])
     # Its generator seeds the workers, and leaves torch's own to dropout.
     seed = torch.Generator().manual_seed(options.seed)
@@ -126,14 +144,15 @@ def train_epoch(
             images, labels = augmentation(images.to(device)), labels.to(device)
             with autocast(options):
                 logits = _forward(state, images)
-                loss = F.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
-            # Of the images in this step: all of them, unless gradients are accumulated.
-            first = state.batch - state.batch % options.accumulate
-            in_step = min(options.accumulate * size, len(order) - first * size)
-            scaler.scale(loss * (len(labels) / in_step)).backward()
+                loss = F.cross_entropy(
+                    logits, labels, state.class_weights, label_smoothing=options.label_smoothing
+                )
+            share, count = shares[state.batch]
+            scaler.scale(loss * share).backward()
 
             state.batch += 1
-            _count(state.totals, loss, logits, labels)
+            _count(state.totals, loss, count, logits, labels)
+            state.watch(loss)
             _show(bar, state.totals, len(labels))
             if state.batch % options.accumulate and state.batch * size < len(order):
                 continue
@@ -181,16 +200,19 @@ def evaluate(
             labels = labels[:left]
             loss = F.cross_entropy(logits, labels)
         if left > 0:
-            _count(totals, loss, logits, labels)
+            _count(totals, loss, len(labels), logits, labels)
         left -= len(labels)
     world.add_up(totals)
     loss, correct, seen = totals.tolist()
     return Figures(loss / seen, correct / seen)
 
 
-def _count(totals: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-    """Adds a batch to the sums of loss, of correct answers and of images, on their device."""
-    totals[0] += loss.detach().double() * len(labels)
+def _count(totals: Tensor, loss: Tensor, count: float, logits: Tensor, labels: Tensor) -> None:
+    """Adds a batch to the sums of loss, of correct answers and of images, on their device.
+
+    Its mean loss counts for `count` images: for those that it has, or for their weight.
+    """
+    totals[0] += loss.detach().double() * count
     totals[1] += (logits.argmax(1) == labels).sum()
     totals[2] += len(labels)
 

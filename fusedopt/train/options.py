@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,32 @@ IMPLEMENTATIONS = ("fusedopt", "torch")
 AUGMENTATION = {"cifar10": "crop,flip", "cifar100": "crop,flip", "folder": "resized-crop,flip"}
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+FOLDER = "folder:"  # before a path, in --data
+
 # These may change when a run is resumed. --impl is among them: a fusedopt checkpoint continues
 # with torch.optim, and the other way round, only not bit for bit.
 FREE = {"impl", "epochs", "threads", "device", "workers", "data_dir", "download"}
-FREE |= {"out", "resume", "checkpoint_every", "strategy"}
+FREE |= {"out", "resume", "checkpoint_every", "strategy", "skip_bad_images"}
 
 
 class UserError(Exception):
     """Something that the user can put right; its text is the whole message."""
+
+
+class Failed(Exception):
+    """What ends a run that was asked for in the right way; its text is the whole message."""
+
+
+class Diverged(Failed):
+    """The loss or the weights are no finite numbers any more.
+
+    Attributes:
+        step: the number of the optimizer step at which that was found.
+    """
+
+    def __init__(self, text: str, step: int = 0) -> None:
+        super().__init__(text)
+        self.step = step
 
 
 class OneProcessError(UserError):
@@ -55,6 +74,9 @@ class Options:
     classes: tuple[int, ...] | None
     per_class: int | None
     augment: str
+    class_weights: str | None
+    sampler: str | None
+    skip_bad_images: bool | None
     workers: int
     # optimizer
     optimizer: str
@@ -118,6 +140,14 @@ def make_options(given: dict[str, Any]) -> Options:
             values[name] = default
     if values["augment"] is None:
         values["augment"] = AUGMENTATION.get(values["data"].partition(":")[0], "crop")
+    # Where the data are must be known from another working directory, too.
+    values["data_dir"] = values["data_dir"].absolute()
+    if values["data"] == FOLDER:
+        raise UserError(f"--data {FOLDER}: it names no folder")
+    if values["data"].startswith(FOLDER):
+        values["data"] = f"{FOLDER}{folder_path(values['data'])}"
+    if values["class_weights"] and values["sampler"]:
+        raise UserError("--sampler: balanced samples need no --class-weights; give one of the two")
     values["device"] = pick_device(values["device"])
     values["scheduler_arg"] = tuple(dict(values["scheduler_arg"] or ()).items())
     if values["classes"] is not None:
@@ -139,6 +169,13 @@ def make_options(given: dict[str, Any]) -> Options:
             " torchrun --nproc-per-node 2 -m fusedopt.train"
         )
     return Options(**values)
+
+
+def folder_path(spec: str) -> Path:
+    """Returns the absolute path that "folder:PATH" names; "~" is the user's home."""
+    path = Path(os.path.expanduser(spec.removeprefix(FOLDER))).absolute()
+    plain = Path(os.path.normpath(path))  # without "..", unless one comes after a link
+    return plain if os.path.realpath(plain) == os.path.realpath(path) else path
 
 
 def pick_device(name: str | None) -> str:

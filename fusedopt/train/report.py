@@ -41,6 +41,11 @@ def print_setup(options: Options, state: TrainingState, splits: Splits) -> None:
         f" seed {options.seed}{several}")  # fmt: skip
     say(f"{class_name(options, options.impl)}, {settings}"
         + (f", {groups} parameter groups" if groups > 1 else ""))  # fmt: skip
+    if state.class_weights is not None:
+        low, high = state.class_weights.min().item(), state.class_weights.max().item()
+        say(f"the training loss weights the classes with {low:.3g} to {high:.3g}")
+    if options.sampler:
+        say("training images are drawn with replacement, all classes equally often")
     sizes = len(splits.train), len(splits.validation), len(splits.test)
     say(f"{options.data}: {{}} training, {{}} validation, {{}} test images".format(*sizes))
     if state.epoch or state.batch:
@@ -78,3 +83,5 @@ def print_costs(options: Options, costs: dict[str, Cost]) -> None:
     for impl, cost in costs.items():
         say(f"  {class_name(options, impl):20s} {cost.step_ms:8.3f} ms/step"
             f"  {cost.share:6.1%} of forward + backward + step")  # fmt: skip
+    if "torch" not in costs:
+        say(f"  torch.optim has no {CLASSES[options.optimizer]} to compare with")

@@ -14,11 +14,13 @@ from torch.utils.data import default_collate
 from fusedopt.train import checkpoint, cost, report, strategy, world
 from fusedopt.train.augment import make_augmentation
 from fusedopt.train.cost import Cost
-from fusedopt.train.data import DataError, Splits, load_data
+from fusedopt.train.data import DataError, Splits
 from fusedopt.train.folder import RESULT, RunFolder, write_json
-from fusedopt.train.interrupts import Interrupted, Interrupts
+from fusedopt.train.guard import Guard
+from fusedopt.train.interrupts import Interrupts
 from fusedopt.train.loop import Figures, evaluate, make_optimizer, train_epoch
-from fusedopt.train.options import OneProcessError, Options, UserError
+from fusedopt.train.options import OneProcessError, Options
+from fusedopt.train.source import find_splits, load_splits, user_error
 from fusedopt.train.start import start
 from fusedopt.train.state import Row, TrainingState
 
@@ -41,28 +43,6 @@ class Result:
     costs: dict[str, Cost]
 
 
-def load_splits(options: Options) -> Splits:
-    """Sets the number of threads, and returns the data.
-
-    Raises:
-        UserError: they can't be had or read.
-    """
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    try:
-        return load_data(
-            options.data,
-            root=options.data_dir,
-            seed=options.seed,
-            download=bool(options.download),
-            image_size=options.image_size,
-            classes=options.classes,
-            per_class=options.per_class,
-        )
-    except DataError as error:
-        raise _user_error(error, options) from error
-
-
 def run(options: Options, content: dict[str, Any] | None = None) -> Result:
     """Trains, tests once, compares the implementations, and prints all of it.
 
@@ -72,10 +52,10 @@ def run(options: Options, content: dict[str, Any] | None = None) -> Result:
 
     Raises:
         UserError: the options can't work with this data, or a file can't be read or written.
+        Failed: images can't be read, or training has diverged.
         Interrupted: Ctrl-C; the folder's checkpoint has all that was done.
     """
-    world.in_first(lambda: load_splits(options) if options.download else None)
-    splits = load_splits(options)
+    splits = load_splits(options) if content is None else find_splits(options, content)
     state = start(options, splits, content)
     with open_folder(options, state) as folder:
         train(options, splits, state, folder)
@@ -94,10 +74,6 @@ def run(options: Options, content: dict[str, Any] | None = None) -> Result:
     return Result(state.averaged, state.rows, test, costs)
 
 
-def _user_error(error: DataError, options: Options) -> UserError:
-    return UserError(f"--data {options.data}: {error}")
-
-
 @contextlib.contextmanager
 def open_folder(options: Options, state: TrainingState) -> Iterator[RunFolder | None]:
     """Gives the run's folder, if it has one, and finishes it whatever happens."""
@@ -106,7 +82,8 @@ def open_folder(options: Options, state: TrainingState) -> Iterator[RunFolder | 
     try:
         yield folder
     except DataError as error:  # an image file that is read only when its turn comes
-        raise OneProcessError(str(_user_error(error, options))) from error
+        then = "" if path is None else f"; once it is mended or removed, --resume {path} goes on"
+        raise OneProcessError(f"{user_error(error, options)}{then}") from error
     finally:
         if folder is not None:
             folder.close(state.rows)
@@ -117,6 +94,7 @@ def train(options: Options, splits: Splits, state: TrainingState, folder: RunFol
 
     Raises:
         UserError: a checkpoint can't be written.
+        Diverged: the loss or the weights aren't finite; the folder's checkpoint is an earlier one.
         Interrupted: Ctrl-C; the folder's checkpoint has all that was done.
     """
     report.print_setup(options, state, splits)
@@ -124,30 +102,18 @@ def train(options: Options, splits: Splits, state: TrainingState, folder: RunFol
     make_optimizer(options, options.impl, [torch.zeros(1, requires_grad=True)]).step()
     augmentation = make_augmentation(options.augment, splits, state.generator)
 
-    path = options.out or options.resume
-
-    def save() -> None:
-        if path is not None:
-            checkpoint.save(path, state, splits, options)
-
     with Interrupts() as interrupts:
-
-        def after_step() -> None:
-            every = options.checkpoint_every
-            pending = world.any_of(interrupts.pending)
-            if pending or (every and state.step % every == 0):
-                save()
-            if pending:
-                raise Interrupted(_how_to_go_on(options, state))
-
-        if state.step == 0:
-            save()  # so that there is always one to resume from
+        guard = Guard(options, state, splits, interrupts)
         while state.epoch < options.epochs and not state.stopping.exhausted:
             title = f"epoch {state.epoch + 1}/{options.epochs}"
-            figures = train_epoch(state, splits.train, augmentation, options, after_step, title)
+            figures = train_epoch(
+                state, splits.train, augmentation, options, guard.after_step, title
+            )
+            guard.check_training(figures)
             validation = evaluate(state.averaged, splits.validation, augmentation, options)
+            guard.check_validation(validation)
             _finish_epoch(state, figures, validation)
-            save()
+            guard.save()
             report.print_epoch(options, state.rows)
             if folder is not None:
                 folder.record(state.rows)
@@ -171,11 +137,3 @@ def _finish_epoch(state: TrainingState, training: Figures, validation: Figures) 
     state.scheduler.after_epoch(validation.loss)
     state.stopping.update(state.epoch + 1, validation._asdict(), state.averaged)
     state.next_epoch()
-
-
-def _how_to_go_on(options: Options, state: TrainingState) -> str:
-    done = f"interrupted after {state.epoch} epochs and {state.batch} batches"
-    path = options.out or options.resume
-    if path is None:
-        return f"{done}; nothing is kept without --out FOLDER"
-    return f"{done}; to go on: python -m fusedopt.train --resume {path}"

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fusedopt.train import checkpoint, recipe, strategy, world
+from fusedopt.train.balance import balanced_weights
 from fusedopt.train.data import Splits
 from fusedopt.train.loop import epoch_order, make_optimizer, own_batch_size
 from fusedopt.train.models import ModelError, depth_of_parameters, make_model, replace_head
@@ -61,7 +62,11 @@ def start(options: Options, splits: Splits, content: dict[str, Any] | None) -> T
         generator=torch.Generator().manual_seed(options.seed + world.rank()),
         timer=StepTimer(device),
         totals=torch.zeros(3, dtype=torch.float64, device=device),
+        nonfinite=torch.zeros((), dtype=torch.int64, device=device),
     )
+    if options.class_weights:
+        weights = balanced_weights(splits.train.labels, len(splits.classes))
+        state.class_weights = weights.to(device)
     if world.rank() > 0:  # the weights were the same in all processes, what follows is not
         torch.manual_seed(options.seed + world.rank())
     if content is not None:

@@ -73,6 +73,8 @@ class TrainingState:
         generator: draws the augmentation of the images.
         timer: seconds in `optimizer.step()` in the epoch that has begun.
         totals: of the epoch that has begun: sums of loss and of correct answers, images; float64.
+        class_weights: (classes,), float32, on the device: of the training loss, or None.
+        nonfinite: int64, on the device: the first step whose loss isn't finite, 0 without one.
         seconds: of the epoch that has begun.
         epoch: number of epochs done.
         batch: batches done in the epoch that has begun.
@@ -90,6 +92,8 @@ class TrainingState:
     generator: torch.Generator
     timer: StepTimer
     totals: Tensor
+    class_weights: Tensor | None = None
+    nonfinite: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
     seconds: float = 0.0
     epoch: int = 0
     batch: int = 0
@@ -100,6 +104,11 @@ class TrainingState:
     def averaged(self) -> nn.Module:
         """The network to validate and test: the moving average where there is one."""
         return self.model if self.ema is None else self.ema.module
+
+    def watch(self, loss: Tensor) -> None:
+        """Notes whether the loss of the step that is being made is finite; waits for no device."""
+        first = loss.detach().isfinite().logical_not() & (self.nonfinite == 0)
+        self.nonfinite += first * (self.step + 1)
 
     def next_epoch(self) -> None:
         """Counts an epoch as done, and begins to count anew."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -42,9 +43,14 @@ def size() -> int:
 
 
 def say(text: str) -> None:
-    """Prints a line at once, in the first process only."""
+    """Prints a line at once, in the first process only.
+
+    Names of files and classes may have letters that the terminal doesn't know, or bytes that are
+    none; those are written as escapes.
+    """
     if rank() == 0:
-        print(text, flush=True)
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 @contextlib.contextmanager
@@ -75,18 +81,25 @@ def in_first(action: Callable[[], T]) -> T | None:
     Returns:
         The action's result, or None in the other processes.
     """
+    result: list[T] = []
+    from_first(lambda: result.append(action()))
+    return result[0] if result else None
+
+
+def from_first(action: Callable[[], T]) -> T:
+    """Does something in the first process, and returns its result, or raises its error, in all."""
     if size() == 1:
         return action()
-    result, errors = None, [None]
+    shared: list[Any] = [None, None]
     if rank() == 0:
         try:
-            result = action()
+            shared[0] = action()
         except Exception as error:
-            errors = [error]
-    dist.broadcast_object_list(errors, src=0)
-    if errors[0] is not None:
-        raise errors[0]
-    return result
+            shared[1] = error
+    dist.broadcast_object_list(shared, src=0)
+    if shared[1] is not None:
+        raise shared[1]
+    return shared[0]
 
 
 def add_up(values: Tensor) -> None:
@@ -95,13 +108,13 @@ def add_up(values: Tensor) -> None:
         dist.all_reduce(values)
 
 
-def any_of(flag: bool) -> bool:
-    """Returns whether the flag is set in some process."""
+def greatest(*values: int) -> list[int]:
+    """Returns for each value the greatest that some process has."""
     if size() == 1:
-        return flag
-    flags = torch.tensor(float(flag))
-    dist.all_reduce(flags)
-    return bool(flags)
+        return list(values)
+    all_values = torch.tensor(values, dtype=torch.int64)
+    dist.all_reduce(all_values, dist.ReduceOp.MAX)
+    return all_values.tolist()
 
 
 def gather(value: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, read from their python archives without running what is in them."""
+"""CIFAR-10 and CIFAR-100, in their python version, read without running what is in them."""
 
 from __future__ import annotations
 
@@ -85,17 +85,21 @@ def load(name: str, root: Path, download: bool) -> tuple[ImageSet, ImageSet, tup
 
     Args:
         name: "cifar10" or "cifar100", with its 100 fine classes.
-        root: the folder of the archive.
-        download: fetch it where it is missing.
+        root: has the archive, or the folder that it holds, or is that folder.
+        download: fetch the archive where it and the whole folder are missing.
 
     Raises:
-        DataError: the archive is missing, damaged, or not what it should be.
+        DataError: the data are missing, damaged, or not what they should be.
     """
     source = CIFAR[name]
-    require(name, root, [source.file], download)
-    path = root / source.file.name
     meta, key = source.meta
-    members = _read_members(path, source.folder, [*source.train, source.test, meta])
+    wanted_names = [*source.train, source.test, meta]
+    path = _unpacked(root, source, wanted_names, download)
+    if path is None:
+        require(name, root, [source.file], download)
+        path = root / source.file.name
+    read = _read_files if path.is_dir() else _read_members
+    members = read(path, source.folder, wanted_names)
     classes = members[meta].get(key.encode())
     if not isinstance(classes, list) or not all(isinstance(text, bytes) for text in classes):
         raise _damaged(path, f"{meta} has no {key}")
@@ -111,12 +115,43 @@ def _damaged(path: Path, reason: object) -> DataError:
     return DataError(f"{path} is damaged or another file: {reason}")
 
 
+def _unpacked(root: Path, source: Cifar, names: Sequence[str], download: bool) -> Path | None:
+    """Returns what is to be read instead of the archive: a tar file, or a folder; or None.
+
+    A folder that has only some of the files is taken too, so that the missing one is named, unless
+    the archive can be had.
+    """
+    if (root / source.file.name).is_file():
+        return None
+    tar = root / source.file.name.removesuffix(".gz")
+    if tar.is_file():
+        return tar
+    for folder in (root / source.folder, root):
+        there = [name for name in names if (folder / name).is_file()]
+        # CIFAR-100's are called train, test and meta, as folders of other data may be.
+        if len(there) == len(names) or (there and folder != root and not download):
+            return folder
+    return None
+
+
+def _read_files(path: Path, folder: str, names: Sequence[str]) -> dict[str, dict]:
+    """Returns the dictionaries that are pickled in the files of the unpacked folder, by name."""
+    try:
+        return {name: _unpickle(name, (path / name).read_bytes()) for name in names}
+    except FileNotFoundError as error:
+        raise _damaged(path, f"{folder} has no {Path(error.filename).name}") from error
+    except OSError as error:
+        raise _damaged(path, error.strerror or error) from error
+    except pickle.UnpicklingError as error:
+        raise _damaged(path, error) from error
+
+
 def _read_members(path: Path, folder: str, names: Sequence[str]) -> dict[str, dict]:
     """Returns the dictionaries that are pickled in an archive's members, by name."""
     found: dict[str, dict] = {}
     wanted = {f"{folder}/{name}": name for name in names}
     try:
-        with gzip.open(path) as stream:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
             with tarfile.open(fileobj=stream, mode="r|") as archive:
                 for member in archive:
                     content = archive.extractfile(member) if member.name in wanted else None

@@ -6,6 +6,7 @@ import gzip
 import math
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,21 +71,43 @@ def load(name: str, root: Path, download: bool) -> tuple[ImageSet, ImageSet, tup
 
     Args:
         name: "mnist" or "fashion-mnist".
-        root: the folder in which MNIST/raw or FashionMNIST/raw has the files, gzipped or not.
+        root: the folder in which MNIST/raw or FashionMNIST/raw has the files, gzipped or not; or
+            has them itself.
         download: fetch what is missing.
 
     Raises:
         DataError: a file is missing, damaged, or not what it should be.
     """
     source = MNIST[name]
-    folder = root / source.folder
-    require(name, folder, source.files(), download)
-    train, test = (_pair(folder, part, len(source.classes)) for part in ("train", "t10k"))
+    folders = [root / source.folder, root]
+    folder = next((f for f in folders if all(_find(f, file) for file in source.md5)), folders[0])
+    # What is there as published is checked before a download, what isn't there is missing.
+    published = [
+        file
+        for file, own in zip(source.files(), source.md5, strict=True)
+        if _find(folder, own) in (None, folder / file.name)
+    ]
+    require(name, folder, published, download)
+    files = {file: _find(folder, file) for file in source.md5}
+    train, test = (_pair(files, part, len(source.classes)) for part in ("train", "t10k"))
     return train, test, source.classes
 
 
-def _pair(folder: Path, part: str, classes: int) -> ImageSet:
-    image_path, label_path = (find(folder, f"{part}-{x}.gz") for x in (IMAGES, LABELS))
+def _find(folder: Path, name: str) -> Path | None:
+    """Returns where a file is, gzipped or not; None where it isn't.
+
+    Kaggle's is called train-images.idx3-ubyte, or lies in a folder with the usual name.
+    """
+    dotted = name.replace("-idx", ".idx")
+    for candidate in (name, dotted, f"{name}/{name}", f"{dotted}/{dotted}", f"{name}/{dotted}"):
+        path = find(folder, f"{candidate}.gz")
+        if path is not None:
+            return path
+    return None
+
+
+def _pair(files: Mapping[str, Path], part: str, classes: int) -> ImageSet:
+    image_path, label_path = (files[f"{part}-{x}"] for x in (IMAGES, LABELS))
     images, labels = read_idx(image_path, 3), read_idx(label_path, 1)
     if len(images) != len(labels):
         raise DataError(f"{image_path} has {len(images)} images, {label_path} {len(labels)} labels")

@@ -38,6 +38,7 @@ class Splits:
         image_size: height and width of an image.
         mean: of each channel of the training images, in 0..1.
         std: standard deviation of each channel of the training images, in 0..1.
+        unused: of a folder's images that are in no part, the paths relative to the folder.
     """
 
     train: Part
@@ -48,6 +49,7 @@ class Splits:
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    unused: tuple[str, ...] = ()
 
 
 def split_indices(
