@@ -69,6 +69,24 @@ py::object params_of(PyObject* group, int index) {
   return items;
 }
 
+// A number whose __float__ steps the same optimizer would be read without end.
+class ReadingNumber {
+ public:
+  explicit ReadingNumber(const Keys* keys) : before_(current_) {
+    if (before_ == keys) {
+      throw std::runtime_error("step() was called from within a step() of the same optimizer");
+    }
+    current_ = keys;
+  }
+  ~ReadingNumber() { current_ = before_; }
+  ReadingNumber(const ReadingNumber&) = delete;
+
+ private:
+  static thread_local const Keys* current_;
+  const Keys* before_;
+};
+thread_local const Keys* ReadingNumber::current_ = nullptr;
+
 class Reader {
  public:
   Reader(const Keys& keys, Groups& groups, bool wait) : keys_(keys), groups_(groups), wait_(wait) {}
@@ -107,6 +125,7 @@ void Reader::read_option(PyObject* value, Group& group, int at, const Name& name
       if (!wait_) return;
     }
   }
+  const ReadingNumber reading(&keys_);
   group.numbers[at] = to_number(value, name);
 }
 

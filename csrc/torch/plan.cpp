@@ -43,23 +43,6 @@ bool has_other_threads() {
   return first == nullptr || PyThreadState_Next(first) != nullptr;
 }
 
-// Refuses a step within this plan's reading of options, which would never end.
-class ReadingOptions {
- public:
-  explicit ReadingOptions(const Plan* plan) : before_(std::exchange(current_, plan)) {
-    if (before_ != plan) return;
-    current_ = before_;
-    throw std::runtime_error("step() was called from within a step() of the same optimizer");
-  }
-  ~ReadingOptions() { current_ = before_; }
-  ReadingOptions(const ReadingOptions&) = delete;
-
- private:
-  static thread_local const Plan* current_;
-  const Plan* before_;
-};
-thread_local const Plan* ReadingOptions::current_ = nullptr;
-
 // Where steps aren't counted, state that this step has made tells that it is the first.
 void note_first_steps(Reading& reading, const std::vector<Fresh>& made) {
   if (made.empty()) return;
@@ -127,10 +110,7 @@ void Plan::finish(Reading& reading) {
 
 // Looks at everything, and steps if nothing is needed for that.
 Plan::Outcome Plan::look_once(Call& call, bool patient) {
-  {
-    const ReadingOptions reading_options(this);
-    call.read = read_groups(keys_, call.groups, call.waited);
-  }
+  call.read = read_groups(keys_, call.groups, call.waited);
   const auto locked = lock();
   Reading reading{keys_,       call.read.all, cache_,  call.owned,
                   call.scaler, call.waited,   patient, has_other_threads()};
