@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <stdexcept>
 
 #include "torch/operand.h"
@@ -125,7 +126,8 @@ void Reader::read_option(PyObject* value, Group& group, int at, const Name& name
       if (!wait_) return;
     }
   }
-  const ReadingNumber reading(&keys_);
+  std::optional<ReadingNumber> reading;
+  if (!PyLong_Check(value) && !PyFloat_Check(value) && !is_tensor(value)) reading.emplace(&keys_);
   group.numbers[at] = to_number(value, name);
 }
 
