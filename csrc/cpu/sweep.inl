@@ -12,27 +12,6 @@ struct TileAccess {
   using Type = C;
 };
 
-// Calls run(tile_index, offset, stride, length) for each run of the innermost dimension within
-// elements [begin, begin + n) of operand `k`.
-template <typename Run>
-inline void for_each_run(const Layout& layout, int k, int64_t begin, int64_t n, const Run& run) {
-  const int64_t* strides = layout.strides + int64_t(k) * layout.ndim;
-  const int last = layout.ndim - 1;
-  for (int64_t done = 0; done < n;) {
-    int64_t rest = begin + done;
-    const int64_t inner = rest % layout.sizes[last];
-    rest /= layout.sizes[last];
-    int64_t offset = inner * strides[last];
-    for (int d = last - 1; d >= 0; --d) {
-      offset += (rest % layout.sizes[d]) * strides[d];
-      rest /= layout.sizes[d];
-    }
-    const int64_t length = std::min(layout.sizes[last] - inner, n - done);
-    run(done, offset, strides[last], length);
-    done += length;
-  }
-}
-
 #if defined(FUSEDOPT_F16C)
 // Eight float16 at a time, with the same bits as Storage's load and store.
 inline void load_eight(float* values, const char* source) {
@@ -110,43 +89,25 @@ inline int64_t store_eights([[maybe_unused]] const float* tile, [[maybe_unused]]
 template <Dtype kDtype>
 inline constexpr bool kHalf = kDtype == Dtype::kFloat16 || kDtype == Dtype::kBFloat16;
 
+// n elements side by side.
 template <Dtype kDtype>
-__attribute__((noinline)) void load_tile(typename Storage<kDtype>::Compute* tile, const void* data,
-                                         const Layout* layout, int k, int64_t begin, int64_t n) {
+__attribute__((noinline)) void load_tile(typename Storage<kDtype>::Compute* tile,
+                                         const typename Storage<kDtype>::Type* source, int64_t n) {
   using S = Storage<kDtype>;
-  const typename S::Type* source =
-      static_cast<const typename S::Type*>(data);  // auto loses the alignment
-  if (layout == nullptr) {
-    int64_t done = 0;
-    if constexpr (kDtype == Dtype::kFloat16) done = load_eights(tile, source + begin, n);
-    FUSEDOPT_VECTORIZE
-    for (int64_t i = done; i < n; ++i) tile[i] = S::load(source[begin + i]);
-    return;
-  }
-  for_each_run(*layout, k, begin, n,
-               [&](int64_t at, int64_t offset, int64_t stride, int64_t length) {
-                 for (int64_t i = 0; i < length; ++i)
-                   tile[at + i] = S::load(source[offset + i * stride]);
-               });
+  int64_t done = 0;
+  if constexpr (kDtype == Dtype::kFloat16) done = load_eights(tile, source, n);
+  FUSEDOPT_VECTORIZE
+  for (int64_t i = done; i < n; ++i) tile[i] = S::load(source[i]);
 }
 
 template <Dtype kDtype>
-__attribute__((noinline)) void store_tile(const typename Storage<kDtype>::Compute* tile, void* data,
-                                          const Layout* layout, int k, int64_t begin, int64_t n) {
+__attribute__((noinline)) void store_tile(const typename Storage<kDtype>::Compute* tile,
+                                          typename Storage<kDtype>::Type* target, int64_t n) {
   using S = Storage<kDtype>;
-  typename S::Type* target = static_cast<typename S::Type*>(data);
-  if (layout == nullptr) {
-    int64_t done = 0;
-    if constexpr (kDtype == Dtype::kFloat16) done = store_eights(tile, target + begin, n);
-    FUSEDOPT_VECTORIZE
-    for (int64_t i = done; i < n; ++i) target[begin + i] = S::store(tile[i]);
-    return;
-  }
-  for_each_run(*layout, k, begin, n,
-               [&](int64_t at, int64_t offset, int64_t stride, int64_t length) {
-                 for (int64_t i = 0; i < length; ++i)
-                   target[offset + i * stride] = S::store(tile[at + i]);
-               });
+  int64_t done = 0;
+  if constexpr (kDtype == Dtype::kFloat16) done = store_eights(tile, target, n);
+  FUSEDOPT_VECTORIZE
+  for (int64_t i = done; i < n; ++i) target[i] = S::store(tile[i]);
 }
 
 // The rule over n elements, wherever they lie: `p`, `g` and `s` point at the first.
@@ -193,35 +154,33 @@ inline void prefetch_tile(const TensorEntry& tensor, int64_t begin, int64_t item
   }
 }
 
-// Elements [begin, end) of one tensor through a tile: low precision, foreign strides, a gradient
-// scale.
+// Elements [begin, end) of one tensor through a tile: low precision, a gradient scale.
 template <typename Rule, Dtype kDtype>
 inline void tiled(const Table& table, const TensorEntry& tensor, const Rule& rule, int64_t begin,
                   int64_t end) {
+  using Element = typename Storage<kDtype>::Type;
   using Compute = typename Storage<kDtype>::Compute;
   constexpr int kOperands = 2 + Rule::kStates;
-  const Layout* layout = tensor.layout < 0 ? nullptr : &table.layouts[tensor.layout];
   const Compute sign = tensor.maximize ? Compute(-1) : Compute(1);
   const auto scale = Compute(table.grad_scale);
   Tile<Compute, kOperands> tile;
   Compute* states[Rule::kStates + 1];
   for (int k = 0; k < Rule::kStates; ++k) states[k] = tile.values[2 + k];
+  Element* operands[kOperands];
+  for (int k = 0; k < kOperands; ++k) operands[k] = static_cast<Element*>(tensor.operands[k]);
   for (int64_t at = begin; at < end; at += kTile) {
     const int64_t n = std::min<int64_t>(kTile, end - at);
-    if (layout == nullptr && at + kTilesAhead * kTile < end) {
-      constexpr int64_t kItem = sizeof(typename Storage<kDtype>::Type);
-      prefetch_tile<kOperands>(tensor, at + kTilesAhead * kTile, kItem);
+    if (at + kTilesAhead * kTile < end) {
+      prefetch_tile<kOperands>(tensor, at + kTilesAhead * kTile, sizeof(Element));
     }
-    for (int k = 0; k < kOperands; ++k) {
-      load_tile<kDtype>(tile.values[k], tensor.operands[k], layout, k, at, n);
-    }
+    for (int k = 0; k < kOperands; ++k) load_tile<kDtype>(tile.values[k], operands[k] + at, n);
     if (table.scaled) {
       for (int64_t i = 0; i < n; ++i) tile.values[1][i] /= scale;
-      store_tile<kDtype>(tile.values[1], tensor.operands[1], layout, 1, at, n);
+      store_tile<kDtype>(tile.values[1], operands[1] + at, n);
     }
     apply<Rule, TileAccess<Compute>>(rule, tile.values[0], tile.values[1], states, n, sign);
     for (int k = 0; k < kOperands; ++k) {
-      if (k != 1) store_tile<kDtype>(tile.values[k], tensor.operands[k], layout, k, at, n);
+      if (k != 1) store_tile<kDtype>(tile.values[k], operands[k] + at, n);
     }
   }
 }
@@ -275,9 +234,22 @@ inline int64_t blocks([[maybe_unused]] const TensorEntry& tensor, [[maybe_unused
   return begin;
 }
 
+// Elements [begin, end) of a tensor whose operands share one dense layout.
+template <typename Rule, Dtype kDtype>
+inline void dense(const Table& table, const TensorEntry& tensor, const Rule& rule, int64_t begin,
+                  int64_t end) {
+  if constexpr (kHalf<kDtype>) {
+    if (!table.scaled) begin = blocks<Rule, kDtype>(tensor, rule, begin, end);
+  } else if (!table.scaled) {
+    return direct<Rule, kDtype>(tensor, rule, begin, end);
+  }
+  tiled<Rule, kDtype>(table, tensor, rule, begin, end);
+}
+
+#include "cpu/strided.inl"
+
 template <typename Rule, Dtype kDtype>
 void sweep(const Table& table, int64_t begin, int64_t end) {
-  constexpr bool kDirect = kDtype == Dtype::kFloat32 || kDtype == Dtype::kFloat64;
   const auto* rules = static_cast<const Rule*>(table.rules);
   for (int64_t i = find_tensor(table, begin); i < table.count; ++i) {
     const TensorEntry& tensor = table.tensors[i];
@@ -285,16 +257,11 @@ void sweep(const Table& table, int64_t begin, int64_t end) {
     if (i + kSweepAhead < table.count) prefetch<Rule, kDtype>(table.tensors[i + kSweepAhead]);
     const int64_t from = std::max<int64_t>(begin - tensor.start, 0);
     const int64_t to = std::min(end - tensor.start, tensor.numel);
-    if (kDirect && tensor.layout < 0 && !table.scaled) {
-      if constexpr (kDirect) direct<Rule, kDtype>(tensor, rules[tensor.rule], from, to);
+    const Rule& rule = rules[tensor.rule];
+    if (tensor.layout < 0) {
+      dense<Rule, kDtype>(table, tensor, rule, from, to);
     } else {
-      int64_t rest = from;
-      if constexpr (kHalf<kDtype>) {
-        if (tensor.layout < 0 && !table.scaled) {
-          rest = blocks<Rule, kDtype>(tensor, rules[tensor.rule], from, to);
-        }
-      }
-      tiled<Rule, kDtype>(table, tensor, rules[tensor.rule], rest, to);
+      strided<Rule, kDtype>(table, tensor, rule, from, to);
     }
   }
 }

@@ -35,6 +35,21 @@ inline bool is_injective(int ndim, const int64_t* sizes, const int64_t* strides)
   return true;
 }
 
+// Where an operand isn't walked element by element along the last dimension, the one along which it
+// is comes before that: a block of both is read and written along each.
+inline void put_columns_last_but_one(std::vector<int>& kept, std::vector<int64_t>& sizes,
+                                     const std::vector<const int64_t*>& strides) {
+  for (const int64_t* s : strides) {
+    if (kept.empty() || s[kept.back()] == 1 || s[kept.back()] == 0) continue;
+    const auto along = std::find_if(kept.begin(), kept.end(), [&](int d) { return s[d] == 1; });
+    if (along == kept.end()) continue;
+    const auto from = along - kept.begin();
+    std::rotate(kept.begin() + from, kept.begin() + from + 1, kept.end() - 1);
+    std::rotate(sizes.begin() + from, sizes.begin() + from + 1, sizes.end() - 1);
+    return;
+  }
+}
+
 // Dimensions in the order of the first operand's strides (its memory is walked forwards),
 // neighbours merged where every operand allows it.
 inline LayoutBuffer make_layout(int ndim, const int64_t* sizes,
@@ -60,6 +75,7 @@ inline LayoutBuffer make_layout(int ndim, const int64_t* sizes,
       merged.push_back(sizes[d]);
     }
   }
+  put_columns_last_but_one(kept, merged, strides);
   LayoutBuffer layout;
   if (kept.empty()) {  // a single element
     layout.ndim = 1;

@@ -9,6 +9,12 @@ namespace fusedopt {
 // cache.
 inline constexpr int kTile = 128;
 
+// Elements of the tiles in which a block of rows and columns of unlike layouts is gathered, its
+// rows where an operand is transposed, and how long rows are that are stepped one by one in place.
+inline constexpr int kBlockTile = 1024;
+inline constexpr int kBlockRows = 16;
+inline constexpr int64_t kShortRow = 32;
+
 // How many tiles before it is needed memory is asked for.
 inline constexpr int kTilesAhead = 4;
 

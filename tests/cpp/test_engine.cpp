@@ -28,6 +28,48 @@ void test_powers() {
   }
 }
 
+// Exponents that nobody's step count has: broken, negative, huge, none.
+void test_odd_powers() {
+  for (const double base : {0.5, 0.9, 0.999, 0.9999999}) {
+    for (const double n : {0.5, 1.5, 0.125, 1e-3, 1e-9, 12345.678, -1.0, -0.25, -77.5}) {
+      const long double exact = 1.0L - std::pow(static_cast<long double>(base), n);
+      const double size = std::abs(static_cast<double>(exact));
+      const double error = std::abs(static_cast<double>(one_minus_power(base, n) - exact));
+      CHECK(error <= 1e-15 * size + (n < 0 ? 1e-15 : 2e-18));
+    }
+    for (const double n : {0x1p62, 0x1p64, 1e300, HUGE_VAL}) CHECK(one_minus_power(base, n) == 1);
+    CHECK(std::isnan(one_minus_power(base, NAN)));
+  }
+  CHECK(one_minus_power(1, HUGE_VAL) == 0);
+  CHECK(one_minus_power(1, -3.5) == 0);
+  CHECK(one_minus_power(0, 0.5) == 1);
+  CHECK(one_minus_power(0, -2) == -HUGE_VAL);
+  CHECK(one_minus_power(-0.5, 3) == 1.125);
+}
+
+void test_differences_from_squares() {
+  std::mt19937_64 random(1);
+  std::uniform_real_distribution<double> uniform;
+  for (int i = 0; i < 100000; ++i) {
+    const double a = std::ldexp(1 + uniform(random), i % 400 - 200);
+    const double v = a * a * (1 + std::ldexp(uniform(random), -(i % 60)));
+    const __float128 square = static_cast<__float128>(a) * static_cast<__float128>(a);
+    const __float128 exact = static_cast<__float128>(v) - square;
+    const double error = static_cast<double>(static_cast<__float128>(minus_square(v, a)) - exact);
+    CHECK(std::abs(error) <= std::ldexp(std::abs(static_cast<double>(exact)), -53) * 2.0000001);
+    const auto b = static_cast<float>(1 + uniform(random));
+    const auto w = static_cast<float>(b * b * (1 + std::ldexp(uniform(random), -(i % 30))));
+    const double precise = static_cast<double>(w) - static_cast<double>(b) * b;
+    CHECK(minus_square(w, b) == static_cast<float>(precise));
+  }
+  CHECK(minus_square(HUGE_VAL, 1e200) == HUGE_VAL);
+  CHECK(minus_square(HUGE_VALF, 3e38f) == HUGE_VALF);
+  CHECK(std::isnan(minus_square(HUGE_VAL, HUGE_VAL)));
+  CHECK(std::isnan(minus_square(1.0, NAN)));
+  CHECK(minus_square(1.0, 1e300) < 0);
+  CHECK(minus_square(0.0, 0.0) == 0);
+}
+
 double half_value(unsigned bits) {
   const double sign = bits & 0x8000 ? -1.0 : 1.0;
   const int exponent = (bits >> 10) & 31;
@@ -121,7 +163,10 @@ void test_layouts_pair_the_same_elements() {
       }
       expected.emplace_back(a, b);
     }
-    CHECK(std::is_sorted(found.begin(), found.end()));  // the first operand is walked forwards
+    for (int d = 0; d < layout.ndim; ++d) {  // the first operand is walked along its memory
+      CHECK(layout.strides[layout.ndim - 1] <= layout.strides[d]);
+    }
+    std::sort(found.begin(), found.end());
     std::sort(expected.begin(), expected.end());
     CHECK(found == expected);
     CHECK(is_injective(ndim, sizes.data(), strides[0].data()));
@@ -137,6 +182,21 @@ void test_layouts_merge() {
   const int64_t expanded[] = {0, 0, 0};
   CHECK(make_layout(3, sizes, {dense, expanded}).ndim == 1);
   CHECK(make_layout(0, nullptr, {nullptr, nullptr}).ndim == 1);
+}
+
+// Where the second operand lies side by side comes last but one.
+void test_layouts_of_transposed_operands() {
+  const int64_t sizes[] = {2, 3, 4, 5};
+  const int64_t dense[] = {60, 20, 5, 1};
+  const int64_t other[] = {12, 1, 3, 24};
+  const LayoutBuffer buffer = make_layout(4, sizes, {dense, other});
+  const Layout layout = buffer.view();
+  CHECK(layout.ndim == 4);
+  CHECK(layout.strides[3] == 1 && layout.strides[4 + 3] == 24);
+  CHECK(layout.strides[2] == 20 && layout.strides[4 + 2] == 1);
+  CHECK(layout.sizes[2] == 3 && layout.sizes[3] == 5);
+  const int64_t expanded[] = {0, 0, 0, 0};
+  CHECK(make_layout(4, sizes, {dense, expanded}).ndim == 1);
 }
 
 void test_injective() {
@@ -171,11 +231,14 @@ void test_find_tensor() {
 
 int main() {
   test_powers();
+  test_odd_powers();
+  test_differences_from_squares();
   test_half_loads_and_stores_every_value();
   test_half_rounds_to_nearest_even();
   test_bfloat();
   test_layouts_pair_the_same_elements();
   test_layouts_merge();
+  test_layouts_of_transposed_operands();
   test_injective();
   test_find_tensor();
 }
