@@ -1,49 +1,39 @@
 // Tensors whose operands lie differently in memory: the part of the CPU sweep that walks them in
-// blocks of rows and columns, included once per instruction set. It names no optimizer.
+// blocks of rows and columns, included once per instruction set. It names no optimizer, and rules
+// are pointers here: as a template for each it was a fifth of the library.
 
 // A part of a tensor: rows of the last but one dimension, columns of the last.
-template <int kOperands>
 struct Rectangle {
-  int64_t at[kOperands];  // the first element of each operand
+  int64_t at[kMaxOperands];  // the first element of each operand
   int64_t rows;
   int64_t columns;
 };
 
 // How the operands step from row to row and from column to column.
-template <int kOperands>
 struct Steps {
-  int64_t row[kOperands];
-  int64_t column[kOperands];
+  int operands;
+  int64_t row[kMaxOperands];
+  int64_t column[kMaxOperands];
 
-  explicit Steps(const Layout& layout) {
-    for (int k = 0; k < kOperands; ++k) {
+  Steps(const Layout& layout, int of) : operands(of) {
+    for (int k = 0; k < operands; ++k) {
       const int64_t* strides = layout.strides + int64_t(k) * layout.ndim;
       column[k] = strides[layout.ndim - 1];
       row[k] = layout.ndim > 1 ? strides[layout.ndim - 2] : 0;
     }
   }
 
-  // Do all operands lie side by side within a row?
-  bool in_rows() const {
-    bool all = true;
-    for (int k = 0; k < kOperands; ++k) all = all && column[k] == 1;
-    return all;
-  }
-
-  // Is there an operand that lies side by side within a column, but not within a row?
-  bool is_transposed() const {
+  // Is there an operand that lies side by side within a column, and in another cache line in each?
+  bool is_transposed(int64_t item) const {
     bool any = false;
-    for (int k = 0; k < kOperands; ++k) {
-      any = any || (row[k] == 1 && column[k] != 1 && column[k] != 0);
-    }
+    for (int k = 0; k < operands; ++k) any = any || (row[k] == 1 && column[k] * item >= 64);
     return any;
   }
 };
 
 // The largest rectangle that begins with element `begin` and ends before `end`.
-template <int kOperands>
-inline Rectangle<kOperands> next_rectangle(const Layout& layout, int64_t begin, int64_t end) {
-  Rectangle<kOperands> next{};
+inline Rectangle next_rectangle(const Layout& layout, int operands, int64_t begin, int64_t end) {
+  Rectangle next{};
   const int last = layout.ndim - 1;
   const int64_t width = layout.sizes[last];
   const int64_t height = last > 0 ? layout.sizes[last - 1] : 1;
@@ -53,7 +43,7 @@ inline Rectangle<kOperands> next_rectangle(const Layout& layout, int64_t begin, 
     const int64_t at = rest % layout.sizes[d];
     rest /= layout.sizes[d];
     if (last - d < 2) index[last - d] = at;
-    for (int k = 0; k < kOperands; ++k) {
+    for (int k = 0; k < operands; ++k) {
       next.at[k] += at * layout.strides[int64_t(k) * layout.ndim + d];
     }
   }
@@ -63,164 +53,250 @@ inline Rectangle<kOperands> next_rectangle(const Layout& layout, int64_t begin, 
   return next;
 }
 
-// A block of a rectangle's rows and columns, one row after the other in the tile.
-template <Dtype kDtype>
-__attribute__((noinline)) void load_block(typename Storage<kDtype>::Compute* tile,
-                                          const typename Storage<kDtype>::Type* source,
-                                          int64_t rows, int64_t columns, int64_t row,
-                                          int64_t column) {
-  using S = Storage<kDtype>;
-  if (row == 1 && column != 1 && rows > 1) {  // each column lies side by side
-    for (int64_t i = 0; i < columns; ++i) {
-      for (int64_t j = 0; j < rows; ++j) tile[j * columns + i] = S::load(source[i * column + j]);
-    }
-    return;
+// Elements as they are stored, of each size.
+template <int kBytes>
+struct Raw;
+template <>
+struct Raw<2> {
+  typedef uint16_t Type __attribute__((aligned(1), may_alias));
+};
+template <>
+struct Raw<4> {
+  typedef uint32_t Type __attribute__((aligned(1), may_alias));
+};
+template <>
+struct Raw<8> {
+  typedef uint64_t Type __attribute__((aligned(1), may_alias));
+};
+
+// Copies a block of rows and columns from one place to another; a tile's rows come one after the
+// other. The shorter steps are walked first on the side that isn't the tile.
+template <int kBytes>
+__attribute__((noinline)) void copy_block(void* to, int64_t to_row, int64_t to_column,
+                                          const void* from, int64_t from_row, int64_t from_column,
+                                          int64_t rows, int64_t columns) {
+  using Element = typename Raw<kBytes>::Type;
+  Element* target = static_cast<Element*>(to);
+  const Element* source = static_cast<const Element*>(from);
+  if (rows > 1 && to_row * from_row < to_column * from_column) {
+    std::swap(rows, columns);
+    std::swap(to_row, to_column);
+    std::swap(from_row, from_column);
   }
-  for (int64_t j = 0; j < rows; ++j, source += row, tile += columns) {
-    if (column == 1) {
-      load_tile<kDtype>(tile, source, columns);
-    } else if (column == 0) {
-      std::fill_n(tile, columns, S::load(source[0]));
-    } else if (column == 2) {  // g++ vectorises it
-      for (int64_t i = 0; i < columns; ++i) tile[i] = S::load(source[i * 2]);
+  for (int64_t j = 0; j < rows; ++j, target += to_row, source += from_row) {
+    if (to_column == 1 && from_column == 1) {
+      std::memcpy(target, source, columns * kBytes);
+    } else if (to_column == 1 && from_column == 2) {  // g++ vectorises it
+      FUSEDOPT_VECTORIZE
+      for (int64_t i = 0; i < columns; ++i) target[i] = source[2 * i];
+    } else if (to_column == 1 && from_column == 0) {
+      for (int64_t i = 0; i < columns; ++i) target[i] = source[0];
     } else {
-      for (int64_t i = 0; i < columns; ++i) tile[i] = S::load(source[i * column]);
+      FUSEDOPT_VECTORIZE
+      for (int64_t i = 0; i < columns; ++i) target[i * to_column] = source[i * from_column];
     }
   }
 }
 
-template <Dtype kDtype>
-__attribute__((noinline)) void store_block(const typename Storage<kDtype>::Compute* tile,
-                                           typename Storage<kDtype>::Type* target, int64_t rows,
-                                           int64_t columns, int64_t row, int64_t column) {
-  using S = Storage<kDtype>;
-  if (row == 1 && column != 1 && rows > 1) {
-    for (int64_t i = 0; i < columns; ++i) {
-      for (int64_t j = 0; j < rows; ++j) target[i * column + j] = S::store(tile[j * columns + i]);
-    }
-    return;
-  }
-  for (int64_t j = 0; j < rows; ++j, target += row, tile += columns) {
-    if (column == 1) {
-      store_tile<kDtype>(tile, target, columns);
-    } else {
-      for (int64_t i = 0; i < columns; ++i) target[i * column] = S::store(tile[i]);
-    }
-  }
-}
+// How a rule steps elements of one dtype.
+struct Stepper {
+  int operands;
+  int64_t item;  // bytes of an element
+  // Rows of n elements side by side, each so many bytes after the one before.
+  void (*side_by_side)(const Table& table, const TensorEntry& part, const void* rule, int64_t n,
+                       int64_t rows, const int64_t* row_bytes);
+  // The same, of elements however far apart. Only of a rule without states that needs no
+  // conversion: its arithmetic takes less than copying to tiles and back.
+  void (*apart)(const TensorEntry& part, const void* rule, int64_t n, int64_t rows,
+                const Steps& steps);
+};
 
-// A block of rows and columns. What lies otherwise than the block goes through a tile; what lies
-// side by side within the rows stays in place in float32 and float64, and is stepped row by row.
 template <typename Rule, Dtype kDtype>
-struct Block {
-  using Element = typename Storage<kDtype>::Type;
+void step_side_by_side(const Table& table, const TensorEntry& part, const void* rule, int64_t n,
+                       int64_t rows, const int64_t* row_bytes) {
+  for (int64_t j = 0; j < rows; ++j) {
+    TensorEntry row = part;
+    for (int k = 0; k < 2 + Rule::kStates; ++k) {
+      row.operands[k] = static_cast<char*>(part.operands[k]) + j * row_bytes[k];
+    }
+    dense<Rule, kDtype>(table, row, *static_cast<const Rule*>(rule), 0, n);
+  }
+}
+
+template <typename Rule, Dtype kDtype, typename Element = typename Storage<kDtype>::Type>
+void row_apart(const Rule& of, Element* p, const Element* g, int64_t n, int64_t param_step,
+               int64_t grad_step, typename Storage<kDtype>::Compute sign) {
   using Compute = typename Storage<kDtype>::Compute;
-  static constexpr int kOperands = 2 + Rule::kStates;
+  constexpr int kTogether = 16;
+  const Rule rule = of;
+  if (param_step == 1 && grad_step == 0) {
+    const Compute grad = sign * *g;
+    FUSEDOPT_VECTORIZE
+    for (int64_t i = 0; i < n; ++i) {
+      Compute param = p[i];
+      rule(param, grad, nullptr);
+      p[i] = param;
+    }
+    return;
+  }
+  for (; n >= kTogether; n -= kTogether) {
+    alignas(64) Compute param[kTogether], grad[kTogether];
+    for (int j = 0; j < kTogether; ++j) param[j] = p[j * param_step];
+    for (int j = 0; j < kTogether; ++j) grad[j] = g[j * grad_step];
+    for (int j = 0; j < kTogether; ++j) rule(param[j], sign * grad[j], nullptr);
+    for (int j = 0; j < kTogether; ++j) p[j * param_step] = param[j];
+    p += kTogether * param_step;
+    g += kTogether * grad_step;
+  }
+  for (; n > 0; --n, p += param_step, g += grad_step) {
+    Compute param = *p;
+    rule(param, sign * *g, nullptr);
+    *p = param;
+  }
+}
+
+template <typename Rule, Dtype kDtype>
+void step_apart(const TensorEntry& part, const void* rule, int64_t n, int64_t rows,
+                const Steps& steps) {
+  using Element = typename Storage<kDtype>::Type;
+  auto* p = static_cast<Element*>(part.operands[0]);
+  const auto* g = static_cast<const Element*>(part.operands[1]);
+  for (int64_t j = 0; j < rows; ++j, p += steps.row[0], g += steps.row[1]) {
+    row_apart<Rule, kDtype>(*static_cast<const Rule*>(rule), p, g, n, steps.column[0],
+                            steps.column[1], part.maximize ? -1 : 1);
+  }
+}
+
+template <typename Rule, Dtype kDtype>
+constexpr Stepper make_stepper() {
+  Stepper made{2 + Rule::kStates, sizeof(typename Storage<kDtype>::Type),
+               step_side_by_side<Rule, kDtype>, nullptr};
+  if constexpr (Rule::kStates == 0 && !kHalf<kDtype>) made.apart = step_apart<Rule, kDtype>;
+  return made;
+}
+
+// A block of rows and columns. What lies otherwise than the block is copied to a tile and back;
+// what lies side by side within the rows stays in place, and is stepped row by row.
+struct Block {
+  static constexpr int kTileBytes = kBlockTile * 8 + 1088;  // not all at one place in the L1 cache
 
   const Table& table;
   const TensorEntry& tensor;
-  const Rule& rule;
-  const Steps<kOperands> steps;
-  const Element* filled_with = nullptr;  // the element that fills the gradient's tile
+  const Stepper& stepper;
+  const void* rule;
+  const Steps steps;
+  const bool transposed;
+  const char* filled_with = nullptr;  // the element that fills the gradient's tile
   int64_t filled = 0;
-  alignas(64) Compute tiles[kOperands][kBlockTile];
+  alignas(64) char tiles[kMaxOperands][kTileBytes];
 
-  Block(const Table& table, const TensorEntry& tensor, const Rule& rule)
-      : table(table), tensor(tensor), rule(rule), steps(table.layouts[tensor.layout]) {}
+  Block(const Table& of, const TensorEntry& entry, const Stepper& how, const void* its_rule)
+      : table(of),
+        tensor(entry),
+        stepper(how),
+        rule(its_rule),
+        steps(of.layouts[entry.layout], how.operands),
+        transposed(steps.is_transposed(how.item)) {}
 
-  void load(int k, const Element* source, int64_t rows, int64_t columns) {
+  void copy(void* to, int64_t to_row, int64_t to_column, const void* from, int64_t from_row,
+            int64_t from_column, int64_t rows, int64_t columns) const {
+    const auto copy_items = stepper.item == 2   ? copy_block<2>
+                            : stepper.item == 4 ? copy_block<4>
+                                                : copy_block<8>;
+    copy_items(to, to_row, to_column, from, from_row, from_column, rows, columns);
+  }
+
+  void load(int k, const char* source, int64_t rows, int64_t columns) {
     const bool constant = k == 1 && rows == 1 && steps.column[1] == 0 && !table.scaled;
     if (constant && filled_with == source && filled >= columns) return;
-    load_block<kDtype>(tiles[k], source, rows, columns, steps.row[k], steps.column[k]);
+    copy(tiles[k], columns, 1, source, steps.row[k], steps.column[k], rows, columns);
+    if (k != 1) return;
     filled_with = constant ? source : nullptr;
     filled = columns;
   }
 
-  void store(int k, Element* target, int64_t rows, int64_t columns) {
-    store_block<kDtype>(tiles[k], target, rows, columns, steps.row[k], steps.column[k]);
+  // Operands that lie as the block does, or side by side within long rows, stay in place.
+  bool stays(int k, int64_t rows, int64_t columns) const {
+    const bool alike = rows == 1 || steps.row[k] == columns;
+    return steps.column[k] == 1 && (alike || columns >= kShortRow);
   }
 
-  void step(Element* const* operands, int64_t rows, int64_t columns) {
-    bool in_place[kOperands];
+  void step(char* const* operands, int64_t rows, int64_t columns) {
+    bool in_place[kMaxOperands];
     bool by_rows = false;
-    for (int k = 0; k < kOperands; ++k) {
-      const bool alike = steps.column[k] == 1 && (rows == 1 || steps.row[k] == columns);
-      const bool in_rows = steps.column[k] == 1 && columns >= kShortRow;
-      in_place[k] = !kHalf<kDtype> && (alike || in_rows) && !(k == 1 && table.scaled);
-      by_rows = by_rows || (in_place[k] && !alike);
+    for (int k = 0; k < steps.operands; ++k) {
+      in_place[k] = stays(k, rows, columns);
+      by_rows = by_rows || (in_place[k] && rows != 1 && steps.row[k] != columns);
       if (!in_place[k]) load(k, operands[k], rows, columns);
     }
-    if (table.scaled) {
-      const auto scale = Compute(table.grad_scale);
-      for (int64_t i = 0; i < rows * columns; ++i) tiles[1][i] /= scale;
-      store(1, operands[1], rows, columns);
+    const int64_t length = by_rows ? columns : rows * columns;
+    TensorEntry part = tensor;
+    int64_t row_bytes[kMaxOperands];
+    for (int k = 0; k < steps.operands; ++k) {
+      part.operands[k] = in_place[k] ? operands[k] : tiles[k];
+      row_bytes[k] = (in_place[k] ? steps.row[k] : length) * stepper.item;
     }
-    const int64_t parts = by_rows ? rows : 1;
-    for (int64_t j = 0; j < parts; ++j) {
-      apply_part(operands, in_place, j, by_rows ? columns : rows * columns);
-    }
-    for (int k = 0; k < kOperands; ++k) {
-      if (k != 1 && !in_place[k]) store(k, operands[k], rows, columns);
+    stepper.side_by_side(table, part, rule, length, by_rows ? rows : 1, row_bytes);
+    for (int k = 0; k < steps.operands; ++k) {
+      if (in_place[k] || (k == 1 && !table.scaled)) continue;
+      copy(operands[k], steps.row[k], steps.column[k], tiles[k], columns, 1, rows, columns);
     }
   }
 
-  void apply_part(Element* const* operands, const bool* in_place, int64_t j, int64_t n) {
-    const Compute sign = tensor.maximize ? Compute(-1) : Compute(1);
-    if constexpr (kHalf<kDtype>) {
-      Compute* values[kOperands];
-      for (int k = 0; k < kOperands; ++k) values[k] = tiles[k];
-      apply<Rule, TileAccess<Compute>>(rule, values[0], values[1], values + 2, n, sign);
-    } else {
-      Element* values[kOperands];
-      for (int k = 0; k < kOperands; ++k) {
-        values[k] = in_place[k] ? operands[k] + j * steps.row[k] : tiles[k] + j * n;
-      }
-      apply<Rule, Storage<kDtype>>(rule, values[0], values[1], values + 2, n, sign);
-    }
+  bool takes_apart() const { return stepper.apart != nullptr && !table.scaled && !transposed; }
+
+  bool is_side_by_side(int64_t columns) const {
+    bool all = columns >= kShortRow;
+    for (int k = 0; k < steps.operands; ++k) all = all && steps.column[k] == 1;
+    return all;
+  }
+
+  // Rows as a whole, however long they are.
+  void step_rows(char* const* operands, int64_t rows, int64_t columns) {
+    TensorEntry part = tensor;
+    std::copy_n(operands, steps.operands, part.operands);
+    if (!is_side_by_side(columns)) return stepper.apart(part, rule, columns, rows, steps);
+    int64_t row_bytes[kMaxOperands];
+    for (int k = 0; k < steps.operands; ++k) row_bytes[k] = steps.row[k] * stepper.item;
+    stepper.side_by_side(table, part, rule, columns, rows, row_bytes);
   }
 };
 
 // How many columns of a rectangle a block has. Both sides of a transposed one are long enough to
 // read and write whole cache lines.
 inline int64_t columns_of_block(int64_t rows, int64_t columns, bool transposed) {
-  const int64_t wanted = transposed ? std::min<int64_t>(rows, kBlockRows) : 1;
-  return std::min(columns, kBlockTile / wanted);
+  if (!transposed) return std::min<int64_t>(columns, kRowTile);
+  return std::min(columns, kBlockTile / std::min<int64_t>(rows, kBlockRows));
 }
 
 // Elements [begin, end) of a tensor, in the order of its layout.
-template <typename Rule, Dtype kDtype>
-__attribute__((noinline)) void strided(const Table& table, const TensorEntry& tensor,
-                                       const Rule& rule, int64_t begin, int64_t end) {
-  using Element = typename Storage<kDtype>::Type;
-  constexpr int kOperands = 2 + Rule::kStates;
-  Block<Rule, kDtype> block(table, tensor, rule);
-  const auto& steps = block.steps;
-  const bool in_rows = steps.in_rows();
-  const bool transposed = steps.is_transposed();
+__attribute__((noinline)) inline void strided(const Table& table, const TensorEntry& tensor,
+                                              const Stepper& stepper, const void* rule,
+                                              int64_t begin, int64_t end) {
+  Block block(table, tensor, stepper, rule);
+  const Steps& steps = block.steps;
+  const bool transposed = block.transposed;
   while (begin < end) {
-    const auto part = next_rectangle<kOperands>(table.layouts[tensor.layout], begin, end);
+    const auto part =
+        next_rectangle(table.layouts[tensor.layout], stepper.operands, begin, end);
     begin += part.rows * part.columns;
-    Element* first[kOperands];
-    for (int k = 0; k < kOperands; ++k) {
-      first[k] = static_cast<Element*>(tensor.operands[k]) + part.at[k];
-    }
-    if (in_rows && part.columns >= kShortRow) {
-      for (int64_t j = 0; j < part.rows; ++j) {
-        TensorEntry row = tensor;
-        for (int k = 0; k < kOperands; ++k) row.operands[k] = first[k] + j * steps.row[k];
-        dense<Rule, kDtype>(table, row, rule, 0, part.columns);
-      }
-      continue;
-    }
-    const int64_t columns = columns_of_block(part.rows, part.columns, transposed);
-    const int64_t rows = kBlockTile / columns;
+    const bool whole_rows = block.takes_apart() || block.is_side_by_side(part.columns);
+    const int64_t columns =
+        whole_rows ? part.columns : columns_of_block(part.rows, part.columns, transposed);
+    const int64_t tile = transposed ? kBlockTile : kRowTile;
+    const int64_t rows = whole_rows ? part.rows : std::max<int64_t>(1, tile / columns);
     for (int64_t j = 0; j < part.rows; j += rows) {
       for (int64_t i = 0; i < part.columns; i += columns) {
-        Element* operands[kOperands];
-        for (int k = 0; k < kOperands; ++k) {
-          operands[k] = first[k] + j * steps.row[k] + i * steps.column[k];
+        char* operands[kMaxOperands];
+        for (int k = 0; k < stepper.operands; ++k) {
+          operands[k] = static_cast<char*>(tensor.operands[k]) +
+                        (part.at[k] + j * steps.row[k] + i * steps.column[k]) * stepper.item;
         }
-        block.step(operands, std::min(rows, part.rows - j), std::min(columns, part.columns - i));
+        if (whole_rows) {
+          block.step_rows(operands, rows, columns);
+        } else {
+          block.step(operands, std::min(rows, part.rows - j), std::min(columns, part.columns - i));
+        }
       }
     }
   }

@@ -9,7 +9,10 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
 #include <new>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -41,11 +44,10 @@ namespace baseline {
 #pragma GCC push_options
 #pragma GCC target("avx2,f16c")
 #endif
-#define FUSEDOPT_BLOCKS  // with AVX-512, g++ would use the short registers for them
+#define FUSEDOPT_BLOCKS
 namespace avx2 {
 #include "cpu/sweep.inl"
 }
-#undef FUSEDOPT_BLOCKS
 #if defined(__clang__)
 #pragma clang attribute pop
 #pragma clang attribute push(__attribute__((target("f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
@@ -55,9 +57,12 @@ namespace avx2 {
 #pragma GCC push_options
 #pragma GCC target("f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #endif
+#define FUSEDOPT_AVX512
 namespace avx512 {
 #include "cpu/sweep.inl"
 }
+#undef FUSEDOPT_AVX512
+#undef FUSEDOPT_BLOCKS
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

@@ -6,66 +6,12 @@ struct Tile {
   alignas(64) Compute values[kOperands][kTile];
 };
 
-template <typename C>
-struct TileAccess {
-  using Compute = C;
-  using Type = C;
-};
+// How elements lie that need no conversion. In memory and in tiles alike, so that one function steps
+// both.
+template <typename Compute>
+using Plain = Storage<sizeof(Compute) == 4 ? Dtype::kFloat32 : Dtype::kFloat64>;
 
-#if defined(FUSEDOPT_F16C)
-// Eight float16 at a time, with the same bits as Storage's load and store.
-inline void load_eight(float* values, const char* source) {
-  _mm256_storeu_ps(values,
-                   _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source))));
-}
-
-inline void store_eight(const float* values, char* target) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(target),
-                   _mm256_cvtps_ph(_mm256_loadu_ps(values), _MM_FROUND_TO_NEAREST_INT));
-}
-#endif
-
-#if defined(FUSEDOPT_BLOCKS)
-// Sixteen 16-bit floats at a time, with the same bits as Storage's load and store. Those with even
-// numbers come first in `values`, which no rule notices: bfloat16 then needs no shuffling.
-template <Dtype kDtype>
-inline void load_sixteen(float* values, const char* source) {
-  if constexpr (kDtype == Dtype::kFloat16) {
-    load_eight(values, source);
-    load_eight(values + 8, source + 16);
-  } else {
-    const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source));
-    const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000));
-    _mm256_storeu_ps(values, _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)));
-    _mm256_storeu_ps(values + 8, _mm256_castsi256_ps(_mm256_and_si256(pairs, high)));
-  }
-}
-
-// Sixteen floats, as load_sixteen orders them, to the nearest bfloat16. They are rounded in lanes
-// of 16 bits: up, if the lower half is more than 0x8000, or equal to it and the upper half is odd.
-// The upper half tells a NaN: arithmetic makes quiet ones only.
-inline __m256i round_sixteen(const float* values) {
-  const __m256i even = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
-  const __m256i odd = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + 8));
-  const __m256i upper = _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa);
-  const __m256i lower = _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa);
-  const __m256i is_even = _mm256_andnot_si256(upper, _mm256_set1_epi16(1));
-  const __m256i up = _mm256_srli_epi16(_mm256_subs_epu16(lower, is_even), 15);
-  const __m256i magnitude = _mm256_and_si256(upper, _mm256_set1_epi16(0x7fff));
-  const __m256i is_nan = _mm256_cmpgt_epi16(magnitude, _mm256_set1_epi16(0x7f80));
-  return _mm256_blendv_epi8(_mm256_add_epi16(upper, up), _mm256_set1_epi16(0x7fc0), is_nan);
-}
-
-template <Dtype kDtype>
-inline void store_sixteen(const float* values, char* target) {
-  if constexpr (kDtype == Dtype::kFloat16) {
-    store_eight(values, target);
-    store_eight(values + 8, target + 16);
-  } else {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), round_sixteen(values));
-  }
-}
-#endif
+#include "cpu/half.inl"
 
 // How many of n float16 are done eight at a time.
 inline int64_t load_eights([[maybe_unused]] float* tile, [[maybe_unused]] const void* source,
@@ -156,8 +102,8 @@ inline void prefetch_tile(const TensorEntry& tensor, int64_t begin, int64_t item
 
 // Elements [begin, end) of one tensor through a tile: low precision, a gradient scale.
 template <typename Rule, Dtype kDtype>
-inline void tiled(const Table& table, const TensorEntry& tensor, const Rule& rule, int64_t begin,
-                  int64_t end) {
+__attribute__((noinline)) void tiled(const Table& table, const TensorEntry& tensor,
+                                     const Rule& rule, int64_t begin, int64_t end) {
   using Element = typename Storage<kDtype>::Type;
   using Compute = typename Storage<kDtype>::Compute;
   constexpr int kOperands = 2 + Rule::kStates;
@@ -178,7 +124,7 @@ inline void tiled(const Table& table, const TensorEntry& tensor, const Rule& rul
       for (int64_t i = 0; i < n; ++i) tile.values[1][i] /= scale;
       store_tile<kDtype>(tile.values[1], operands[1] + at, n);
     }
-    apply<Rule, TileAccess<Compute>>(rule, tile.values[0], tile.values[1], states, n, sign);
+    apply<Rule, Plain<Compute>>(rule, tile.values[0], tile.values[1], states, n, sign);
     for (int k = 0; k < kOperands; ++k) {
       if (k != 1) store_tile<kDtype>(tile.values[k], operands[k] + at, n);
     }
@@ -194,17 +140,18 @@ inline void direct(const TensorEntry& tensor, const Rule& rule, int64_t begin, i
   for (int k = 0; k < 2 + Rule::kStates; ++k)
     at[k] = static_cast<Element*>(tensor.operands[k]) + begin;
   const Compute sign = tensor.maximize ? Compute(-1) : Compute(1);
-  apply<Rule, Storage<kDtype>>(rule, at[0], at[1], at + 2, end - begin, sign);
+  apply<Rule, Plain<Compute>>(rule, at[0], at[1], at + 2, end - begin, sign);
 }
 
 // 16-bit floats, one dense layout: blocks so short that the conversions of one overlap the
 // divisions of another. Returns where the rest begins. See tuning.h for the gain.
 template <typename Rule, Dtype kDtype>
-inline int64_t blocks([[maybe_unused]] const TensorEntry& tensor, [[maybe_unused]] const Rule& of,
-                      int64_t begin, [[maybe_unused]] int64_t end) {
+__attribute__((noinline)) int64_t blocks([[maybe_unused]] const TensorEntry& tensor,
+                                         [[maybe_unused]] const Rule& of, int64_t begin,
+                                         [[maybe_unused]] int64_t end) {
 #if defined(FUSEDOPT_BLOCKS)
   constexpr int kOperands = 2 + Rule::kStates;
-  constexpr int kBlock = kBlockElements<Rule::kStates>;
+  constexpr int kBlock = kBlockGroups<Rule::kStates> * kGroup;
   const Rule rule = of;
   const float sign = tensor.maximize ? -1.0f : 1.0f;
   char* at[kOperands];
@@ -214,7 +161,7 @@ inline int64_t blocks([[maybe_unused]] const TensorEntry& tensor, [[maybe_unused
     alignas(64) float values[kOperands][kBlock];
     for (int k = 0; k < kOperands; ++k) {
       __builtin_prefetch(at[k] + kBlocksAhead * 2 * kBlock, 1);
-      for (int i = 0; i < kBlock; i += 16) load_sixteen<kDtype>(values[k] + i, at[k] + 2 * i);
+      for (int i = 0; i < kBlock; i += kGroup) load_group<kDtype>(values[k] + i, at[k] + 2 * i);
     }
     FUSEDOPT_VECTORIZE
     for (int i = 0; i < kBlock; ++i) {
@@ -224,8 +171,8 @@ inline int64_t blocks([[maybe_unused]] const TensorEntry& tensor, [[maybe_unused
       for (int k = 0; k < Rule::kStates; ++k) values[2 + k][i] = state[k];
     }
     for (int k = 0; k < kOperands; ++k) {
-      for (int i = 0; k != 1 && i < kBlock; i += 16) {
-        store_sixteen<kDtype>(values[k] + i, at[k] + 2 * i);
+      for (int i = 0; k != 1 && i < kBlock; i += kGroup) {
+        store_group<kDtype>(values[k] + i, at[k] + 2 * i);
       }
       at[k] += 2 * kBlock;
     }
@@ -261,7 +208,8 @@ void sweep(const Table& table, int64_t begin, int64_t end) {
     if (tensor.layout < 0) {
       dense<Rule, kDtype>(table, tensor, rule, from, to);
     } else {
-      strided<Rule, kDtype>(table, tensor, rule, from, to);
+      static constexpr Stepper kStepper = make_stepper<Rule, kDtype>();
+      strided(table, tensor, kStepper, &rule, from, to);
     }
   }
 }

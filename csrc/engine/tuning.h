@@ -9,8 +9,10 @@ namespace fusedopt {
 // cache.
 inline constexpr int kTile = 128;
 
-// Elements of the tiles in which a block of rows and columns of unlike layouts is gathered, its
-// rows where an operand is transposed, and how long rows are that are stepped one by one in place.
+// Elements of the tiles in which operands of unlike layouts are gathered: along rows, and of blocks
+// of rows and columns where an operand is transposed, with so many rows. Rows from so many elements
+// on are stepped one by one, so that what lies side by side within them stays in place.
+inline constexpr int kRowTile = 512;
 inline constexpr int kBlockTile = 1024;
 inline constexpr int kBlockRows = 16;
 inline constexpr int64_t kShortRow = 32;
@@ -18,8 +20,8 @@ inline constexpr int64_t kShortRow = 32;
 // How many tiles before it is needed memory is asked for.
 inline constexpr int kTilesAhead = 4;
 
-// Elements of a block of 16-bit floats, and how many blocks before it is needed memory is asked
-// for. Two states, two divisions and a root, on an EPYC Milan with AVX2 and g++ 12, ns per element
+// Groups of 16-bit floats (cpu/half.inl: of 16, with AVX-512 of 32) in a block, and how many blocks
+// before it is needed memory is asked for. Two states, two divisions and a root, on an EPYC Milan with AVX2 and g++ 12, ns per element
 // in cache: blocks of 16, 0.57 for float16 and 0.84 for bfloat16 (float32 takes 0.46); bfloat16 in
 // blocks of 16 widened and narrowed eight at a time, 1.04; with a branch instead of a blend for
 // NaNs, 1.05; blocks of 32, 0.66 and 1.05; tiles of 128 one after the other, 1.10 and 1.34, of 512,
@@ -33,8 +35,16 @@ inline constexpr int kTilesAhead = 4;
 // Lost: NaNs by a branch, 0.95 where a blend takes 0.76; stores of one block after the arithmetic
 // of the next, 0.70 where at once they take 0.62. What limits it are the registers that hold
 // results until their block's division is done: some 50 per block, of the core's 160.
+//
+// With AVX-512, 2026-11-26, a Xeon of 2 cores, 16,384 elements, SGD, one state, one with a division
+// and a root, two of Adam, ns per element: blocks of 32, bfloat16 0.22, 0.31, 0.51 and 0.56, float16
+// 0.21, 0.28, 0.50 and 0.51. Before, in tiles, 0.37, 0.52, 0.71 and 0.83, and 0.33, 0.43, 0.71 and
+// 0.79. The kernels for AVX2 there: 0.25, 0.38, 0.48 and 0.62, and 0.21, 0.28, 0.46 and 0.48, and
+// as much with AVX-512's instructions on short vectors: both sizes take as long per division.
+// Rejected: long vectors converted and short ones computed with, 0.43, 0.72, 0.76 and 0.71 (what is
+// stored in one size is read in another).
 template <int kStates>
-inline constexpr int kBlockElements = kStates == 0 ? 32 : 16;
+inline constexpr int kBlockGroups = kStates == 0 ? 2 : 1;
 inline constexpr int kBlocksAhead = 32;
 
 // Nothing is asked for in advance where 32-bit and 64-bit tensors are stepped in place: the

@@ -1,0 +1,139 @@
+"""Times steps whose operands lie differently in memory: `python -m benchmarks.strides`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from benchmarks import results, runs, tables
+from benchmarks.implementations import IMPLEMENTATIONS
+from benchmarks.measure import DTYPES
+from benchmarks.optimizers import OPTIMIZERS, Choice
+from benchmarks.results import Row
+from benchmarks.timing import Spread, Step, clock_for, interleave
+
+CASE = ("optimizer", "layout", "dtype", "device", "threads")
+KEY = (*CASE, "implementation")
+# Not torch's fused path, which ignores strides and updates the wrong elements.
+NAMES = ("fusedopt", "foreach", "for-loop")
+SIDE = 1024
+Make = Callable[..., Tensor]  # takes a shape, returns values
+
+
+def _nhwc(values: Tensor) -> Tensor:
+    return values.contiguous(memory_format=torch.channels_last)
+
+
+_IMAGE = (256, 64, 8, 8)
+# A parameter and its gradient of 1 M elements each.
+LAYOUTS: dict[str, Callable[[Make], tuple[Tensor, Tensor]]] = {
+    "contiguous": lambda make: (make(SIDE, SIDE), make(SIDE, SIDE)),
+    "gradient expanded from one number": lambda make: (
+        make(SIDE, SIDE),
+        make().expand(SIDE, SIDE),
+    ),
+    "gradient expanded from a column": lambda make: (
+        make(SIDE, SIDE),
+        make(SIDE, 1).expand(SIDE, SIDE),
+    ),
+    "gradient expanded from a row": lambda make: (make(SIDE, SIDE), make(SIDE).expand(SIDE, SIDE)),
+    "parameter with every second column sliced off": lambda make: (
+        make(SIDE, 2 * SIDE)[:, ::2],
+        make(SIDE, SIDE),
+    ),
+    "parameter sliced from wider rows": lambda make: (
+        make(SIDE, 2 * SIDE)[:, :SIDE],
+        make(SIDE, SIDE),
+    ),
+    "every second element of both": lambda make: (
+        make(2 * SIDE * SIDE)[::2],
+        make(2 * SIDE * SIDE)[::2],
+    ),
+    "gradient transposed": lambda make: (make(SIDE, SIDE), make(SIDE, SIDE).t()),
+    "parameter transposed": lambda make: (make(SIDE, SIDE).t(), make(SIDE, SIDE)),
+    "parameter channels_last": lambda make: (_nhwc(make(*_IMAGE)), make(*_IMAGE)),
+    "gradient channels_last": lambda make: (make(*_IMAGE), _nhwc(make(*_IMAGE))),
+}
+
+
+def measure(choice: Choice, layout: str, dtype: str, seconds: float, seed: int = 0) -> list[Row]:
+    """Steps one pair of tensors with each implementation, by turns."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def make(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(DTYPES[dtype])
+
+    values, grad = LAYOUTS[layout](make)
+    param = Parameter(values)
+    param.grad = grad
+    steps: dict[str, Step] = {
+        name: IMPLEMENTATIONS[name].make(choice, [param]).step for name in NAMES
+    }
+    samples = interleave(steps, clock_for("cpu"), seconds, seed)
+    medians = {name: Spread.of(samples[name].seconds).median for name in NAMES}
+    best = min(NAMES[1:], key=medians.__getitem__)
+    rows = []
+    for name in NAMES:
+        own = samples[name].seconds
+        place = (choice.name, layout, dtype, "cpu", torch.get_num_threads(), name)
+        row: Row = dict(zip(KEY, place, strict=True))
+        row["seconds"] = dataclasses.asdict(Spread.of(own))
+        row["torch_best"] = best
+        row["ratio"] = dataclasses.asdict(Spread.of_ratios(samples[best].seconds, own))
+        rows.append(row)
+    return rows
+
+
+def table_rows(rows: Sequence[Row], dtype: str) -> list[list[str]]:
+    """The table of a dtype: layouts down, optimizers across, torch's fastest path / ours."""
+    found = [row for row in rows if row["implementation"] == "fusedopt" and row["dtype"] == dtype]
+    names = list(dict.fromkeys(row["optimizer"] for row in found))
+    lines: dict[str, dict[str, str]] = {}
+    for row in found:
+        lines.setdefault(row["layout"], {})[row["optimizer"]] = f"{row['ratio']['median']:.2f}×"
+    return [
+        [f"{dtype}, torch's best / ours", *names],
+        *([layout, *(cells.get(name, "") for name in names)] for layout, cells in lines.items()),
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.strides",
+        description="Times steps of one tensor of 1 M elements whose gradient lies otherwise.",
+    )
+    parser.add_argument("--optimizer", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
+    parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float32", "bfloat16"])
+    parser.add_argument(
+        "--seconds", type=runs.number(float, 0), default=1.0, help="for each (default: 1)"
+    )
+    parser.add_argument("--runs", type=runs.number(int, 1), default=1,
+                        help="fresh processes to take the median of (default: 1)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of values and order (default: 0)")
+    results.add_json(parser)
+    options = parser.parse_args(arguments)
+    with results.recording(parser, "strides", arguments, options.json, CASE) as record:
+        if options.runs > 1:
+            runs.repeat(record, "strides", arguments, options.runs, KEY)
+        else:
+            for dtype, layout, name in itertools.product(
+                options.dtype, options.layout, options.optimizer
+            ):
+                choice = OPTIMIZERS[name]
+                record.add(measure(choice, layout, dtype, options.seconds, options.seed))
+        for dtype in options.dtype:
+            print(tables.align(table_rows(record.result["rows"], dtype)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
