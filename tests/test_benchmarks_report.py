@@ -250,7 +250,7 @@ def test_instructions_are_read_from_callgrinds_report() -> None:
     text = (
         "9,709,005 (100.0%)  PROGRAM TOTALS\n\n"
         "9,247,512 (95.25%)  ???:fusedopt::Plan::step(pybind11::list const&) [/x/_C.so]\n"
-        "1,657,482 (17.07%)  ???:fusedopt::look(fusedopt::Source const&, fusedopt::Cache&)'2 [/x/_C.so]\n"
+        "1,657,482 (17.07%)  ???:fusedopt::look(fusedopt::Reading&)'2 [/x/_C.so]\n"
         "1,416,810 (14.59%)  ???:fusedopt::cpu::run(fusedopt::cpu::Kernel const&) [/x/_C.so]\n"
     )
     parts = instructions.parse(text)

@@ -98,8 +98,8 @@ template <Dtype kDtype>
 inline void store_group(const float* values, char* target) {
   if constexpr (kDtype == Dtype::kFloat16) {
     for (int i = 0; i < kGroup; i += 16) {
-      const __m256i halves = _mm512_maskz_cvtps_ph(kWords, _mm512_loadu_ps(values + i),
-                                                   _MM_FROUND_TO_NEAREST_INT);
+      const __m256i halves =
+          _mm512_maskz_cvtps_ph(kWords, _mm512_loadu_ps(values + i), _MM_FROUND_TO_NEAREST_INT);
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + 2 * i), halves);
     }
   } else {

@@ -277,8 +277,7 @@ __attribute__((noinline)) inline void strided(const Table& table, const TensorEn
   const Steps& steps = block.steps;
   const bool transposed = block.transposed;
   while (begin < end) {
-    const auto part =
-        next_rectangle(table.layouts[tensor.layout], stepper.operands, begin, end);
+    const auto part = next_rectangle(table.layouts[tensor.layout], stepper.operands, begin, end);
     begin += part.rows * part.columns;
     const bool whole_rows = block.takes_apart() || block.is_side_by_side(part.columns);
     const int64_t columns =

@@ -6,8 +6,8 @@ struct Tile {
   alignas(64) Compute values[kOperands][kTile];
 };
 
-// How elements lie that need no conversion. In memory and in tiles alike, so that one function steps
-// both.
+// How elements lie that need no conversion. In memory and in tiles alike, so that one function
+// steps both.
 template <typename Compute>
 using Plain = Storage<sizeof(Compute) == 4 ? Dtype::kFloat32 : Dtype::kFloat64>;
 
