@@ -123,8 +123,9 @@ void step_side_by_side(const Table& table, const TensorEntry& part, const void* 
   }
 }
 
-template <typename Rule, Dtype kDtype, typename Element = typename Storage<kDtype>::Type>
-void row_apart(const Rule& of, Element* p, const Element* g, int64_t n, int64_t param_step,
+template <typename Rule, Dtype kDtype>
+void row_apart(const Rule& of, typename Storage<kDtype>::Type* p,
+               const typename Storage<kDtype>::Type* g, int64_t n, int64_t param_step,
                int64_t grad_step, typename Storage<kDtype>::Compute sign) {
   using Compute = typename Storage<kDtype>::Compute;
   constexpr int kTogether = 16;
