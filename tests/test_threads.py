@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 import threading
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -144,3 +148,47 @@ def test_set_num_threads_between_steps(threads: int) -> None:
         torch.set_num_threads(1)
         step(expected, t)
     assert_identical(contents(optimizer), contents(expected))
+
+
+# Each thread draws from a generator of its own; seconds are only the most that a busy machine takes.
+@pytest.mark.parametrize("seed", range(3))
+def test_steps_while_everything_around_them_moves(seed: int) -> None:
+    command = [sys.executable, str(Path(__file__).with_name("stress.py"))]
+    limits = ["--seed", str(seed), "--steps", "1000", "--seconds", "60"]
+    done = subprocess.run([*command, *limits], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@over(CLASS_CASES, "case")
+def test_gradients_that_autograd_replaces_meanwhile(case: Case) -> None:
+    """A graph of gradients replaces `grad` without the interpreter's lock. Torch: exact."""
+    params = [Parameter(torch.zeros(64)) for _ in range(50)]
+    optimizer = case.make(params, lr=0.0, weight_decay=0.0)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    stop = threading.Event()
+
+    def replace() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for _ in range(150):
+                for p in params:  # keeps no graph: each gradient is a new tensor, and none a cycle
+                    p.grad = torch.ones_like(p)
+                sum((p * 1.0).sum() for p in params).backward(create_graph=True)
+        stop.set()
+
+    def steps() -> None:
+        while not stop.is_set():
+            optimizer.step()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        run_threads([replace, steps])
+    finally:
+        sys.setswitchinterval(interval)
+    for p in params:
+        assert torch.equal(p.detach(), torch.zeros(64))
+        for value in optimizer.state[p].values():
+            if isinstance(value, torch.Tensor) and value.shape == p.shape:
+                assert bool((value.abs() <= 1e6).all())

@@ -36,8 +36,8 @@ inline constexpr int kTilesAhead = 4;
 // of the next, 0.70 where at once they take 0.62. What limits it are the registers that hold
 // results until their block's division is done: some 50 per block, of the core's 160.
 //
-// With AVX-512, 2026-11-26, a Xeon of 2 cores, 16,384 elements, SGD, one state, one with a division
-// and a root, two of Adam, ns per element: blocks of 32, bfloat16 0.22, 0.31, 0.51 and 0.56,
+// With AVX-512, 2026-11-26, a Xeon of 2 cores, 16,384 elements, no state, one, one with a division
+// and a root, two with both, ns per element: blocks of 32, bfloat16 0.22, 0.31, 0.51 and 0.56,
 // float16 0.21, 0.28, 0.50 and 0.51. Before, in tiles, 0.37, 0.52, 0.71 and 0.83, and 0.33, 0.43,
 // 0.71 and 0.79. The kernels for AVX2 there: 0.25, 0.38, 0.48 and 0.62, and 0.21, 0.28, 0.46 and
 // 0.48, and as much with AVX-512's instructions on short vectors: both sizes take as long per
