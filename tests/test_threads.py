@@ -150,7 +150,7 @@ def test_set_num_threads_between_steps(threads: int) -> None:
     assert_identical(contents(optimizer), contents(expected))
 
 
-# Each thread draws from a generator of its own; seconds are only the most that a busy machine takes.
+# Each thread draws from a generator of its own. The seconds are the most that a busy machine takes.
 @pytest.mark.parametrize("seed", range(3))
 def test_steps_while_everything_around_them_moves(seed: int) -> None:
     command = [sys.executable, str(Path(__file__).with_name("stress.py"))]
