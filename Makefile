@@ -1,4 +1,5 @@
-# make train | test | bench | build | lint | format | sanitize | gpu-check | clean
+# make train | test | bench | build | lint | format | sanitize | sanitize-python | test-machines |
+#      gpu-check | clean
 #
 # Each needs only Python 3.10+, a C++ compiler and make: it creates .venv, installs torch and the
 # tools there, and builds fusedopt, as far as that isn't done yet.
@@ -47,7 +48,8 @@ ifeq ($(VENV),)
 .PHONY: $(TOOLED) $(INSTALLED) $(BUILT) $(OTHERS)
 endif
 
-.PHONY: train test bench build lint format sanitize clean cpp-test gpu-check
+.PHONY: train test bench build lint format sanitize sanitize-python test-machines clean cpp-test \
+        gpu-check
 build: $(BUILT)
 
 $(TOOLED): pyproject.toml Makefile
@@ -95,6 +97,31 @@ sanitize: $(TOOLED)
 	  -DFUSEDOPT_SANITIZE=ON >build/configure.log
 	env -u MAKEFLAGS cmake --build build/sanitize # ninja can't use the jobserver of `make -j`
 	ctest --test-dir build/sanitize --output-on-failure --no-tests=error
+
+# The extension under both sanitizers, in programs that are hostile but legal; then the stress test.
+# Without Python's own allocator, of which the sanitizer knows nothing.
+HOSTILE := $(addprefix tests/test_,$(addsuffix .py,threads reentry overrides shared_memory memory \
+  numbers edits unchanged robustness errors hooks layouts fallback))
+SANITIZED = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+  ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 PYTHONMALLOC=malloc OMP_NUM_THREADS=1 \
+  PYTHONPATH=$(abspath build/asan/root)
+sanitize-python: $(INSTALLED)
+	cmake -S . -B build/asan -G Ninja -DFUSEDOPT_SANITIZE=ON -DFUSEDOPT_CUDA=0 \
+	  -DPython_EXECUTABLE=$(PY) >build/configure.log
+	env -u MAKEFLAGS cmake --build build/asan
+	rm -rf build/asan/root && mkdir -p build/asan/root && cp -r fusedopt build/asan/root
+	rm -f build/asan/root/fusedopt/_C* && cmake --install build/asan --prefix build/asan/root
+	$(SANITIZED) $(BIN)/pytest $(HOSTILE) $(ARGS)
+	$(SANITIZED) $(PY) tests/stress.py --seconds 120
+
+# The Python tests with the kernels that torch, oneDNN and fusedopt choose on other processors.
+MACHINES = ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=SSE41 \
+  ONEDNN_MAX_CPU_ISA=AVX2 FUSEDOPT_CPU_ISA=baseline OMP_NUM_THREADS=2
+test-machines: build $(OTHERS)
+	for machine in $(MACHINES); do \
+	  echo "$$machine"; \
+	  env OMP_NUM_THREADS=1 $$machine $(PY) -m pytest -n $(WORKERS) tests $(ARGS) || exit 1; \
+	done
 
 # With the torch that is there: $(PYTHON)'s, if it sees a GPU, or else .venv's, which is made first
 # if there is a GPU at all.

@@ -31,7 +31,7 @@ def no_chart(monkeypatch: pytest.MonkeyPatch) -> None:
 def train(*options: object) -> run.Result:
     """A run of LeNet, unless the options name another model or run."""
     model = () if "--resume" in options else ("--model", "lenet")
-    return main([*model, "--threads", "1", *map(str, options)])
+    return main([*model, "--threads", str(torch.get_num_threads()), *map(str, options)])
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *options: object, code: int = 2) -> str:
