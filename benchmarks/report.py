@@ -13,7 +13,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, chart, host, landscapes, report_gpu, tables, targets, train
+from benchmarks import (
+    accuracy,
+    chart,
+    host,
+    landscapes,
+    report_gpu,
+    strides,
+    tables,
+    targets,
+    train,
+)
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.measure import FLOOR
 from benchmarks.optimizers import OPTIMIZERS
@@ -115,6 +125,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "host": host_costs,
     "train": lambda result: tables.markdown(train.table_rows(result["rows"])),
     "accuracy": lambda result: tables.markdown(accuracy.table_rows(result["rows"])),
+    "strides": lambda result: "\n\n".join(map(tables.markdown, strides.all_tables(result["rows"]))),
     "trajectories": lambda result: tables.markdown(landscapes.trajectory_table(result["rows"])),
     "tolerance": lambda result: tables.markdown(landscapes.tolerance_table(result["rows"])),
     "groups": lambda result: tables.markdown(landscapes.group_table(result["rows"])),

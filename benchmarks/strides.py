@@ -27,40 +27,40 @@ SIDE = 1024
 Make = Callable[..., Tensor]  # takes a shape, returns values
 
 
-def _nhwc(values: Tensor) -> Tensor:
-    return values.contiguous(memory_format=torch.channels_last)
-
-
-_IMAGE = (256, 64, 8, 8)
-# A parameter and its gradient of 1 M elements each.
+# A parameter and its gradient, of a square of elements or of as many in an image's shape.
 LAYOUTS: dict[str, Callable[[Make], tuple[Tensor, Tensor]]] = {
     "contiguous": lambda make: (make(SIDE, SIDE), make(SIDE, SIDE)),
-    "gradient expanded from one number": lambda make: (
-        make(SIDE, SIDE),
-        make().expand(SIDE, SIDE),
-    ),
+    "gradient expanded from a number": lambda make: (make(SIDE, SIDE), make().expand(SIDE, SIDE)),
     "gradient expanded from a column": lambda make: (
         make(SIDE, SIDE),
         make(SIDE, 1).expand(SIDE, SIDE),
     ),
     "gradient expanded from a row": lambda make: (make(SIDE, SIDE), make(SIDE).expand(SIDE, SIDE)),
-    "parameter with every second column sliced off": lambda make: (
-        make(SIDE, 2 * SIDE)[:, ::2],
-        make(SIDE, SIDE),
-    ),
-    "parameter sliced from wider rows": lambda make: (
+    "parameter with half of each row": lambda make: (
         make(SIDE, 2 * SIDE)[:, :SIDE],
         make(SIDE, SIDE),
     ),
-    "every second element of both": lambda make: (
+    "parameter with every second column": lambda make: (
+        make(SIDE, 2 * SIDE)[:, ::2],
+        make(SIDE, SIDE),
+    ),
+    "both with every second element": lambda make: (
         make(2 * SIDE * SIDE)[::2],
         make(2 * SIDE * SIDE)[::2],
     ),
     "gradient transposed": lambda make: (make(SIDE, SIDE), make(SIDE, SIDE).t()),
     "parameter transposed": lambda make: (make(SIDE, SIDE).t(), make(SIDE, SIDE)),
-    "parameter channels_last": lambda make: (_nhwc(make(*_IMAGE)), make(*_IMAGE)),
-    "gradient channels_last": lambda make: (make(*_IMAGE), _nhwc(make(*_IMAGE))),
+    "parameter channels_last": lambda make: (_nhwc(make(*_image())), make(*_image())),
+    "gradient channels_last": lambda make: (make(*_image()), _nhwc(make(*_image()))),
 }
+
+
+def _nhwc(values: Tensor) -> Tensor:
+    return values.contiguous(memory_format=torch.channels_last)
+
+
+def _image() -> tuple[int, ...]:
+    return (SIDE // 4, SIDE // 16, 8, 8)
 
 
 def measure(choice: Choice, layout: str, dtype: str, seconds: float, seed: int = 0) -> list[Row]:
@@ -91,17 +91,28 @@ def measure(choice: Choice, layout: str, dtype: str, seconds: float, seed: int =
     return rows
 
 
-def table_rows(rows: Sequence[Row], dtype: str) -> list[list[str]]:
-    """The table of a dtype: layouts down, optimizers across, torch's fastest path / ours."""
-    found = [row for row in rows if row["implementation"] == "fusedopt" and row["dtype"] == dtype]
+def table_rows(rows: Sequence[Row], dtype: str, threads: int) -> list[list[str]]:
+    """A table: layouts down, optimizers across, how long torch's fastest path takes over ours."""
+    found = [
+        row
+        for row in rows
+        if (row["implementation"], row["dtype"], row["threads"]) == ("fusedopt", dtype, threads)
+    ]
     names = list(dict.fromkeys(row["optimizer"] for row in found))
     lines: dict[str, dict[str, str]] = {}
     for row in found:
         lines.setdefault(row["layout"], {})[row["optimizer"]] = f"{row['ratio']['median']:.2f}×"
+    title = f"{dtype}, {threads} thread{'s' * (threads != 1)}"
     return [
-        [f"{dtype}, torch's best / ours", *names],
+        [title, *names],
         *([layout, *(cells.get(name, "") for name in names)] for layout, cells in lines.items()),
     ]
+
+
+def all_tables(rows: Sequence[Row]) -> list[list[list[str]]]:
+    """One for each dtype and number of threads."""
+    kinds = dict.fromkeys((row["dtype"], row["threads"]) for row in rows)
+    return [table_rows(rows, *kind) for kind in kinds]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -109,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(
         "python -m benchmarks.strides",
-        description="Times steps of one tensor of 1 M elements whose gradient lies otherwise.",
+        description="Times steps of 1 M elements that lie otherwise than their gradient.",
     )
     parser.add_argument("--optimizer", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
     parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
@@ -131,8 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ):
                 choice = OPTIMIZERS[name]
                 record.add(measure(choice, layout, dtype, options.seconds, options.seed))
-        for dtype in options.dtype:
-            print(tables.align(table_rows(record.result["rows"], dtype)) + "\n")
+        print("\n\n".join(map(tables.align, all_tables(record.result["rows"]))))
 
 
 if __name__ == "__main__":

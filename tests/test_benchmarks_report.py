@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -22,6 +23,7 @@ from benchmarks import (  # noqa: E402
     results,
     runs,
     step,
+    strides,
     targets,
     timing,
     train,
@@ -153,6 +155,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "host": host.time_split(choice, TINY, 0),
             "accuracy": accuracy.errors(choice, "float32", steps=2),
             "train": train.measure(choice, 2, "cpu", 0),
+            "strides": strides.measure(choice, "gradient transposed", "float32", 0),
             "landscapes": [
                 *(
                     row
@@ -172,7 +175,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", report.TABLES)
 def test_tables_are_made_from_result_files(kind: str, example: Path) -> None:
-    name = kind if kind in ("host", "accuracy", "train") else "step"
+    name = kind if kind in ("host", "accuracy", "strides", "train") else "step"
     name = "landscapes" if kind in ("trajectories", "tolerance", "groups") else name
     text = f"before\n<!-- begin table: {kind} {name} -->\noutdated\n<!-- end table -->\nafter\n"
     made = report.update(text, example)
@@ -230,6 +233,14 @@ def test_targets_are_compared_with_what_was_measured() -> None:
     text = targets.table(rows)
     assert "4 met, 2 missed" in text and "medians of 1 run (" in text
     assert "| – (≥ 40) |" in text  # what wasn't measured is shown, too
+
+
+@pytest.mark.parametrize("layout", strides.LAYOUTS)
+def test_layouts_are_what_they_are_called(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strides, "SIDE", 64)
+    param, grad = strides.LAYOUTS[layout](lambda *shape: torch.ones(shape))
+    assert param.shape == grad.shape and param.numel() == 64 * 64
+    assert (param.stride() == grad.stride()) == (layout.startswith(("contiguous", "both")))
 
 
 def test_every_target_can_be_measured() -> None:
