@@ -118,10 +118,11 @@ sanitize-python: $(INSTALLED)
 MACHINES = ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=SSE41 \
   ONEDNN_MAX_CPU_ISA=AVX2 FUSEDOPT_CPU_ISA=baseline OMP_NUM_THREADS=2
 test-machines: build $(OTHERS)
-	for machine in $(MACHINES); do \
+	failed=; for machine in $(MACHINES); do \
 	  echo "$$machine"; \
-	  env OMP_NUM_THREADS=1 $$machine $(PY) -m pytest -n $(WORKERS) tests $(ARGS) || exit 1; \
-	done
+	  env OMP_NUM_THREADS=1 $$machine $(PY) -m pytest -n $(WORKERS) tests $(ARGS) \
+	    || failed="$$failed $$machine"; \
+	done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 # With the torch that is there: $(PYTHON)'s, if it sees a GPU, or else .venv's, which is made first
 # if there is a GPU at all.

@@ -163,8 +163,13 @@ def test_options_that_torch_takes(case: Case, option: str, value: float) -> None
         step(optimizer, 1)
         results.append([p.detach() for p in params])
     for theirs, ours in zip(*results, strict=True):
-        assert torch.equal(ours.isfinite(), theirs.isfinite())
-        finite = ours.isfinite()
+        finite = theirs.isfinite()
+        if case.kwargs.get("centered"):
+            # Infinity less a square is NaN in torch if its kernel rounds the square to infinity
+            # first: one without a fused multiply-add.
+            assert ours[finite].isfinite().all()
+        else:
+            assert torch.equal(ours.isfinite(), finite)
         torch.testing.assert_close(ours[finite], theirs[finite], rtol=1e-5, atol=1e-30)
 
 
@@ -243,4 +248,9 @@ def test_variance_of_huge_gradients(dtype: torch.dtype) -> None:
             param.grad = grads if t != 1 else torch.ones(6, dtype=dtype)
             optimizer.step()
         results.append(param.detach())
-    torch.testing.assert_close(*results, equal_nan=True)
+    ours, torchs = results
+    # Torch's are NaN there on processors whose kernels don't fuse multiplication and addition.
+    is_huge = grads.isfinite() & (grads.abs() > torch.finfo(dtype).max ** 0.5)
+    assert is_huge.sum() == (2 if dtype == torch.float32 else 3)
+    assert (ours[is_huge] == 1.0).all()
+    torch.testing.assert_close(ours[~is_huge], torchs[~is_huge], equal_nan=True)
