@@ -50,7 +50,6 @@ struct SweepArguments : SweepHeader {
 static_assert(sizeof(SweepArguments) <= kArgumentBytes);
 
 // The operands of prepare(), which makes rules on the device, one thread each.
-inline constexpr int kMaxOptions = 8;
 inline constexpr int kPreparedGroups = 192;
 inline constexpr int kPreparedRules = 1800;
 inline constexpr uint8_t kHere = 0xff;  // in the place of a Dtype: the number itself

@@ -7,6 +7,7 @@ namespace fusedopt {
 
 inline constexpr int kMaxStates = 3;
 inline constexpr int kMaxOperands = 2 + kMaxStates;  // parameter, gradient, states
+inline constexpr int kMaxOptions = 8;                // numbers of a parameter group
 
 // How to walk operands that do not all share one dense layout. Elements are numbered in row-major
 // order over `sizes`; operand k of element (i0, i1, ...) is at sum_d i_d * strides[k * ndim + d],

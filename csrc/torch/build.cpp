@@ -52,10 +52,10 @@ Bucket& bucket_for(Tables& tables, const Variant& variant, const Work& work, boo
        << (overflow ? "value cannot be converted to type float without overflow"
                     : "no step can be computed from these options")
        << ": ";
-  int number = 0;
-  for (const char* key : reading.keys.optimizer->options) {
-    text << key << " " << of.numbers[number++];
-    if (std::string(key) == "betas") text << " and " << of.numbers[number++];
+  for (const Option& option : reading.keys.optimizer->options) {
+    if (option.kind == Option::kFlag) continue;
+    text << option.key << " " << of.numbers[option.at];
+    if (option.kind == Option::kPair) text << " and " << of.numbers[option.second];
     text << ", ";
   }
   text << "step " << step;

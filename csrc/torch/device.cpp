@@ -221,6 +221,7 @@ void prepare_devices(Reading& reading) {
       device.copies.emplace_back(tensor, tensor_of(tensor).to(where, /*non_blocking=*/true));
     };
     int64_t bytes = 0;
+    const int numbers = reading.keys.optimizer->numbers;
     const Group* last = nullptr;
     for (const int slot : reading.ready) {
       const Work& work = reading.works()[slot];
@@ -230,7 +231,7 @@ void prepare_devices(Reading& reading) {
       copy(reading.scaler.found_inf_at);
       if (!work.device_step && !group.any_on_device) continue;
       bytes += bytes_of(group.variant, work.dtype) + kAlignment;
-      for (int k = 0; &group != last && k < group.count; ++k) copy(group.on_device[k]);
+      for (int k = 0; &group != last && k < numbers; ++k) copy(group.on_device[k]);
       last = &group;
     }
     if (bytes == 0) continue;

@@ -17,7 +17,6 @@ namespace fusedopt {
 namespace {
 
 struct Names {
-  PyObject* betas = intern("betas");
   PyObject* params = intern("params");
   PyObject* maximize = intern("maximize");
   PyObject* differentiable = intern("differentiable");
@@ -132,14 +131,18 @@ void Reader::read_option(PyObject* value, Group& group, int at, const Name& name
 }
 
 void Reader::read_numbers(int index, Group& group) {
-  int count = 0;
   for (size_t i = 0; i < keys_.options.size(); ++i) {
-    const char* key = keys_.optimizer->options[i];
+    const Option& option = keys_.optimizer->options[i];
     PyObject* value = look_up(group.dict, keys_.options[i]);
-    const auto name = [&] { return group_name(index) + "['" + key + "']"; };
-    if (value == nullptr) throw py::key_error(group_name(index) + " has no '" + key + "'");
-    if (keys_.options[i] != names().betas) {
-      read_option(value, group, count++, name);
+    if (option.kind == Option::kFlag) {
+      group.on_device[option.at] = nullptr;
+      group.numbers[option.at] = is_true(value);
+      continue;
+    }
+    const auto name = [&] { return group_name(index) + "['" + option.key + "']"; };
+    if (value == nullptr) throw py::key_error(group_name(index) + " has no '" + option.key + "'");
+    if (option.kind == Option::kNumber) {
+      read_option(value, group, option.at, name);
       continue;
     }
     const py::object held = py::reinterpret_borrow<py::object>(value);
@@ -149,15 +152,10 @@ void Reader::read_numbers(int index, Group& group) {
       throw py::type_error(name() + " must be a pair");
     }
     for (int k = 0; k < 2; ++k) {
-      read_option(PyTuple_GET_ITEM(pair.ptr(), k), group, count++,
+      read_option(PyTuple_GET_ITEM(pair.ptr(), k), group, k == 0 ? option.at : option.second,
                   [&] { return name() + "[" + std::to_string(k) + "]"; });
     }
   }
-  for (PyObject* flag : keys_.flags) {
-    group.on_device[count] = nullptr;
-    group.numbers[count++] = is_true(look_up(group.dict, flag));
-  }
-  group.count = count;
 }
 
 void Reader::read(PyObject* dict, int index, Group& group) {
@@ -191,18 +189,11 @@ bool is_transformed() {
 
 Keys::Keys(const std::string& name) : optimizer(find_optimizer(name.c_str())) {
   if (optimizer == nullptr) throw py::value_error("no kernels for an optimizer called " + name);
-  for (const char* key : optimizer->options) options.push_back(intern(key));
-  for (const char* key : optimizer->flags) flags.push_back(intern(key));
+  for (const Option& option : optimizer->options) options.push_back(intern(option.key));
   for (const char* key : optimizer->keys) states.push_back(intern(key));
   step = intern("step");
   entries = states;
   entries.push_back(step);
-  const auto numbers = options.size() + flags.size() +
-                       std::count_if(optimizer->options.begin(), optimizer->options.end(),
-                                     [](const char* key) { return !std::strcmp(key, "betas"); });
-  if (numbers > kMaxOptions || states.size() > kMaxStates) {
-    throw std::logic_error("kMaxOptions or kMaxStates is too small for " + name);
-  }
 }
 
 Groups read_groups(const Keys& keys, const py::object& groups, bool wait) {

@@ -19,7 +19,6 @@ struct Keys {
 
   const Optimizer* optimizer;
   std::vector<PyObject*> options;
-  std::vector<PyObject*> flags;
   std::vector<PyObject*> states;
   PyObject* step;
   std::vector<PyObject*> entries;  // the states, then the step
@@ -32,7 +31,6 @@ struct Group {
   Numbers numbers;
   c10::TensorImpl* on_device[kMaxOptions];  // where a number is, if the host need not know it
   bool any_on_device;
-  int count;  // of the numbers
   Variant variant;
   bool maximize;
   bool fused;  // fused=True was asked for: state["step"] is float32 then, as torch's

@@ -1,10 +1,16 @@
 // The table of optimizers: the few lines that a new one adds to the binding.
 #include "torch/optimizers.h"
 
+#include <cstddef>
 #include <cstring>
 
 #include "cpu/kernels.h"
 #include "cuda/kernels.h"
+#include "rules/adadelta.h"
+#include "rules/adagrad.h"
+#include "rules/adam.h"
+#include "rules/rmsprop.h"
+#include "rules/sgd.h"
 
 namespace fusedopt {
 
@@ -16,64 +22,141 @@ namespace {
 #define FUSEDOPT_KERNELS(name) &cpu::name, nullptr
 #endif
 
-Variant sgd(const double* o) {
-  const bool momentum = o[1] != 0;
+// A group's numbers, as structs: a rule's Options, then what only chooses the kernel.
+struct SgdGroup {
+  SgdOptions rule;
+};
+struct AdagradGroup {
+  AdagradOptions rule;
+};
+struct RmspropGroup {
+  RmspropOptions rule;
+  double centered;
+};
+struct AdadeltaGroup {
+  AdadeltaOptions rule;
+};
+struct AdamGroup {
+  AdamOptions rule;
+  double amsgrad;
+};
+
+// A key of a group and the member that has its name, so that their order is only that of messages.
+#define FUSEDOPT_AT(Group, member) int(offsetof(Group, member) / sizeof(double))
+#define FUSEDOPT_NUMBER(Group, name) {#name, Option::kNumber, FUSEDOPT_AT(Group, rule.name)}
+#define FUSEDOPT_PAIR(Group, name, first, second) \
+  {#name, Option::kPair, FUSEDOPT_AT(Group, rule.first), FUSEDOPT_AT(Group, rule.second)}
+#define FUSEDOPT_FLAG(Group, name) {#name, Option::kFlag, FUSEDOPT_AT(Group, rule.name)}
+#define FUSEDOPT_CHOICE(Group, name) {#name, Option::kFlag, FUSEDOPT_AT(Group, name)}
+
+constexpr Option kSgdOptions[] = {
+    FUSEDOPT_NUMBER(SgdGroup, lr),        FUSEDOPT_NUMBER(SgdGroup, momentum),
+    FUSEDOPT_NUMBER(SgdGroup, dampening), FUSEDOPT_NUMBER(SgdGroup, weight_decay),
+    FUSEDOPT_FLAG(SgdGroup, nesterov),
+};
+constexpr Option kAdagradOptions[] = {
+    FUSEDOPT_NUMBER(AdagradGroup, lr),
+    FUSEDOPT_NUMBER(AdagradGroup, lr_decay),
+    FUSEDOPT_NUMBER(AdagradGroup, eps),
+    FUSEDOPT_NUMBER(AdagradGroup, weight_decay),
+};
+constexpr Option kRmspropOptions[] = {
+    FUSEDOPT_NUMBER(RmspropGroup, lr),       FUSEDOPT_NUMBER(RmspropGroup, alpha),
+    FUSEDOPT_NUMBER(RmspropGroup, eps),      FUSEDOPT_NUMBER(RmspropGroup, weight_decay),
+    FUSEDOPT_NUMBER(RmspropGroup, momentum), FUSEDOPT_CHOICE(RmspropGroup, centered),
+};
+constexpr Option kAdadeltaOptions[] = {
+    FUSEDOPT_NUMBER(AdadeltaGroup, lr),
+    FUSEDOPT_NUMBER(AdadeltaGroup, rho),
+    FUSEDOPT_NUMBER(AdadeltaGroup, eps),
+    FUSEDOPT_NUMBER(AdadeltaGroup, weight_decay),
+};
+constexpr Option kAdamOptions[] = {
+    FUSEDOPT_NUMBER(AdamGroup, lr),
+    FUSEDOPT_PAIR(AdamGroup, betas, beta1, beta2),
+    FUSEDOPT_NUMBER(AdamGroup, eps),
+    FUSEDOPT_NUMBER(AdamGroup, weight_decay),
+    FUSEDOPT_FLAG(AdamGroup, decoupled_weight_decay),
+    FUSEDOPT_CHOICE(AdamGroup, amsgrad),
+};
+
+// How many numbers the options fill: all of the group's, each once, or it doesn't compile.
+template <typename Group, size_t kCount>
+consteval int filled_by(const Option (&options)[kCount]) {
+  constexpr int kNumbers = sizeof(Group) / sizeof(double);
+  static_assert(kNumbers <= kMaxOptions);
+  int times[kNumbers] = {};
+  for (const Option& option : options) {
+    ++times[option.at];
+    if (option.kind == Option::kPair) ++times[option.second];
+  }
+  for (const int n : times) {
+    if (n != 1) throw "a number is filled by no option, or by two";
+  }
+  return kNumbers;
+}
+
+#define FUSEDOPT_OPTIONS(Group, options) options, filled_by<Group>(options)
+
+template <typename Group>
+Group group_of(const double* numbers) {
+  Group group;
+  std::memcpy(&group, numbers, sizeof group);
+  return group;
+}
+
+Variant sgd(const double* numbers) {
+  const bool momentum = group_of<SgdGroup>(numbers).rule.momentum != 0;
   return {FUSEDOPT_KERNELS(kSgd[momentum]), {0}, -1, false};
 }
 
 Variant adagrad(const double*) { return {FUSEDOPT_KERNELS(kAdagrad), {0}, -1, false}; }
 
-Variant rmsprop(const double* o) {
-  const bool momentum = o[4] > 0;
-  const bool centered = o[5] != 0;
+Variant rmsprop(const double* numbers) {
+  const auto group = group_of<RmspropGroup>(numbers);
+  const bool momentum = group.rule.momentum > 0;
+  const bool centered = group.centered != 0;
   return {FUSEDOPT_KERNELS(kRmsprop[momentum][centered]),
           {0, momentum ? 1 : 2, 2},
           centered ? 1 + momentum : -1,
-          o[3] != 0};
+          group.rule.weight_decay != 0};
 }
 
 Variant adadelta(const double*) { return {FUSEDOPT_KERNELS(kAdadelta), {0, 1}, -1, false}; }
 
-Variant adam(const double* o) {
-  const bool amsgrad = o[6] != 0;
-  return {FUSEDOPT_KERNELS(kAdam[amsgrad]), {0, 1, 2}, 0, o[4] != 0 && o[5] == 0};
+Variant adam(const double* numbers) {
+  const auto group = group_of<AdamGroup>(numbers);
+  const bool coupled = group.rule.decoupled_weight_decay == 0;
+  return {FUSEDOPT_KERNELS(kAdam[group.amsgrad != 0]),
+          {0, 1, 2},
+          0,
+          coupled && group.rule.weight_decay != 0};
 }
 
-const std::vector<const char*> kAdamOptions = {"lr", "betas", "eps", "weight_decay"};
-const std::vector<const char*> kAdamFlags = {"decoupled_weight_decay", "amsgrad"};
 const std::vector<const char*> kAdamKeys = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
 
 const Optimizer kOptimizers[] = {
-    {"SGD",
-     {"lr", "momentum", "dampening", "weight_decay"},
-     {"nesterov"},
-     {"momentum_buffer"},
-     false,
-     nullptr,
-     sgd},
+    {"SGD", FUSEDOPT_OPTIONS(SgdGroup, kSgdOptions), {"momentum_buffer"}, false, nullptr, sgd},
     {"Adagrad",
-     {"lr", "lr_decay", "eps", "weight_decay"},
-     {},
+     FUSEDOPT_OPTIONS(AdagradGroup, kAdagradOptions),
      {"sum"},
      true,
      "initial_accumulator_value",
      adagrad},
     {"RMSprop",
-     {"lr", "alpha", "eps", "weight_decay", "momentum"},
-     {"centered"},
+     FUSEDOPT_OPTIONS(RmspropGroup, kRmspropOptions),
      {"square_avg", "momentum_buffer", "grad_avg"},
      true,
      nullptr,
      rmsprop},
     {"Adadelta",
-     {"lr", "rho", "eps", "weight_decay"},
-     {},
+     FUSEDOPT_OPTIONS(AdadeltaGroup, kAdadeltaOptions),
      {"square_avg", "acc_delta"},
      true,
      nullptr,
      adadelta},
-    {"Adam", kAdamOptions, kAdamFlags, kAdamKeys, true, nullptr, adam},
-    {"AdamW", kAdamOptions, kAdamFlags, kAdamKeys, true, nullptr, adam},
+    {"Adam", FUSEDOPT_OPTIONS(AdamGroup, kAdamOptions), kAdamKeys, true, nullptr, adam},
+    {"AdamW", FUSEDOPT_OPTIONS(AdamGroup, kAdamOptions), kAdamKeys, true, nullptr, adam},
 };
 
 }  // namespace

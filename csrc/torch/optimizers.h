@@ -1,6 +1,7 @@
 // What the plan must know of each optimizer: its options, its state keys, its kernels.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "cpu/kernel.h"
@@ -8,10 +9,17 @@
 
 namespace fusedopt {
 
-// The numbers of a parameter group, in the order of the rule's Options, then those that choose the
-// kernel.
-inline constexpr int kMaxOptions = 8;
+// The numbers of a parameter group: the rule's Options, then those that only choose the kernel.
 using Numbers = double[kMaxOptions];
+
+// A key of a parameter group, and which of the numbers it fills.
+struct Option {
+  enum Kind { kNumber, kPair, kFlag };  // a flag is true or false
+  const char* key;
+  Kind kind;
+  int at;
+  int second = -1;  // of a pair
+};
 
 // How a group's options select a kernel, and which state it then has.
 struct Variant {
@@ -27,9 +35,8 @@ struct Variant {
 
 struct Optimizer {
   const char* name;
-  // Group keys in the order of Numbers: numbers ("betas" gives two), then what is true or false.
-  std::vector<const char*> options;
-  std::vector<const char*> flags;
+  std::span<const Option> options;
+  int numbers;  // that they fill
   // State keys of full-sized tensors, in the order in which torch creates them.
   std::vector<const char*> keys;
   // Is there a state["step"]? Without it (SGD) the rule is told 0 earlier steps or 1, and state
