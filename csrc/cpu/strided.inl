@@ -53,50 +53,7 @@ inline Rectangle next_rectangle(const Layout& layout, int operands, int64_t begi
   return next;
 }
 
-// Elements as they are stored, of each size.
-template <int kBytes>
-struct Raw;
-template <>
-struct Raw<2> {
-  typedef uint16_t Type __attribute__((aligned(1), may_alias));
-};
-template <>
-struct Raw<4> {
-  typedef uint32_t Type __attribute__((aligned(1), may_alias));
-};
-template <>
-struct Raw<8> {
-  typedef uint64_t Type __attribute__((aligned(1), may_alias));
-};
-
-// Copies a block of rows and columns from one place to another; a tile's rows come one after the
-// other. The shorter steps are walked first on the side that isn't the tile.
-template <int kBytes>
-__attribute__((noinline)) void copy_block(void* to, int64_t to_row, int64_t to_column,
-                                          const void* from, int64_t from_row, int64_t from_column,
-                                          int64_t rows, int64_t columns) {
-  using Element = typename Raw<kBytes>::Type;
-  Element* target = static_cast<Element*>(to);
-  const Element* source = static_cast<const Element*>(from);
-  if (rows > 1 && to_row * from_row < to_column * from_column) {
-    std::swap(rows, columns);
-    std::swap(to_row, to_column);
-    std::swap(from_row, from_column);
-  }
-  for (int64_t j = 0; j < rows; ++j, target += to_row, source += from_row) {
-    if (to_column == 1 && from_column == 1) {
-      std::memcpy(target, source, columns * kBytes);
-    } else if (to_column == 1 && from_column == 2) {  // g++ vectorises it
-      FUSEDOPT_VECTORIZE
-      for (int64_t i = 0; i < columns; ++i) target[i] = source[2 * i];
-    } else if (to_column == 1 && from_column == 0) {
-      for (int64_t i = 0; i < columns; ++i) target[i] = source[0];
-    } else {
-      FUSEDOPT_VECTORIZE
-      for (int64_t i = 0; i < columns; ++i) target[i * to_column] = source[i * from_column];
-    }
-  }
-}
+#include "cpu/copy.inl"
 
 // How a rule steps elements of one dtype.
 struct Stepper {
