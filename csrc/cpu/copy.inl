@@ -73,10 +73,10 @@ __attribute__((noinline)) void copy_block(void* to, int64_t to_row, int64_t to_c
     std::swap(from_row, from_column);
   }
   if constexpr (kBytes == 4) {
-    if (from_column == 1 && to_row == 1) {
+    if (from_column == 1 && to_row == 1 && from_row > 1 && to_column > 1) {
       return transpose(target, to_column, source, from_row, rows, columns);
     }
-    if (to_column == 1 && from_row == 1) {
+    if (to_column == 1 && from_row == 1 && from_column > 1 && to_row > 1) {
       return transpose(target, to_row, source, from_column, columns, rows);
     }
   }
