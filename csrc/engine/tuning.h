@@ -75,7 +75,8 @@ inline constexpr int64_t kSmallestChunk = 16384;
 // aren't read again: 1,437 instructions per parameter instead of 1,837, and 225 ns instead of 290
 // (medians of three times 600 rounds). Tensors that are as they were aren't checked anew
 // (torch/unchanged.cpp): 1,190 instructions, and 190 ns instead of 208 (2026-11-25, medians of four
-// processes by turns); it is 1,246 since state put back and lazily copied memory are seen as well.
+// processes by turns); it is 1,246 since state put back and lazily copied memory are seen as well,
+// and 1,264 since gradients in memory that the step writes are.
 //
 // Lost: versions counted before the table's entry is written, and that in its place instead of
 // copied there, 233 and 231 ns. Checking and counting shared by two threads, 0.27 to 0.47 ms for
