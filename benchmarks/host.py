@@ -17,6 +17,7 @@ from benchmarks.optimizers import OPTIMIZERS, Choice
 from benchmarks.results import Row
 from benchmarks.timing import CpuClock, Spread, Step, interleave
 from benchmarks.workloads import WORKLOADS, Workload
+from fusedopt.optimizer import plan_of
 
 TORCH = ("fused", "foreach", "for-loop")
 PARTS = ("python", "check", "fill", "kernel")
@@ -26,8 +27,8 @@ HEAD = ["optimizer", "workload", "implementation", "total", *PARTS]
 
 def _plan_step(optimizer: Any, found_inf: float | None) -> Step:
     """What `step` calls, without its Python code; a step that is skipped reads and checks only."""
-    arguments = (optimizer.param_groups, optimizer.state, optimizer.defaults, None, found_inf, None)
-    return lambda: optimizer._plan.step(*arguments)
+    plan = plan_of(optimizer)
+    return lambda: plan.step(optimizer, None, found_inf, None)
 
 
 def _fused_operator(choice: Choice, optimizer: Optimizer) -> Step | None:

@@ -8,7 +8,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from fusedopt import _C
-from fusedopt.optimizer import FusedOptimizer
+from fusedopt.optimizer import FusedOptimizer, plan_of
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def explain(optimizer: Optimizer) -> Explanation:
         raise TypeError(f"explain takes an optimizer, got {type(optimizer).__name__}")
     if isinstance(optimizer, FusedOptimizer):
         kernel = optimizer._kernels.lower()
-        found = optimizer._plan.explain(optimizer.param_groups, optimizer.state)
+        found = plan_of(optimizer).explain(optimizer)
     else:
         kernel = "torch"
         found = [

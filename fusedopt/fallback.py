@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,51 +13,79 @@ from torch.optim import Optimizer
 # What torch's own step takes: per group its index and the indices of its parameters.
 Places = list[tuple[int, list[int]]]
 
+_SCALERS = ("grad_scale", "found_inf")  # what a GradScaler puts on an optimizer
+
 
 def step_by_torch(
-    optimizer: Optimizer, places: Places, grad_scale: Tensor | None, found_inf: Tensor | None
+    optimizer: Optimizer,
+    places: Places | Literal[True],
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
 ) -> None:
-    """Runs torch's own step on some parameters, with gradients unscaled first.
+    """Runs torch's own step, with gradients unscaled first, where they are, as a GradScaler does.
 
     Args:
-        optimizer: Nothing of it is replaced meanwhile that other threads or hooks may see.
-        places: The parameters, by their places in the optimizer's groups.
+        optimizer: Nothing of it is replaced meanwhile that other threads or hooks may see, but what
+            a GradScaler has put there, which torch's step doesn't expect.
+        places: The parameters, by their places in the optimizer's groups; or True: the optimizer
+            as it is, since its step runs code of the user's.
         grad_scale: What a GradScaler has multiplied the loss by, if it leaves that to `step`.
         found_inf: One number; if it isn't 0, nothing is done.
     """
     if found_inf is not None and float(found_inf):
         return
-    groups = [_group(optimizer, index, params) for index, params in places]
-    params = list({id(p): p for group in groups for p in group["params"]}.values())
-    before = [param.grad for param in params]
+    if places is True:
+        with _unscaled(optimizer.param_groups, grad_scale):
+            _step_as_it_is(optimizer)
+    else:
+        groups = _groups(optimizer, places)
+        with _unscaled(groups, grad_scale):
+            _step(optimizer, groups)
+
+
+@contextmanager
+def _unscaled(groups: Iterable[dict[str, Any]], grad_scale: Tensor | None) -> Iterator[None]:
+    """Unscales the gradients of these groups' parameters; scaled again if an exception comes."""
+    if grad_scale is None:
+        yield
+        return
+    inverse = 1.0 / float(grad_scale)
+    params = {id(param): param for group in groups for param in group["params"]}.values()
+    grads = [param.grad for param in params if param.grad is not None]
+    values = [grad._values() if grad.is_sparse else grad for grad in grads]
+    with torch.no_grad():
+        scaled = [value.clone() for value in values]
+        for value in values:
+            value.mul_(inverse)
     try:
-        if grad_scale is not None:
-            inverse = 1.0 / float(grad_scale)
-            for param, grad in zip(params, before, strict=True):
-                if grad is not None:
-                    param.grad = grad * inverse
-        _step(optimizer, groups)
+        yield
     except BaseException:
-        for param, grad in zip(params, before, strict=True):
-            param.grad = grad
+        with torch.no_grad():
+            for value, before in zip(values, scaled, strict=True):
+                value.copy_(before)
         raise
 
 
-def _group(optimizer: Optimizer, index: int, places: list[int]) -> dict[str, Any]:
-    """Returns the group, or one like it with the parameters and options that torch's step gets."""
-    group = optimizer.param_groups[index]
+def _groups(optimizer: Optimizer, places: Places) -> list[dict[str, Any]]:
+    """Returns groups like the optimizer's, with the parameters and options that torch's step gets.
+
+    They are the optimizer's own where nothing is to be changed.
+    """
+    every = list(optimizer.param_groups)
+    return [_group(optimizer, every[index], params) for index, params in places]
+
+
+def _group(optimizer: Optimizer, group: dict[str, Any], places: list[int]) -> dict[str, Any]:
     listed = list(group["params"])
+    taken = [listed[i] for i in places]
     changes: dict[str, Any] = {}
-    if len(places) != len(listed):
-        changes["params"] = [listed[i] for i in places]
-    if group.get("fused") and not all(_fits_fused(optimizer, listed[i]) for i in places):
+    if len(taken) != len(listed):
+        changes["params"] = taken
+    if group.get("fused") and not all(_fits_fused(optimizer, param) for param in taken):
         changes["fused"] = None
     if group.get("nesterov") and group.get("foreach") is not False:
         changes["foreach"] = False  # torch's foreach path overwrites the gradients
-    if changes:
-        group = copy.copy(group)
-        group.update(changes)
-    return group
+    return {**group, **changes} if changes else group
 
 
 def _fits_fused(optimizer: Optimizer, param: Tensor) -> bool:
@@ -73,33 +101,40 @@ def _fits_fused(optimizer: Optimizer, param: Tensor) -> bool:
     return torch.is_tensor(step) and step.device == param.device
 
 
+def _step_as_it_is(optimizer: Optimizer) -> None:
+    attributes = optimizer.__dict__
+    hidden = {key: attributes.pop(key) for key in _SCALERS if key in attributes}
+    try:
+        _step_function(_torch_class(type(optimizer)))(optimizer)
+    finally:
+        attributes.update(hidden)
+
+
 def _step(optimizer: Optimizer, groups: list[dict[str, Any]]) -> None:
     """Has torch step these groups, as if they were all that the optimizer has.
 
-    Unless they are, an object stands for the optimizer that shares all with it but its groups and
+    An object of torch's class stands for the optimizer. It shares all with it but its groups and
     what a GradScaler has put there. What the step notes in it is noted in the optimizer.
     """
-    hidden = {"grad_scale", "found_inf"} & optimizer.__dict__.keys()
-    if not hidden and _same(groups, optimizer.param_groups):
-        return _torch_step_function(type(optimizer))(optimizer)
-    stand_in = object.__new__(type(optimizer))
-    attributes = {k: v for k, v in optimizer.__dict__.items() if k not in hidden}
+    cls = _torch_class(type(optimizer))
+    stand_in = object.__new__(cls)
+    attributes = {k: v for k, v in optimizer.__dict__.items() if k not in _SCALERS}
     stand_in.__dict__.update(attributes, param_groups=groups)
-    _torch_step_function(type(optimizer))(stand_in)
+    _step_function(cls)(stand_in)
     for key, value in stand_in.__dict__.items():
-        if key != "param_groups" and attributes.get(key, hidden) is not value:
+        if key != "param_groups" and attributes.get(key, _SCALERS) is not value:
             optimizer.__dict__[key] = value
 
 
-def _same(some: Iterable[Any], others: Iterable[Any]) -> bool:
-    first, second = list(some), list(others)
-    return len(first) == len(second) and all(a is b for a, b in zip(first, second, strict=True))
-
-
-def _torch_step_function(cls: type) -> Callable[[Optimizer], Any]:
-    """Returns the torch.optim class's step, without the hooks and profiling that ours runs."""
+def _torch_class(cls: type) -> type[Optimizer]:
+    """Returns the torch.optim class that an optimizer's is derived from."""
     for base in cls.__mro__:
-        step = base.__dict__.get("step")
-        if base.__module__.startswith("torch.optim") and step is not None:
-            return step.__wrapped__ if getattr(step, "hooked", False) else step
+        if base.__module__.startswith("torch.optim") and "step" in base.__dict__:
+            return base
     raise TypeError(f"{cls.__name__} has no torch.optim base class")
+
+
+def _step_function(cls: type[Optimizer]) -> Callable[[Optimizer], Any]:
+    """Returns its step without the hooks and profiling that ours runs."""
+    step = cls.__dict__["step"]
+    return step.__wrapped__ if getattr(step, "hooked", False) else step

@@ -29,23 +29,6 @@ class FusedOptimizer(Optimizer):
 
     _kernels: ClassVar[str]  # the name under which the extension knows the rule
     _added_options: ClassVar[tuple[str, ...]] = ()  # that the torch.optim class doesn't have
-    # A subclass that overrides what torch's step calls means torch's step.
-    _overrides_torchs_step: ClassVar[bool] = False
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        cls._overrides_torchs_step = any(
-            name in base.__dict__ and not base.__module__.startswith("torch.optim")
-            for base in cls.__mro__
-            for name in ("_init_group", "param_groups", "state")
-        )
-
-    @property
-    def _plan(self) -> Any:
-        plan = self.__dict__.get("_fusedopt_plan")
-        if plan is None:
-            plan = self.__dict__["_fusedopt_plan"] = _C.Plan(self._kernels)
-        return plan
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -120,21 +103,15 @@ class FusedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        scaler = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        if self._overrides_torchs_step:
-            groups = enumerate(self.param_groups)
-            everything = [(i, list(range(len(group["params"])))) for i, group in groups]
-            step_by_torch(self, everything, *scaler)
-            return loss
-        plan, stepped_by_torch = self._plan, None
-        while True:
-            rest = plan.step(
-                self.param_groups, self.state, self.defaults, *scaler, stepped_by_torch
-            )
-            if rest is None:  # the kernels have stepped all but `stepped_by_torch`
-                return loss
+        scaler = self.__dict__.get("grad_scale"), self.__dict__.get("found_inf")
+        plan, stepped_by_torch = plan_of(self), None
+        # None: the kernels have stepped all but `stepped_by_torch`.
+        while (rest := plan.step(self, *scaler, stepped_by_torch)) is not None:
             step_by_torch(self, rest, *scaler)
+            if rest is True:
+                break
             stepped_by_torch = rest
+        return loss
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes over a state, keeping this optimizer's own choice of implementation.
@@ -152,6 +129,14 @@ class FusedOptimizer(Optimizer):
                 group.pop(key, None)
                 if key in before:
                     group[key] = before[key]
+
+
+def plan_of(optimizer: FusedOptimizer) -> Any:
+    """Returns the extension's part of an optimizer, which copies start without."""
+    plan = optimizer.__dict__.get("_fusedopt_plan")
+    if plan is None:
+        plan = optimizer.__dict__["_fusedopt_plan"] = _C.Plan(optimizer._kernels)
+    return plan
 
 
 def _has_step_hooks(optimizer: Optimizer) -> bool:
@@ -190,8 +175,8 @@ def _replaces_step(optimizer: Optimizer) -> bool:
     return getattr(step, inside, None) is not type(optimizer).step
 
 
-def _wants_kernels(group: dict[str, Any]) -> bool:
-    fused = group.get("fused")
+def _wants_kernels(group: Any) -> bool:
+    fused = group.get("fused") if isinstance(group, dict) else False
     return fused is None or bool(fused)
 
 

@@ -343,7 +343,7 @@ def test_a_count_on_the_host_isnt_for_torchs_fused_step(
     overlapping = [Parameter(whole.detach()[:3]), Parameter(whole.detach()[1:])]
     asked = []
     monkeypatch.setattr(
-        "fusedopt.fallback._torch_step_function",
+        "fusedopt.fallback._step_function",
         lambda cls: lambda optimizer: asked.append(optimizer.param_groups[0]["fused"]),
     )
     optimizer = fusedopt.AdamW(overlapping, fused=True)

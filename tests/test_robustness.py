@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import Parameter
 
 import fusedopt
+from fusedopt.optimizer import plan_of
 
 
 def with_grads(*sizes: int) -> list[Parameter]:
@@ -56,7 +57,7 @@ def test_explain_beside_a_step_in_another_thread() -> None:
     thread = threading.Thread(target=lambda: [optimizer.step() for _ in range(10)])
     thread.start()
     for _ in range(20):
-        optimizer._plan.explain(optimizer.param_groups, optimizer.state)
+        plan_of(optimizer).explain(optimizer)
     thread.join()
     assert optimizer.state[param]["step"] == 10
 

@@ -16,8 +16,8 @@ struct Kernel {
   size_t options;  // numbers in the rule's Options
   // Rules compute in float, for float64 tensors in double: index 0 and 1 here.
   size_t rule_bytes[2];
-  // Returns whether the rule is valid.
-  bool (*prepare[2])(const double* options, double step, void* rule);
+  // Returns whether the rule is valid for tensors of a dtype whose largest number is this.
+  bool (*prepare[2])(const double* options, double step, double largest, void* rule);
   // Steps elements [begin, end) of the table's work list.
   void (*sweep[kIsas][kDtypes])(const Table& table, int64_t begin, int64_t end);
 

@@ -72,11 +72,11 @@ namespace avx512 {
 #endif  // __x86_64__
 
 template <typename Rule>
-bool prepare(const double* options, double step, void* rule) {
+bool prepare(const double* options, double step, double largest, void* rule) {
   typename Rule::Options unpacked;
   static_assert(sizeof unpacked % sizeof(double) == 0);
   std::copy_n(options, sizeof unpacked / sizeof(double), reinterpret_cast<double*>(&unpacked));
-  return (new (rule) Rule(unpacked, step))->valid();
+  return (new (rule) Rule(unpacked, step))->valid(largest);
 }
 
 #define FUSEDOPT_SWEEPS(isa)                                                \

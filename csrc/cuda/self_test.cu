@@ -79,7 +79,7 @@ bool has_the_cpus_bits(const Kernel& kernel, const cpu::Kernel& expected, Dtype 
   const int compute = Kernel::compute(dtype);
   const std::vector<double> options(kernel.options, kOption);
   std::vector<char> rule(kernel.rule_bytes[compute]);
-  expected.prepare[compute](options.data(), 3, rule.data());
+  expected.prepare[compute](options.data(), 3, kLargest[1], rule.data());
   std::vector<char> host = make_values(dtype, operands);
 
   char* const numbers = values + host.size();  // a count, an option, a scale, found_inf; the rule

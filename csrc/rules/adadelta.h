@@ -29,8 +29,8 @@ struct Adadelta {
         eps(T(o.eps)),
         weight_decay(o.weight_decay) {}
 
-  FUSEDOPT_HD bool valid() const {
-    return is_finite(lr) && is_finite(one_minus_rho) && is_finite(weight_decay.factor);
+  FUSEDOPT_HD bool valid(double largest) const {
+    return within(lr, largest) && is_finite(one_minus_rho) && within(weight_decay.factor, largest);
   }
 
   FUSEDOPT_HD void operator()(T& p, T g, T* state) const {

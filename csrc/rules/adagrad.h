@@ -25,7 +25,9 @@ struct Adagrad {
         eps(T(o.eps)),
         weight_decay(o.weight_decay) {}
 
-  FUSEDOPT_HD bool valid() const { return is_finite(lr) && is_finite(weight_decay.factor); }
+  FUSEDOPT_HD bool valid(double largest) const {
+    return is_finite(lr) && within(weight_decay.factor, largest);
+  }
 
   FUSEDOPT_HD void operator()(T& p, T g, T* state) const {
     g = weight_decay(g, p);

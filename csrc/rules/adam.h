@@ -36,13 +36,14 @@ struct Adam {
         beta2(T(o.beta2)),
         one_minus_beta2(T(1.0 - o.beta2)),
         eps(T(o.eps * c) != T(0) || c == 0 ? T(o.eps * c) : T(o.eps)),  // not 0 by underflow
-        keep(T(o.decoupled_weight_decay != 0 ? 1.0 - o.lr * o.weight_decay : 1.0)),
+        keep(T(o.decoupled_weight_decay != 0 && o.weight_decay != 0 ? 1.0 - o.lr * o.weight_decay
+                                                                     : 1.0)),
         lerp(1.0 - o.beta1),
         l2(o.decoupled_weight_decay != 0 ? 0.0 : o.weight_decay) {}
 
-  FUSEDOPT_HD bool valid() const {
+  FUSEDOPT_HD bool valid(double largest) const {
     return is_finite(step_size) && is_finite(lerp.weight) && is_finite(one_minus_beta2) &&
-           is_finite(l2.factor);
+           within(l2.factor, largest);
   }
 
   FUSEDOPT_HD void operator()(T& p, T g, T* state) const {

@@ -37,8 +37,9 @@ struct Rmsprop {
         weight_decay(o.weight_decay),
         lerp(1.0 - o.alpha) {}
 
-  FUSEDOPT_HD bool valid() const {
-    return is_finite(lr) && is_finite(one_minus_alpha) && is_finite(weight_decay.factor);
+  FUSEDOPT_HD bool valid(double largest) const {
+    return (kMomentum ? within(lr, largest) : is_finite(lr)) && is_finite(one_minus_alpha) &&
+           within(weight_decay.factor, largest);
   }
 
   FUSEDOPT_HD void operator()(T& p, T g, T* state) const {

@@ -30,10 +30,10 @@ struct Sgd {
         nesterov(o.nesterov != 0),
         first(step == 0) {}
 
-  FUSEDOPT_HD bool valid() const {
-    const bool taken = !kMomentum || first || is_finite(take);
-    return taken && is_finite(lr) && is_finite(weight_decay.factor) &&
-           (!nesterov || is_finite(momentum));
+  FUSEDOPT_HD bool valid(double largest) const {
+    const bool taken = !kMomentum || first || within(take, largest);
+    return taken && within(lr, largest) && within(weight_decay.factor, largest) &&
+           (!nesterov || within(momentum, largest));
   }
 
   FUSEDOPT_HD void operator()(T& p, T g, [[maybe_unused]] T* state) const {

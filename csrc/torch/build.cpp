@@ -40,16 +40,20 @@ Bucket& bucket_for(Tables& tables, const Variant& variant, const Work& work, boo
 }
 
 // torch's for-loop computes these numbers in Python: it divides by zero, takes roots of negative
-// numbers, or hands a number to an operator that has no room for it.
-[[noreturn]] __attribute__((cold, noinline)) void refuse(const Reading& reading, int group,
-                                                         const Bucket& bucket, double step) {
+// numbers, or hands a number to an operator that has no room for it. Infinite options give no error.
+__attribute__((cold, noinline)) void refuse_invalid(const Reading& reading, int group,
+                                                    const Bucket& bucket, double step) {
   const Group& of = reading.groups[group];
   const cpu::Kernel& kernel = *bucket.variant.cpu;
+  bool finite = std::isfinite(step);
+  for (size_t i = 0; i < kernel.options; ++i) finite = finite && std::isfinite(of.numbers[i]);
+  if (!finite && !(step < 0)) return;
   std::vector<char> in_double(kernel.rule_bytes[1]);
-  const bool overflow = kernel.prepare[1](of.numbers, step, in_double.data());
+  const bool overflow = kernel.prepare[1](of.numbers, step, kLargest[1], in_double.data());
+  if (!overflow && of.any_tensor && !(step < 0)) return;  // a tensor's arithmetic raises nothing
   std::ostringstream text;
   text << group_name(group) << ": "
-       << (overflow ? "value cannot be converted to type float without overflow"
+       << (overflow ? "value cannot be converted to the parameter's dtype without overflow"
                     : "no step can be computed from these options")
        << ": ";
   for (const Option& option : reading.keys.optimizer->options) {
@@ -69,10 +73,10 @@ void add_rule(const Reading& reading, int group, double step, Bucket& bucket) {
   const int compute = cpu::Kernel::compute(bucket.dtype);
   const size_t bytes = kernel.rule_bytes[compute];
   bucket.rules.resize((bucket.rule_count + 1) * bytes);
-  if (!kernel.prepare[compute](of.numbers, step, bucket.rules.data() + bucket.rule_count * bytes)) {
-    bool finite = std::isfinite(step);
-    for (size_t i = 0; i < kernel.options; ++i) finite = finite && std::isfinite(of.numbers[i]);
-    if (finite || step < 0) refuse(reading, group, bucket, step);
+  const double largest = kLargest[static_cast<int>(bucket.dtype)];
+  if (!kernel.prepare[compute](of.numbers, step, largest,
+                               bucket.rules.data() + bucket.rule_count * bytes)) {
+    refuse_invalid(reading, group, bucket, step);
   }
   ++bucket.rule_count;
   bucket.group = group;

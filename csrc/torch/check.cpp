@@ -8,16 +8,21 @@
 
 #include "torch/count.h"
 #include "torch/look.h"
+#include "torch/originals.h"
 #include "torch/python.h"
 
 namespace fusedopt {
 
 namespace {
 
+constexpr const char* kOwnAttribute = "an attribute of a tensor's own hides one of torch.Tensor's";
+constexpr const char* kOddKey = "its state has keys that only equal the names";
+
 // Why no kernel takes a parameter that isn't as usual, or null.
-__attribute__((cold, noinline)) const char* why_not_covered(const c10::TensorImpl& tensor,
+__attribute__((cold, noinline)) const char* why_not_covered(Reading& reading,
+                                                            const c10::TensorImpl& tensor,
                                                             Work& work) {
-  if (tensor.key_set().has(c10::DispatchKey::Python)) return "tensor subclass";
+  if (tensor.key_set().has(c10::DispatchKey::Python)) return by_user(reading, "tensor subclass");
   const c10::Device device = tensor.device();
   const bool accelerated = device.type() == accelerator->type;
   const auto plain = plain_keys(device.type());
@@ -71,10 +76,16 @@ bool is_real(const c10::TensorImpl& tensor) {
 
 std::string state_name(const char* key) { return std::string(": state['") + key + "']"; }
 
+// What a tensor's class makes of operators, or it alone.
+const char* why_not_object(Reading& reading, PyObject* tensor) {
+  if (const char* reason = why_not_class(reading, tensor)) return reason;
+  return replaces_attribute(tensor) ? by_user(reading, kOwnAttribute) : nullptr;
+}
+
 // What a gradient's class makes of operators, if Python knows the gradient at all.
 const char* why_not_wrapper(Reading& reading, const c10::TensorImpl& grad) {
   PyObject* wrapper = const_cast<c10::TensorImpl&>(grad).pyobj_slot()->load_pyobj();
-  return wrapper == nullptr ? nullptr : why_not_class(reading, wrapper);
+  return wrapper == nullptr ? nullptr : why_not_object(reading, wrapper);
 }
 
 // The dtype of the gradient that torch's own step hands to lerp_.
@@ -136,30 +147,43 @@ const char* check_state_tensor(Reading& reading, const Slot& slot, const char* k
   return may_overlap_itself(tensor) ? "its state's elements may share memory" : nullptr;
 }
 
-// For a state that isn't a tensor.
-const char* doubt_state(Reading& reading, const Slot& slot, const char* key, PyObject* value) {
-  const std::string error = name_of(reading, slot) + state_name(key) + " must be a tensor, got " +
-                            Py_TYPE(value)->tp_name;
-  return doubt(reading, value, error);
+// Has a state a key that isn't a str, but may equal one?
+bool has_odd_key(PyObject* dict) {
+  PyObject *key, *value;
+  Py_ssize_t position = 0;
+  while (PyDict_Next(dict, &position, &key, &value)) {
+    if (!PyUnicode_CheckExact(key)) return true;
+  }
+  return false;
+}
+
+[[noreturn]] void throw_uncountable(const Reading& reading, const Slot& slot,
+                                    const c10::TensorImpl& step) {
+  throw std::runtime_error(name_of(reading, slot) + state_name("step") + " has " + describe(step) +
+                           ", expected one real number that can be counted up");
 }
 
 const char* check_step(Reading& reading, const Slot& slot, PyObject* step, Work& work) {
+  if (step == nullptr && has_odd_key(slot.state)) return by_user(reading, kOddKey);
   if (step == nullptr) throw py::key_error(name_of(reading, slot) + ": its state has no 'step'");
-  if (!is_tensor(step)) return doubt_state(reading, slot, "step", step);
-  if (const char* reason = why_not_class(reading, step)) return reason;
+  if (!is_tensor(step)) return why_not_tensor(reading, slot, state_name("step"), step);
+  if (const char* reason = why_not_object(reading, step)) return reason;
   c10::TensorImpl& tensor = impl_of(step);
-  if (tensor.key_set().has(c10::DispatchKey::Python)) return "its step count is a tensor subclass";
+  if (tensor.key_set().has(c10::DispatchKey::Python)) {
+    return by_user(reading, "its step count is a tensor subclass");
+  }
   const Operand operand = operand_of(tensor);
-  work.moved = work.moved || work.step.address != operand.address;
+  const auto type = c10::typeMetaToScalarType(tensor.dtype());
+  work.moved = work.moved || work.step.address != operand.address || work.step_type != type;
   work.foreign = work.foreign || (operand.storage != nullptr && !owns_memory(operand));
   work.step = operand;
   work.device_step = false;
-  work.step_type = c10::typeMetaToScalarType(tensor.dtype());
+  work.step_type = type;
   if (is_usual_step(tensor) && work.step.address != nullptr) return nullptr;
-  if (tensor.numel() != 1 || !is_countable(work.step_type)) {
-    throw std::runtime_error(name_of(reading, slot) + state_name("step") + " has " +
-                             describe(tensor) +
-                             ", expected one real number that can be counted up");
+  if (tensor.numel() != 1 || !is_countable(type)) {
+    const bool any = !reading.keys.optimizer->computes_with_step;
+    if (any && (is_countable(type) || c10::isComplexType(type))) return "its step count is no number";
+    throw_uncountable(reading, slot, tensor);
   }
   if (work.device != kHost && tensor.device().type() == accelerator->type) {
     Dtype dtype;
@@ -187,7 +211,13 @@ const char* check_state(Reading& reading, const Slot& slot, const Shape& shape, 
     return nullptr;
   };
   if (states == 0 && !counts) return forget();
-  if (slot.state != nullptr && !is_plain_dict(slot.state)) return "its state is not a plain dict";
+  if (slot.state != nullptr && !is_plain_dict(slot.state)) {
+    if (is_data(slot.state)) {
+      throw py::type_error(name_of(reading, slot) + ": its state must be a dict, got " +
+                           Py_TYPE(slot.state)->tp_name);
+    }
+    return by_user(reading, "its state is not a plain dict");
+  }
   if (slot.state == nullptr || PyDict_GET_SIZE(slot.state) == 0) {
     work.first = work.fresh = true;
     return forget();
@@ -204,6 +234,7 @@ const char* check_state(Reading& reading, const Slot& slot, const Shape& shape, 
   }
   for (int k = 0; k < states; ++k) {
     PyObject* value = values[variant.keys[k]];
+    if (value == nullptr && has_odd_key(slot.state)) return by_user(reading, kOddKey);
     if (!counts && (value == nullptr || value == Py_None)) {
       work.first = work.fresh = true;
       return forget();
@@ -213,14 +244,16 @@ const char* check_state(Reading& reading, const Slot& slot, const Shape& shape, 
       throw py::key_error(name_of(reading, slot) + ": its state has no '" + key +
                           "', which these options need");
     }
-    if (!is_tensor(value)) return doubt_state(reading, slot, key, value);
-    if (const char* reason = why_not_class(reading, value)) return reason;
+    if (!is_tensor(value)) return why_not_tensor(reading, slot, state_name(key), value);
+    if (const char* reason = why_not_object(reading, value)) return reason;
     c10::TensorImpl* taken = &impl_of(value);
     if (work.cut != 0) {
       if (const char* reason = take_piece(reading, slot, key, value, work, taken)) return reason;
     }
     c10::TensorImpl& tensor = *taken;
-    if (tensor.key_set().has(c10::DispatchKey::Python)) return "its state is a tensor subclass";
+    if (tensor.key_set().has(c10::DispatchKey::Python)) {
+      return by_user(reading, "its state is a tensor subclass");
+    }
     const Operand operand = operand_of(tensor);
     set_operand(work, 2 + k, operand.storage == nullptr ? Operand{} : operand);
     if (work.dense && fits(tensor, operand.address, shape)) continue;
@@ -235,6 +268,18 @@ const char* check_state(Reading& reading, const Slot& slot, const Shape& shape, 
 
 }  // namespace
 
+void refuse_step(const Reading& reading, const Slot& slot) {
+  if (!reading.keys.optimizer->counts_steps || slot.state == nullptr ||
+      !is_plain_dict(slot.state)) {
+    return;
+  }
+  PyObject* step = find_text(slot.state, "step");
+  if (step == nullptr || !is_exact(step)) return;
+  const c10::TensorImpl& tensor = impl_of(step);
+  const auto type = c10::typeMetaToScalarType(tensor.dtype());
+  if (!is_countable(type) && !c10::isComplexType(type)) throw_uncountable(reading, slot, tensor);
+}
+
 const char* check_slot(Reading& reading, const Slot& slot, c10::TensorImpl* grad, Work& work) {
   const Group& group = reading.groups[slot.group];
   if (group.torch_only != nullptr) return group.torch_only;
@@ -242,6 +287,8 @@ const char* check_slot(Reading& reading, const Slot& slot, c10::TensorImpl* grad
   work.traces.autograd = taken->autograd_meta();
   work.cut = 0;
   work.foreign = false;
+  const Dtype dtype_before = work.dtype;
+  if (replaces_attribute(slot.param)) return by_user(reading, kOwnAttribute);
   if (grad != nullptr) {
     if (const char* reason = why_not_wrapper(reading, *grad)) return reason;
   }
@@ -251,17 +298,19 @@ const char* check_slot(Reading& reading, const Slot& slot, c10::TensorImpl* grad
   c10::TensorImpl& param = *taken;
   work.device = kHost;
   if (param.key_set() != kPlainKeys || !is_allocated(param) || !to_dtype(param, work.dtype)) {
-    if (const char* reason = why_not_covered(param, work)) return reason;
+    if (const char* reason = why_not_covered(reading, param, work)) return reason;
   }
   const Operand operand = operand_of(param);
   const Shape shape(param, work.device);
   const bool dense = param.is_non_overlapping_and_dense();
   work.dense = dense;
-  work.moved = work.moved || work.numel != param.numel();
+  work.moved = work.moved || work.numel != param.numel() || work.dtype != dtype_before;
   work.numel = param.numel();
   set_operand(work, 0, operand);
   if (grad != nullptr) {
-    if (grad->key_set().has(c10::DispatchKey::Python)) return "its gradient is a tensor subclass";
+    if (grad->key_set().has(c10::DispatchKey::Python)) {
+      return by_user(reading, "its gradient is a tensor subclass");
+    }
     work.operands[1] = operand_of(*grad);
     if (!fits(*grad, work.operands[1].address, shape)) {
       if (const char* reason = check_gradient(reading, slot, *grad, param)) return reason;

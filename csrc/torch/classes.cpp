@@ -23,14 +23,6 @@ std::unordered_map<PyTypeObject*, Entry>& entries() {
   return *all;
 }
 
-// A number that no other class, and this one in another state, ever has; 0: Python has given none.
-unsigned tag_of(PyTypeObject* type) {
-#if PY_VERSION_HEX < 0x030C0000
-  if (!PyType_HasFeature(type, Py_TPFLAGS_VALID_VERSION_TAG)) return 0;
-#endif
-  return type->tp_version_tag;
-}
-
 // What a class may define beside Tensor without changing what an operator does.
 bool is_harmless(const std::string& name) {
   static const char* const kNames[] = {"__abstractmethods__",
@@ -73,28 +65,33 @@ PyObject* disabled_torch_function() {
   return parameter == nullptr ? nullptr : find_text(parameter, "__torch_function__");
 }
 
-// The first attribute of torch.Tensor's that the class has redefined, or an empty text.
-std::string find_override(PyTypeObject* type) {
+// Bases that are Tensor's own, so that what they define is Tensor's.
+bool is_own_base(PyTypeObject* base) { return PyType_IsSubtype(kTensorType, base); }
+
+// Calls each(name) for every attribute of torch.Tensor's that the class has redefined.
+template <typename Each>
+void for_each_override(PyTypeObject* type, const Each& each) {
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(type->tp_mro); ++i) {
     auto* const base = reinterpret_cast<PyTypeObject*>(PyTuple_GET_ITEM(type->tp_mro, i));
-    if (base == kTensorType) break;
-    if (base == kParameterType || base->tp_dict == nullptr) continue;
+    if (is_own_base(base) || base == kParameterType || base->tp_dict == nullptr) continue;
     PyObject *key, *value;
     Py_ssize_t position = 0;
     while (PyDict_Next(base->tp_dict, &position, &key, &value)) {
       const std::string name = text_of(key);
-      if (name == "__torch_function__" && value == disabled_torch_function()) continue;
-      if (!is_harmless(name) && _PyType_Lookup(kTensorType, key) != nullptr) return name;
+      PyObject* before = _PyType_Lookup(kTensorType, key);
+      PyObject* found = _PyType_Lookup(type, key);
+      if (before == nullptr || found == before || is_harmless(name)) continue;
+      if (name == "__torch_function__" && found == disabled_torch_function()) continue;
+      each(name);
     }
   }
-  return "";
 }
 
 }  // namespace
 
 TensorClass find_class(PyTypeObject* type) {
   const auto found = entries().find(type);
-  if (found == entries().end() || found->second.tag != tag_of(type)) return {};
+  if (found == entries().end() || found->second.tag != version_of_class(type)) return {};
   return found->second.is;
 }
 
@@ -103,7 +100,15 @@ void learn_class(PyTypeObject* type) {
   static auto* const sentences = new std::deque<std::string>;  // as long as somebody points there
   _PyType_Lookup(type, any_name);                              // gives the class a version
   const bool dtensor = is_dtensor_class(type);
-  const std::string override = dtensor ? "" : find_override(type);
+  std::string override;
+  bool any_gradient = true;
+  if (!dtensor) {
+    for_each_override(type, [&](const std::string& name) {
+      if (override.empty()) override = name;
+      any_gradient = any_gradient && name != "grad" && name != "__getattribute__" &&
+                     name != "__torch_function__";
+    });
+  }
   const char* sentence = nullptr;
   if (!override.empty()) {
     const auto text = override == "__torch_dispatch__"
@@ -113,7 +118,7 @@ void learn_class(PyTypeObject* type) {
     if (known == sentences->end()) known = sentences->insert(sentences->end(), text);
     sentence = known->c_str();
   }
-  entries()[type] = {tag_of(type), {true, dtensor, sentence}};
+  entries()[type] = {version_of_class(type), {true, dtensor, any_gradient, sentence}};
 }
 
 }  // namespace fusedopt

@@ -129,8 +129,9 @@ const char* take_pieces(Reading& reading, const Slot& slot, Work& work, c10::Ten
                         c10::TensorImpl*& grad) {
   c10::TensorImpl& whole = *param;
   const Piece piece = piece_of(slot.param);
-  if (piece.local == nullptr || piece.spec == nullptr)
-    return "a DTensor whose local tensor is not a plain one";
+  if (piece.local == nullptr || piece.spec == nullptr) {
+    return by_user(reading, "a DTensor whose local tensor is not a plain one");
+  }
   work.cut = cut_of(reading, piece.spec);
   if (work.cut == Cuts::kUnknown) return "its placements are to be compared";
   if (work.cut == Cuts::kUncovered) return "a placement other than Shard and Replicate";
@@ -146,8 +147,9 @@ const char* take_piece(Reading& reading, const Slot& slot, const char* key, PyOb
     return key == nullptr ? "its gradient is not a DTensor" : "its state is not a DTensor";
   }
   const Piece piece = piece_of(object);
-  if (piece.local == nullptr || piece.spec == nullptr)
-    return "a DTensor whose local tensor is not a plain one";
+  if (piece.local == nullptr || piece.spec == nullptr) {
+    return by_user(reading, "a DTensor whose local tensor is not a plain one");
+  }
   if (piece.spec != piece_of(slot.param).spec) {
     const int cut = cut_of(reading, piece.spec);
     if (cut == Cuts::kUnknown) return "its placements are to be compared";

@@ -2,10 +2,12 @@
 // step looks at tensors.
 #include "torch/groups.h"
 
+#include <ATen/PythonTorchFunctionTLS.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/PyInterpreter.h>
+#include <torch/csrc/autograd/forward_grad.h>
 
 #include <algorithm>
-#include <cstring>
 #include <optional>
 #include <stdexcept>
 
@@ -36,37 +38,42 @@ PyObject* look_up(PyObject* dict, PyObject* key) {
   return value;
 }
 
+const PyTypeObject* device_mode() {
+  static const py::object type = py::module_::import("torch.utils._device").attr("DeviceContext");
+  return reinterpret_cast<PyTypeObject*>(type.ptr());
+}
+
+// What torch's step would run a user's code for: all is torch's then.
+struct Whole {
+  const char* reason;
+};
+
 bool is_true(PyObject* value) {
   if (value == nullptr || value == Py_None || value == Py_False) return false;
   if (value == Py_True) return true;
-  const py::object held = py::reinterpret_borrow<py::object>(value);
+  if (is_of_users_class(value)) throw Whole{"an option is an object of a class of its own"};
   const int truth = PyObject_IsTrue(value);
   if (truth < 0) throw py::error_already_set();
   return truth != 0;
 }
 
-// A list's or tuple's items, or those that its class's __iter__ gives; null: it has none.
-py::object items_of(PyObject* sequence) {
-  if (sequence == nullptr || is_tensor(sequence)) return {};
-  auto items = PyList_CheckExact(sequence) || PyTuple_CheckExact(sequence)
-                   ? py::reinterpret_borrow<py::object>(sequence)
-                   : py::reinterpret_steal<py::object>(PySequence_List(sequence));
-  if (!items) PyErr_Clear();
-  return items;
+bool is_plain_sequence(PyObject* object) {
+  const auto iterates_as = [&](const PyTypeObject& type) {
+    return PyType_IsSubtype(Py_TYPE(object), const_cast<PyTypeObject*>(&type)) &&
+           Py_TYPE(object)->tp_iter == type.tp_iter;
+  };
+  return iterates_as(PyList_Type) || iterates_as(PyTuple_Type);
 }
 
-py::object params_of(PyObject* group, int index) {
-  const auto params =
-      PyDict_CheckExact(group)
-          ? py::reinterpret_borrow<py::object>(look_up(group, names().params))
-          : py::reinterpret_steal<py::object>(PyObject_GetItem(group, names().params));
-  if (!params) PyErr_Clear();
-  py::object items = items_of(params.ptr());
-  if (!items) {
+// The items of `params`, or null: no list, but something else that torch may iterate over.
+PyObject* params_of(PyObject* group, int index) {
+  PyObject* params = look_up(group, names().params);
+  if (params != nullptr && is_plain_sequence(params)) return params;
+  if (params == nullptr || is_data(params)) {
     throw py::type_error(group_name(index) +
                          " must be a dict whose 'params' are a list of tensors");
   }
-  return items;
+  throw Whole{"its group's parameters are not in a list"};
 }
 
 // A number whose __float__ steps the same optimizer would be read without end.
@@ -89,18 +96,22 @@ thread_local const Keys* ReadingNumber::current_ = nullptr;
 
 class Reader {
  public:
-  Reader(const Keys& keys, Groups& groups, bool wait) : keys_(keys), groups_(groups), wait_(wait) {}
+  Reader(const Keys& keys, Groups& groups, bool wait, Sequences& sequences)
+      : keys_(keys), groups_(groups), wait_(wait), sequences_(sequences) {}
 
   void read(PyObject* dict, int index, Group& group);
 
  private:
   template <typename Name>
   void read_option(PyObject* value, Group& group, int at, const Name& name);
+  template <typename Name>
+  py::object read_pair(PyObject* value, const Name& name);
   void read_numbers(int index, Group& group);
 
   const Keys& keys_;
   Groups& groups_;
   bool wait_;
+  Sequences& sequences_;
 };
 
 // A number on a device stays there: asking for it would wait for all that is queued. What depends
@@ -112,22 +123,48 @@ void Reader::read_option(PyObject* value, Group& group, int at, const Name& name
     group.numbers[at] = PyFloat_AS_DOUBLE(value);
     return;
   }
-  if (has_own_arithmetic(value)) group.torch_only = "an option's class has its own arithmetic";
   if (is_tensor(value)) {
-    if (!is_exact(value)) group.torch_only = "an option is a tensor subclass";
+    if (!is_exact(value)) throw Whole{"an option is a tensor subclass"};
     c10::TensorImpl& tensor = impl_of(value);
+    groups_.held.push_back(py::reinterpret_borrow<py::object>(value));
+    groups_.numbers.push_back(&tensor);
+    group.any_tensor = true;
     Dtype dtype;
     if (is_number_on_device(tensor, dtype)) {
-      groups_.held.push_back(py::reinterpret_borrow<py::object>(value));
       group.on_device[at] = &tensor;
       group.any_on_device = true;
       group.numbers[at] = 1;
       if (!wait_) return;
     }
+  } else if (!is_data(value) && has_own_arithmetic(value)) {
+    throw Whole{"an option is an object of a class of its own"};
+  } else if (is_long_integer(value)) {
+    throw Whole{"an option is an integer of more than 64 bits"};
   }
   std::optional<ReadingNumber> reading;
   if (!PyLong_Check(value) && !PyFloat_Check(value) && !is_tensor(value)) reading.emplace(&keys_);
   group.numbers[at] = to_number(value, name);
+}
+
+template <typename Name>
+py::object Reader::read_pair(PyObject* value, const Name& name) {
+  py::object pair;
+  if (is_plain_sequence(value)) {
+    pair = py::reinterpret_borrow<py::object>(value);
+  } else {
+    const auto read = [&](const auto& sequence) { return sequence.first.ptr() == value; };
+    const auto found = std::find_if(sequences_.begin(), sequences_.end(), read);
+    if (found != sequences_.end()) return found->second;
+    if (PyIter_Check(value)) throw Whole{"an option is an iterator"};
+    const auto held = py::reinterpret_borrow<py::object>(value);
+    pair = py::reinterpret_steal<py::object>(PySequence_Tuple(value));
+    if (!pair) PyErr_Clear();
+    if (pair) sequences_.emplace_back(held, pair);
+  }
+  if (!pair || PySequence_Fast_GET_SIZE(pair.ptr()) != 2) {
+    throw py::type_error(name() + " must be a pair");
+  }
+  return pair;
 }
 
 void Reader::read_numbers(int index, Group& group) {
@@ -145,14 +182,10 @@ void Reader::read_numbers(int index, Group& group) {
       read_option(value, group, option.at, name);
       continue;
     }
-    const py::object held = py::reinterpret_borrow<py::object>(value);
-    const auto pair = py::reinterpret_steal<py::object>(PySequence_Tuple(value));
-    if (!pair) PyErr_Clear();
-    if (!pair || PyTuple_GET_SIZE(pair.ptr()) != 2) {
-      throw py::type_error(name() + " must be a pair");
-    }
+    const py::object pair = read_pair(value, name);
     for (int k = 0; k < 2; ++k) {
-      read_option(PyTuple_GET_ITEM(pair.ptr(), k), group, k == 0 ? option.at : option.second,
+      read_option(PySequence_Fast_GET_ITEM(pair.ptr(), k), group,
+                  k == 0 ? option.at : option.second,
                   [&] { return name() + "[" + std::to_string(k) + "]"; });
     }
   }
@@ -162,9 +195,11 @@ void Reader::read(PyObject* dict, int index, Group& group) {
   group = {};
   group.dict = dict;
   if (!is_plain_dict(dict)) {
-    group.torch_only = "its group is not a plain dict";
-    return;
+    if (!is_data(dict) || PyDict_Check(dict)) throw Whole{"its group is not a plain dict"};
+    throw py::type_error(group_name(index) + " must be a dict, got " + Py_TYPE(dict)->tp_name);
   }
+  group.params = params_of(dict, index);
+  groups_.held.push_back(py::reinterpret_borrow<py::object>(group.params));
   read_numbers(index, group);
   group.variant = keys_.optimizer->variant(group.numbers);
   group.maximize = is_true(look_up(dict, names().maximize));
@@ -178,11 +213,23 @@ void Reader::read(PyObject* dict, int index, Group& group) {
   if (is_true(look_up(dict, names().differentiable))) group.torch_only = "differentiable=True";
 }
 
-// Inside torch.func's transforms and under dispatch modes an operator is not what it seems.
-bool is_transformed() {
+// Where an operator is not what it seems: inside torch.func's transforms, under modes, and where
+// derivatives are carried forward. torch.device's mode only concerns new tensors, and is let pass.
+const char* why_transformed() {
   const auto keys = c10::impl::tls_local_dispatch_key_set().included_;
-  return keys.has(c10::DispatchKey::Python) || keys.has(c10::DispatchKey::Functionalize) ||
-         keys.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+  if (keys.has(c10::DispatchKey::Python) || keys.has(c10::DispatchKey::Functionalize) ||
+      keys.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode)) {
+    return "a dispatch mode or a transform is active";
+  }
+  if (at::impl::torch_function_mode_enabled()) {
+    using Modes = at::impl::PythonTorchFunctionTLS;
+    for (int64_t i = 0; i < Modes::stack_len(); ++i) {
+      const auto* mode = Modes::get_stack_at(i)->ptr(getPyInterpreter());
+      if (Py_TYPE(mode) != device_mode()) return "a __torch_function__ mode is active";
+    }
+  }
+  return torch::autograd::ForwardADLevel::try_get_by_idx(0) != nullptr ? "forward-mode AD is active"
+                                                                       : nullptr;
 }
 
 }  // namespace
@@ -196,27 +243,27 @@ Keys::Keys(const std::string& name) : optimizer(find_optimizer(name.c_str())) {
   entries.push_back(step);
 }
 
-Groups read_groups(const Keys& keys, const py::object& groups, bool wait) {
+Groups read_groups(const Keys& keys, const py::object& groups, bool wait, Sequences& sequences) {
   Groups found;
-  const py::object all = py::isinstance<py::str>(groups) ? py::object() : items_of(groups.ptr());
-  if (!all) throw py::type_error("param_groups must be a list of dicts");
-  const auto count = PySequence_Fast_GET_SIZE(all.ptr());
-  found.held.reserve(2 * count);
-  for (Py_ssize_t i = 0; i < count; ++i) {
-    found.held.push_back(
-        py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(all.ptr(), i)));
-  }
-  found.all.resize(count);
-  Reader reader(keys, found, wait);
-  for (int i = 0; i < static_cast<int>(count); ++i) {
-    reader.read(found.held[i].ptr(), i, found.all[i]);
-  }
-  for (int i = 0; i < static_cast<int>(count); ++i) {
-    found.held.push_back(params_of(found.all[i].dict, i));
-    found.all[i].params = found.held.back().ptr();
-  }
-  if (is_transformed()) {
-    for (Group& group : found.all) group.torch_only = "a dispatch mode or a transform is active";
+  try {
+    if (const char* reason = why_transformed()) throw Whole{reason};
+    if (!is_plain_sequence(groups.ptr())) {
+      if (is_data(groups.ptr())) throw py::type_error("param_groups must be a list of dicts");
+      throw Whole{"param_groups is not a list"};
+    }
+    const auto count = PySequence_Fast_GET_SIZE(groups.ptr());
+    found.held.reserve(2 * count);
+    for (Py_ssize_t i = 0; i < count; ++i) {
+      found.held.push_back(
+          py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(groups.ptr(), i)));
+    }
+    found.all.resize(count);
+    Reader reader(keys, found, wait, sequences);
+    for (int i = 0; i < static_cast<int>(count); ++i) {
+      reader.read(found.held[i].ptr(), i, found.all[i]);
+    }
+  } catch (const Whole& whole) {
+    found.whole = whole.reason;
   }
   return found;
 }

@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "torch/optimizers.h"
@@ -31,6 +32,7 @@ struct Group {
   Numbers numbers;
   c10::TensorImpl* on_device[kMaxOptions];  // where a number is, if the host need not know it
   bool any_on_device;
+  bool any_tensor;
   Variant variant;
   bool maximize;
   bool fused;  // fused=True was asked for: state["step"] is float32 then, as torch's
@@ -41,11 +43,19 @@ struct Group {
 
 struct Groups {
   std::vector<Group> all;
+  // Why torch's own step takes all as they are, or null; then the rest wasn't read to its end.
+  const char* whole = nullptr;
+  std::vector<const c10::TensorImpl*> numbers;  // options that are tensors
   std::vector<py::object> held;  // dicts, lists and numbers, so that no Python code frees them
 };
 
-// Reads all options, which may run Python code: a number's __float__, a list's __iter__. With
-// `wait`, numbers on a device are fetched too.
-Groups read_groups(const Keys& keys, const py::object& groups, bool wait);
+// Sequences that stand for a tuple, and their items: read once in a step.
+using Sequences = std::vector<std::pair<py::object, py::object>>;
+
+// Reads all options, which may run Python code: the __float__ of what is only that of a number, the
+// __iter__ of what stands for a tuple. Where torch's step would call a user's code, as a group's
+// __getitem__ or a number's __neg__, `whole` says so. With `wait`, numbers on a device are fetched
+// too.
+Groups read_groups(const Keys& keys, const py::object& groups, bool wait, Sequences& sequences);
 
 }  // namespace fusedopt

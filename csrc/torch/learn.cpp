@@ -5,17 +5,12 @@
 
 namespace fusedopt {
 
-void learn(const Needs& needs, Cache& cache, Owned& owned) {
+void learn(const Needs& needs, Cache& cache) {
   for (const py::object& type : needs.classes) {
     learn_class(reinterpret_cast<PyTypeObject*>(type.ptr()));
   }
   if (!needs.specs.empty()) {
     cache.cuts.learn(needs.specs, cache.slots.size() * (kMaxStates + 2));
-  }
-  for (const py::object& object : needs.doubts) {
-    const int says_so = PyObject_IsInstance(object.ptr(), THPVariableClass);
-    if (says_so < 0) throw py::error_already_set();
-    (says_so != 0 ? owned.proxies : owned.others).push_back(object);
   }
   for (const Untried& kernel : needs.kernels) try_kernel(kernel);
 }

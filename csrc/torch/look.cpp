@@ -38,10 +38,7 @@ void read_slots(Reading& reading) {
       Slot& slot = cache.slots[count++];
       same = same && slot.param == param;
       slot = {param, slot.state, i, k, is_tensor(param)};
-      if (!slot.is_tensor) {
-        doubt(reading, param,
-              name_of(reading, slot) + " must be a tensor, got " + Py_TYPE(param)->tp_name);
-      }
+      if (!slot.is_tensor) why_not_tensor(reading, slot, "", param);
     }
   }
   same = same && cache.slots.size() == count;
@@ -115,17 +112,26 @@ FUSEDOPT_INLINE c10::TensorImpl* gradient_of(Reading& reading, PyObject* param) 
   return gradient == c10::UndefinedTensorImpl::singleton() ? nullptr : gradient;
 }
 
+// Has it no gradient, and a class that lets torch see that?
+bool is_passed_over(PyObject* param) {
+  const TensorClass is = find_class(Py_TYPE(param));
+  const auto* meta =
+      static_cast<const torch::autograd::AutogradMeta*>(impl_of(param).autograd_meta());
+  return is.known && is.has_grad && (meta == nullptr || !meta->grad_.defined());
+}
+
 // Looks anew at what isn't as it was. Returns whether a kernel takes it.
 __attribute__((noinline)) bool look_closely(Reading& reading, int index, c10::TensorImpl* grad,
                                             bool dict) {
   const Slot& slot = reading.cache.slots[index];
   Work& work = reading.cache.works[index];
   work.usual_kernel = nullptr;
-  work.reason =
-      dict ? check_slot(reading, slot, grad, work) : "optimizer.state is not a plain dict";
+  work.reason = dict ? check_slot(reading, slot, grad, work)
+                     : by_user(reading, "optimizer.state is not a plain dict");
   work.ready = work.reason == nullptr;
   if (!work.ready) {
     reading.any_for_torch = true;
+    if (dict) refuse_step(reading, slot);
     return false;
   }
   if (is_usual(reading, slot, work)) work.usual_kernel = reading.groups[slot.group].variant.cpu;
@@ -139,8 +145,9 @@ FUSEDOPT_INLINE void look_at(Reading& reading, const Slot& slot, Work& work, boo
                              std::vector<int>& suspects) {
   const auto index = static_cast<int>(&slot - reading.cache.slots.data());
   if (!slot.is_tensor || !is_exact(slot.param)) {
-    const char* reason =
-        slot.is_tensor ? why_not_class(reading, slot.param) : doubt(reading, slot.param, "");
+    if (!all && slot.is_tensor && is_passed_over(slot.param)) return;
+    const char* reason = slot.is_tensor ? why_not_class(reading, slot.param)
+                                        : why_not_tensor(reading, slot, "", slot.param);
     if (reason != nullptr) {
       work.reason = reason;
       reading.any_for_torch = true;
@@ -175,6 +182,14 @@ void for_each_lazy_copy(const Reading& reading, const Work& work, const Each& ea
   look_at(work.step);
 }
 
+// Gradients that can't be unscaled where they are.
+void find_shared(Reading& reading) {
+  if (!reading.scaler.scaled) return;
+  for (const int slot : find_shared_gradients(reading)) {
+    reading.needs.shared_gradients.push_back(THPVariable_Unpack(reading.slots()[slot].param));
+  }
+}
+
 // What the kernels' slots lack, as owned objects.
 void find_needs(Reading& reading) {
   Needs& needs = reading.needs;
@@ -198,10 +213,7 @@ void find_needs(Reading& reading) {
                            {},
                            {}});
   }
-  if (!reading.scaler.scaled) return;
-  for (const int slot : find_shared_gradients(reading)) {
-    needs.shared_gradients.push_back(THPVariable_Unpack(reading.slots()[slot].param));
-  }
+  find_shared(reading);
 }
 
 // The second time that state is missing, or gradients are shared, after they were provided.
@@ -225,12 +237,18 @@ void give_up(Reading& reading) {
 
 }  // namespace
 
-const char* doubt(Reading& reading, PyObject* object, const std::string& error) {
-  if (holds(reading.owned.others, object)) throw py::type_error(error);
-  if (!holds(reading.owned.proxies, object)) {
-    reading.needs.doubts.push_back(py::reinterpret_borrow<py::object>(object));
+const char* by_user(Reading& reading, const char* reason) {
+  if (reading.whole == nullptr) reading.whole = reason;
+  return reason;
+}
+
+const char* why_not_tensor(Reading& reading, const Slot& slot, const std::string& what,
+                           PyObject* object) {
+  if (is_data(object)) {
+    throw py::type_error(name_of(reading, slot) + what + " must be a tensor, got " +
+                         Py_TYPE(object)->tp_name);
   }
-  return "an object that only stands for a tensor";
+  return by_user(reading, "an object that only stands for a tensor");
 }
 
 // The entries mostly come in torch's order, the step first. Keys from a checkpoint are not
@@ -262,7 +280,7 @@ void read_state(const Keys& keys, PyObject* dict, PyObject** values) {
 const char* why_not_class(Reading& reading, PyObject* tensor) {
   if (is_exact(tensor)) return nullptr;
   const TensorClass is = find_class(Py_TYPE(tensor));
-  if (is.known) return is.overrides;
+  if (is.known) return is.overrides == nullptr ? nullptr : by_user(reading, is.overrides);
   auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
   if (!holds(reading.needs.classes, type)) {
     reading.needs.classes.push_back(py::reinterpret_borrow<py::object>(type));
@@ -293,6 +311,10 @@ void look(Reading& reading, PyObject* state, const Places& done, bool all) {
   Cache& cache = reading.cache;
   read_slots(reading);
   const bool dict = is_plain_dict(state);
+  if (!dict && is_data(state)) {
+    throw py::type_error(std::string("optimizer.state must be a dict, got ") +
+                         Py_TYPE(state)->tp_name);
+  }
   if (dict) read_states(cache, state);
   std::set<std::pair<int, int>> left_out;
   for (const auto& [group, indices] : done) {
@@ -327,9 +349,13 @@ void look(Reading& reading, PyObject* state, const Places& done, bool all) {
     known = known && work.ready == was_ready && !work.moved;
   }
   cache.overlaps.known = known;
-  if (reading.needs.to_learn()) return;
+  if (reading.needs.to_learn() || reading.whole != nullptr) return;
   find_overlaps(reading, suspects);
-  if (all || (done.empty() && reading.any_for_torch)) return;
+  if (all || reading.whole != nullptr) return;
+  if (done.empty() && reading.any_for_torch) {
+    if (reading.patient) find_shared(reading);
+    return;
+  }
   find_needed_numbers(reading);
   if (reading.needs.to_learn()) return;
   if (reading.patient) {

@@ -34,9 +34,17 @@ const char* take_pieces(Reading& reading, const Slot& slot, Work& work, c10::Ten
 const char* take_piece(Reading& reading, const Slot& slot, const char* key, PyObject* object,
                        const Work& work, c10::TensorImpl*& tensor);
 
-// For an object that isn't a tensor: torch's own step takes it if it says that it is one, and that
-// sentence is returned; else the error is thrown. Until it is known which, it is a need.
-const char* doubt(Reading& reading, PyObject* object, const std::string& error);
+// Notes that torch's step would call a user's code, so that all is torch's. Returns the reason.
+const char* by_user(Reading& reading, const char* reason);
+
+// For an object that isn't a tensor: throws if it is only data; else torch's step finds out whether
+// it can stand for one, and that sentence is returned.
+const char* why_not_tensor(Reading& reading, const Slot& slot, const std::string& what,
+                           PyObject* object);
+
+// Throws if the step count of a slot that torch's step takes can't be counted up, in the middle of
+// that step.
+void refuse_step(const Reading& reading, const Slot& slot);
 
 // values[k]: the object under state key k; values[keys]: the step.
 void read_state(const Keys& keys, PyObject* dict, PyObject** values);

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "cpu/isa.h"
+#include "torch/originals.h"
 #include "torch/plan.h"
 #include "torch/stream.h"
 
@@ -27,6 +28,7 @@ py::list isa_names(bool only_detected) {
 PYBIND11_MODULE(_C, module) {
   const std::string wrong = cpu::select_isa(std::getenv("FUSEDOPT_CPU_ISA"));
   if (!wrong.empty()) throw py::import_error(wrong);
+  note_originals();
   module.def("isa", [] { return cpu::kIsaNames[cpu::active_isa()]; });
   module.def("isa_built", [] { return isa_names(false); });
   module.def("isa_detected", [] { return isa_names(true); });

@@ -38,7 +38,6 @@ struct Needs {
   // To be learned, before it is known who steps what.
   std::vector<py::object> classes;
   std::vector<py::object> specs;   // DTensorSpecs
-  std::vector<py::object> doubts;  // objects that aren't tensors, but may say that they are
   std::vector<Untried> kernels;
   bool numbers = false;  // of a device, for the host
 
@@ -48,7 +47,7 @@ struct Needs {
   std::vector<at::Tensor> shared_gradients;  // their parameters
 
   bool to_learn() const {
-    return numbers || !classes.empty() || !specs.empty() || !doubts.empty() || !kernels.empty();
+    return numbers || !classes.empty() || !specs.empty() || !kernels.empty();
   }
   bool to_provide() const {
     return !lazy_copies.empty() || !fresh.empty() || !shared_gradients.empty();

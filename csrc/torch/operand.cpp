@@ -18,7 +18,7 @@ bool is_number_on_device(const c10::TensorImpl& tensor, Dtype& dtype) {
 }
 
 bool is_expanded(const c10::TensorImpl& tensor) {
-  if (tensor.layout() != c10::kStrided) return false;
+  if (tensor.layout() != c10::kStrided || tensor.numel() == 0) return false;
   for (int64_t d = 0; d < tensor.dim(); ++d) {
     if (tensor.size(d) > 1 && tensor.stride(d) == 0) return true;
   }

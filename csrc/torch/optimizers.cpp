@@ -136,10 +136,11 @@ Variant adam(const double* numbers) {
 const std::vector<const char*> kAdamKeys = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
 
 const Optimizer kOptimizers[] = {
-    {"SGD", FUSEDOPT_OPTIONS(SgdGroup, kSgdOptions), {"momentum_buffer"}, false, nullptr, sgd},
+    {"SGD", FUSEDOPT_OPTIONS(SgdGroup, kSgdOptions), {"momentum_buffer"}, false, false, nullptr, sgd},
     {"Adagrad",
      FUSEDOPT_OPTIONS(AdagradGroup, kAdagradOptions),
      {"sum"},
+     true,
      true,
      "initial_accumulator_value",
      adagrad},
@@ -147,19 +148,23 @@ const Optimizer kOptimizers[] = {
      FUSEDOPT_OPTIONS(RmspropGroup, kRmspropOptions),
      {"square_avg", "momentum_buffer", "grad_avg"},
      true,
+     false,
      nullptr,
      rmsprop},
     {"Adadelta",
      FUSEDOPT_OPTIONS(AdadeltaGroup, kAdadeltaOptions),
      {"square_avg", "acc_delta"},
      true,
+     false,
      nullptr,
      adadelta},
-    {"Adam", FUSEDOPT_OPTIONS(AdamGroup, kAdamOptions), kAdamKeys, true, nullptr, adam},
-    {"AdamW", FUSEDOPT_OPTIONS(AdamGroup, kAdamOptions), kAdamKeys, true, nullptr, adam},
+    {"Adam", FUSEDOPT_OPTIONS(AdamGroup, kAdamOptions), kAdamKeys, true, true, nullptr, adam},
+    {"AdamW", FUSEDOPT_OPTIONS(AdamGroup, kAdamOptions), kAdamKeys, true, true, nullptr, adam},
 };
 
 }  // namespace
+
+std::span<const Optimizer> all_optimizers() { return kOptimizers; }
 
 const Optimizer* find_optimizer(const char* name) {
   for (const Optimizer& optimizer : kOptimizers) {

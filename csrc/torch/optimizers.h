@@ -42,10 +42,14 @@ struct Optimizer {
   // Is there a state["step"]? Without it (SGD) the rule is told 0 earlier steps or 1, and state
   // that is not there yet is nothing unusual.
   bool counts_steps;
+  // Does the rule depend on it?
+  bool computes_with_step;
   // The group's or optimizer's default that fresh state is filled with; null: zero.
   const char* initial_value;
   Variant (*variant)(const double* numbers);
 };
+
+std::span<const Optimizer> all_optimizers();
 
 // By the name of the torch.optim class; null if there is none.
 const Optimizer* find_optimizer(const char* name);

@@ -11,6 +11,7 @@
 #include "torch/count.h"
 #include "torch/launch.h"
 #include "torch/look.h"
+#include "torch/originals.h"
 #include "torch/python.h"
 #include "torch/satisfy.h"
 
@@ -67,20 +68,51 @@ struct Plan::Row {
 
 // One call of step() or explain(): what it was given, and what it owns until its end.
 struct Plan::Call {
-  const py::object& groups;
-  const py::object& state;
+  const py::object& optimizer;
   const Places done;
   bool explain;
   Scaler scaler;
 
+  py::object groups = {};  // the optimizer's, once it is known that asking for them is harmless
+  py::object state = {};
   Owned owned = {};
+  Sequences sequences = {};
   bool waited = false;  // for numbers on a device
   Groups read = {};
   Needs needs = {};
   std::vector<Fresh> made = {};
   Places for_torch = {};
   std::vector<Row> rows = {};
+
+  void add_rows(const Reading& reading);
+  void add_rows(const char* reason);
 };
+
+void Plan::Call::add_rows(const Reading& reading) {
+  for (size_t i = 0; i < reading.slots().size(); ++i) {
+    const Slot& slot = reading.slots()[i];
+    const char* own = reading.works()[i].reason;
+    std::string reason = own != nullptr ? own : reading.errors[i];
+    if (reason.empty() && reading.whole != nullptr) {
+      reason = std::string("another parameter is for torch's step alone: ") + reading.whole;
+    }
+    rows.push_back({slot.group, slot.index, reason});
+  }
+}
+
+// The same reason for all parameters that can be found without running a user's code.
+void Plan::Call::add_rows(const char* reason) {
+  if (!groups) groups = optimizer.attr("param_groups");
+  if (!PyList_Check(groups.ptr())) return;
+  for (int i = 0; i < static_cast<int>(PyList_GET_SIZE(groups.ptr())); ++i) {
+    PyObject* group = PyList_GET_ITEM(groups.ptr(), i);
+    PyObject* params = PyDict_Check(group) ? find_text(group, "params") : nullptr;
+    if (params == nullptr || !PyList_Check(params)) continue;
+    for (int k = 0; k < static_cast<int>(PyList_GET_SIZE(params)); ++k) {
+      rows.push_back({i, k, reason});
+    }
+  }
+}
 
 Plan::Plan(const std::string& optimizer) : keys_(optimizer), lock_(new Lock{{}, getpid()}) {
   is_plain_dict(Py_None);  // imports what it needs
@@ -108,76 +140,88 @@ void Plan::finish(Reading& reading) {
   sweep(reading, tables_);
 }
 
+// Reads the groups. Returns why torch's own step takes everything, or null. What was read and needed
+// before is let go first, which may run Python code.
+const char* Plan::read(Call& call) {
+  call.needs = {};
+  call.read = {};
+  if (const char* reason = why_not_original(call.optimizer.ptr(), optimizer())) return reason;
+  if (!call.groups) {
+    call.state = call.optimizer.attr("state");
+    call.groups = call.optimizer.attr("param_groups");
+  }
+  call.read = read_groups(keys_, call.groups, call.waited, call.sequences);
+  return call.read.whole;
+}
+
 // Looks at everything, and steps if nothing is needed for that.
 Plan::Outcome Plan::look_once(Call& call, bool patient) {
-  call.read = read_groups(keys_, call.groups, call.waited);
+  if (const char* whole = read(call)) {
+    if (call.explain) call.add_rows(whole);
+    return Outcome::kAllForTorch;
+  }
   const auto locked = lock();
-  Reading reading{keys_,       call.read.all, cache_,  call.owned,
-                  call.scaler, call.waited,   patient, has_other_threads()};
+  Reading reading{keys_,       call.read,   cache_,  call.owned,         call.needs,
+                  call.scaler, call.waited, patient, has_other_threads()};
   look(reading, call.state.ptr(), call.done, call.explain);
-  call.needs = std::move(reading.needs);
   if (call.needs.to_learn()) return Outcome::kAgain;
   if (call.explain) {
-    for (size_t i = 0; i < reading.slots().size(); ++i) {
-      const Slot& slot = reading.slots()[i];
-      const char* reason = reading.works()[i].reason;
-      call.rows.push_back({slot.group, slot.index, reason != nullptr ? reason : reading.errors[i]});
-    }
+    call.add_rows(reading);
     return Outcome::kDone;
   }
+  if (call.scaler.overflow) return Outcome::kDone;
+  if (reading.whole != nullptr) return Outcome::kAllForTorch;
+  if (call.needs.to_provide()) return Outcome::kAgain;
   if (call.done.empty() && reading.any_for_torch) {
     build(reading, tables_);  // refuses before torch changes anything
     call.for_torch = places_for_torch(reading);
     return Outcome::kForTorch;
   }
-  if (call.scaler.overflow) return Outcome::kDone;
-  if (call.needs.to_provide()) return Outcome::kAgain;
   note_first_steps(reading, call.made);
   finish(reading);
   return Outcome::kDone;
 }
 
-py::object Plan::step(const py::object& groups, const py::object& state, const py::dict& defaults,
-                      const py::object& grad_scale, const py::object& found_inf,
-                      const py::object& stepped_by_torch) {
-  Call call{groups, state, places_of(stepped_by_torch), false, read_scaler(grad_scale, found_inf)};
+py::object Plan::step(const py::object& optimizer, const py::object& grad_scale,
+                      const py::object& found_inf, const py::object& stepped_by_torch) {
+  Call call{optimizer, places_of(stepped_by_torch), false, read_scaler(grad_scale, found_inf)};
   std::vector<Fresh>& made = call.made;
   int provided = 0;
   try {
     for (int round = 0; round < kMostRounds; ++round) {
       const Outcome outcome = look_once(call, provided < kPatience);
       if (outcome == Outcome::kDone) return py::none();
-      if (outcome == Outcome::kForTorch) {
-        take_back(state, made);
-        return py::cast(call.for_torch);
+      if (outcome == Outcome::kForTorch || outcome == Outcome::kAllForTorch) {
+        take_back(call.state, made);
+        return outcome == Outcome::kForTorch ? py::cast(call.for_torch) : py::bool_(true);
       }
       if (call.needs.numbers) {
         read_back(call.scaler);
         call.waited = true;
       }
       if (call.needs.to_learn()) {
-        learn(call.needs, cache_, call.owned);
+        learn(call.needs, cache_);
       } else {
-        provide(keys_, call.needs, state, defaults, made);
+        provide(keys_, call.needs, call.state, optimizer, made);
         ++provided;
       }
     }
     throw std::runtime_error("the optimizer's objects change whenever step() looks at them");
   } catch (const ZeroDivision& error) {
-    take_back(state, made);
+    take_back(call.state, made);
     PyErr_SetString(PyExc_ZeroDivisionError, error.what());
     throw py::error_already_set();
   } catch (...) {
-    take_back(state, made);
+    take_back(call.state, made);
     throw;
   }
 }
 
-py::list Plan::explain(const py::object& groups, const py::object& state) {
-  Call call{groups, state, {}, true, {}};
+py::list Plan::explain(const py::object& optimizer) {
+  Call call{optimizer, {}, true, {}};
   for (int round = 0; look_once(call, true) == Outcome::kAgain; ++round) {
     if (round == kMostRounds) throw std::runtime_error("the optimizer's objects keep changing");
-    learn(call.needs, cache_, call.owned);
+    learn(call.needs, cache_);
   }
   py::list rows;
   for (const Row& row : call.rows) {

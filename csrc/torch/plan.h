@@ -20,24 +20,26 @@ class Plan {
  public:
   explicit Plan(const std::string& optimizer);
 
-  // One step of all parameters that the kernels cover. If some are not covered, nothing is changed
-  // and they are returned as a list of (group index, [parameter index]); the caller has torch step
-  // them and calls again with that list as `stepped_by_torch`, which is None at first.
-  py::object step(const py::object& groups, const py::object& state, const py::dict& defaults,
-                  const py::object& grad_scale, const py::object& found_inf,
-                  const py::object& stepped_by_torch);
+  // One step of all parameters that the kernels cover; None. If some are not covered, nothing is
+  // changed and they are returned as a list of (group index, [parameter index]); the caller has
+  // torch step them and calls again with that list as `stepped_by_torch`, which is None at first.
+  // True: the caller has torch step the whole optimizer as it is, since that would run code of the
+  // user's, which may see and do anything.
+  py::object step(const py::object& optimizer, const py::object& grad_scale,
+                  const py::object& found_inf, const py::object& stepped_by_torch);
 
   // (group index, parameter index, reason) of each parameter; an empty reason means our kernel.
-  py::list explain(const py::object& groups, const py::object& state);
+  py::list explain(const py::object& optimizer);
 
   std::string optimizer() const { return keys_.optimizer->name; }
 
  private:
   struct Call;
   struct Row;
-  enum class Outcome { kAgain, kForTorch, kDone };
+  enum class Outcome { kAgain, kForTorch, kAllForTorch, kDone };
 
   Outcome look_once(Call& call, bool patient);
+  const char* read(Call& call);
   void finish(Reading& reading);
   std::unique_lock<std::mutex> lock();
 

@@ -95,10 +95,10 @@ void put_in_place(const py::object& state, Fresh& fresh) {
 // Makes all missing state before putting any of it in place: running out of memory leaves nothing
 // half done.
 void create_states(const Keys& keys, std::vector<Fresh> missing, const py::object& state,
-                   const py::dict& defaults, std::vector<Fresh>& made) {
+                   const py::object& optimizer, std::vector<Fresh>& made) {
   double initial = 0;
   if (keys.optimizer->initial_value != nullptr) {
-    initial = defaults[keys.optimizer->initial_value].cast<double>();
+    initial = optimizer.attr("defaults")[keys.optimizer->initial_value].cast<double>();
   }
   const std::vector<Fresh> filling = fill_holes(keys, missing, initial);
   for (Fresh& fresh : missing) fill_state(keys, fresh, initial);
@@ -114,7 +114,10 @@ void separate(const std::vector<at::Tensor>& params) {
   std::vector<at::Tensor> copies;
   for (const at::Tensor& param : params) {
     const at::Tensor grad = param.grad();
-    if (!grad.defined() || grad.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Python)) {
+    const bool alike = grad.defined() && grad.layout() == c10::kStrided &&
+                       grad.dtype() == param.dtype() &&
+                       !grad.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Python);
+    if (!alike) {
       copies.push_back(grad.defined() ? grad.clone() : grad);
       continue;
     }
@@ -129,14 +132,14 @@ void separate(const std::vector<at::Tensor>& params) {
 
 }  // namespace
 
-void provide(const Keys& keys, Needs& needs, const py::object& state, const py::dict& defaults,
+void provide(const Keys& keys, Needs& needs, const py::object& state, const py::object& optimizer,
              std::vector<Fresh>& made) {
   const at::NoGradGuard no_grad;
   for (const at::Tensor& tensor : needs.lazy_copies) {
     tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl()->mutable_data();
   }
   if (!needs.fresh.empty()) {
-    create_states(keys, std::move(needs.fresh), state, defaults, made);
+    create_states(keys, std::move(needs.fresh), state, optimizer, made);
   }
   separate(needs.shared_gradients);
 }

@@ -5,6 +5,16 @@
 
 namespace fusedopt {
 
+namespace {
+
+// Its own types are made in C; what users derive from them isn't.
+bool is_of_numpy(const PyTypeObject* type) {
+  return std::strncmp(type->tp_name, "numpy.", 6) == 0 &&
+         (type->tp_flags & Py_TPFLAGS_HEAPTYPE) == 0;
+}
+
+}  // namespace
+
 bool is_plain_dict(PyObject* object) {
   static PyObject* const defaultdict =
       py::object(py::module_::import("collections").attr("defaultdict")).release().ptr();
@@ -29,20 +39,62 @@ PyObject* find_text(PyObject* dict, const char* key) {
   return nullptr;
 }
 
+bool is_data(PyObject* object) {
+  const PyTypeObject* type = Py_TYPE(object);
+  for (const PyTypeObject* data :
+       {&PyLong_Type, &PyBool_Type, &PyFloat_Type, &PyComplex_Type, &PyUnicode_Type, &PyBytes_Type,
+        &PyList_Type, &PyTuple_Type, &PyDict_Type, &PySet_Type, &PyFrozenSet_Type}) {
+    if (type == data) return true;
+  }
+  return object == Py_None || is_of_numpy(type);
+}
+
 bool has_own_arithmetic(PyObject* value) {
   const PyTypeObject* type = Py_TYPE(value);
   const PyTypeObject* base = PyFloat_Check(value)  ? &PyFloat_Type
                              : PyLong_Check(value) ? &PyLong_Type
                                                    : nullptr;
-  if (base == nullptr || type == base || type->tp_as_number == nullptr) return false;
-  const auto differs = [&](auto slot) {
-    return type->tp_as_number->*slot != base->tp_as_number->*slot;
+  if (type == base || type == &PyBool_Type || is_of_numpy(type)) return false;
+  const PyNumberMethods* own = type->tp_as_number;
+  if (own == nullptr || PyWeakref_CheckProxy(value)) return false;
+  if (base == nullptr) return own->nb_negative || own->nb_add || own->nb_multiply;
+  const auto same = [&](auto slot) {
+    return type->tp_as_number->*slot == base->tp_as_number->*slot;
   };
-  return std::strncmp(type->tp_name, "numpy.", 6) != 0 &&
-         (differs(&PyNumberMethods::nb_negative) || differs(&PyNumberMethods::nb_add) ||
-          differs(&PyNumberMethods::nb_subtract) || differs(&PyNumberMethods::nb_multiply) ||
-          differs(&PyNumberMethods::nb_true_divide) || differs(&PyNumberMethods::nb_power) ||
-          differs(&PyNumberMethods::nb_float));
+  using Slots = PyNumberMethods;
+  return type->tp_richcompare != base->tp_richcompare ||
+         type->tp_getattro != base->tp_getattro || !same(&Slots::nb_negative) ||
+         !same(&Slots::nb_positive) || !same(&Slots::nb_absolute) || !same(&Slots::nb_bool) ||
+         !same(&Slots::nb_add) || !same(&Slots::nb_subtract) || !same(&Slots::nb_multiply) ||
+         !same(&Slots::nb_true_divide) || !same(&Slots::nb_power) || !same(&Slots::nb_float) ||
+         !same(&Slots::nb_int) || !same(&Slots::nb_index);
+}
+
+bool is_long_integer(PyObject* value) {
+  if (!PyLong_Check(value)) return false;
+  int overflow = 0;
+  PyLong_AsLongLongAndOverflow(value, &overflow);
+  return overflow != 0;
+}
+
+double number_of(PyObject* value, const std::string& name) {
+  const py::object held = py::reinterpret_borrow<py::object>(value);
+  if (is_tensor(value)) {
+    const at::Tensor tensor = THPVariable_Unpack(value);
+    if (tensor.numel() == 1 && !tensor.is_complex() && !tensor.is_meta()) {
+      if (tensor.is_cpu()) return tensor.item().toDouble();
+      const py::gil_scoped_release release;  // it may wait for long
+      return tensor.item().toDouble();
+    }
+  } else if (PyNumber_Check(value) && !PyComplex_Check(value)) {
+    const py::object number = py::reinterpret_steal<py::object>(PyNumber_Float(value));
+    if (number) return PyFloat_AS_DOUBLE(number.ptr());
+    py::error_already_set cause;
+    py::raise_from(cause, PyExc_TypeError, (name + " can't be read as a number").c_str());
+    throw py::error_already_set();
+  }
+  throw py::type_error(name + " must be a number or a tensor of one element, got " +
+                       Py_TYPE(value)->tp_name);
 }
 
 }  // namespace fusedopt

@@ -32,6 +32,14 @@ inline uint64_t version_of(PyObject* dict) {
 #endif
 }
 
+// The same of a class; 0: it has none at the moment.
+inline unsigned version_of_class(PyTypeObject* type) {
+#if PY_VERSION_HEX < 0x030C0000
+  if (!PyType_HasFeature(type, Py_TPFLAGS_VALID_VERSION_TAG)) return 0;
+#endif
+  return type->tp_version_tag;
+}
+
 inline std::string group_name(int group) { return "param_groups[" + std::to_string(group) + "]"; }
 
 // torch.Tensor and torch.nn.Parameter, read once: torch's own variables take two loads each.
@@ -62,32 +70,32 @@ std::string text_of(PyObject* object);
 // The value under a key that is text, found without running Python code; null: there is none.
 PyObject* find_text(PyObject* dict, const char* key);
 
-// Is it a number of Python's or numpy's whose arithmetic a class of the user's replaces?
+// An object of one of Python's own types that only hold data, such as None, a number, a str, a dict:
+// not what torch's step might find the methods of a tensor or a number on.
+bool is_data(PyObject* object);
+
+// Is its class made in Python, other than torch.Tensor and Parameter?
+inline bool is_of_users_class(PyObject* object) {
+  return PyType_HasFeature(Py_TYPE(object), Py_TPFLAGS_HEAPTYPE) && !is_exact(object);
+}
+
+// May torch's step get other results from it than from its value as a float? Not from a number of
+// Python's or numpy's, a class derived from float or int that leaves their operators alone, a weak
+// reference's proxy, or what has no operators, only a __float__.
 bool has_own_arithmetic(PyObject* value);
 
-// A float, anything that becomes one, or a tensor of one element. `name` makes its name for the
-// message.
+// An int that torch's operators have no room for.
+bool is_long_integer(PyObject* value);
+
+double number_of(PyObject* value, const std::string& name);
+
+// A float, anything of Python's or numpy's that becomes one, or a tensor of one element. `name`
+// makes its name for the message.
 template <typename Name>
 double to_number(PyObject* value, const Name& name) {
-  if (PyFloat_CheckExact(value)) return PyFloat_AS_DOUBLE(value);
-  const py::object held = py::reinterpret_borrow<py::object>(value);
   if (PyFloat_Check(value)) return PyFloat_AS_DOUBLE(value);
-  if (is_tensor(value)) {
-    const at::Tensor tensor = THPVariable_Unpack(value);
-    if (tensor.numel() == 1 && !tensor.is_complex() && !tensor.is_meta()) {
-      if (tensor.is_cpu()) return tensor.item().toDouble();
-      const py::gil_scoped_release release;  // it may wait for long
-      return tensor.item().toDouble();
-    }
-  } else if (PyNumber_Check(value) && !PyComplex_Check(value)) {
-    const py::object number = py::reinterpret_steal<py::object>(PyNumber_Float(value));
-    if (number) return PyFloat_AS_DOUBLE(number.ptr());
-    py::error_already_set cause;
-    py::raise_from(cause, PyExc_TypeError, (name() + " can't be read as a number").c_str());
-    throw py::error_already_set();
-  }
-  throw py::type_error(name() + " must be a number or a tensor of one element, got " +
-                       Py_TYPE(value)->tp_name);
+  if (PyLong_Check(value)) return PyLong_AsDouble(value);
+  return number_of(value, name());
 }
 
 }  // namespace fusedopt

@@ -101,8 +101,6 @@ struct Cache {
 struct Owned {
   std::vector<c10::intrusive_ptr<c10::TensorImpl>> gradients;
   std::vector<c10::Storage> storages;
-  std::vector<py::object> proxies;  // objects that aren't tensors, but say so
-  std::vector<py::object> others;   // objects that don't
 };
 
 // What was stepped by torch's code: groups, and the places of parameters in them.
@@ -110,14 +108,16 @@ using Places = std::vector<std::pair<int, std::vector<int>>>;
 
 struct Reading {
   const Keys& keys;
-  std::vector<Group>& groups;
+  Groups& read;
   Cache& cache;
   Owned& owned;
+  Needs& needs;
   const Scaler& scaler;
   bool waited;   // for the numbers of groups that are on a device
   bool patient;  // missing state and shared gradients are needs; else they are torch's affair
   bool owning;   // other threads may replace gradients meanwhile
 
+  std::vector<Group>& groups = read.all;
   std::vector<Slot>& slots() const { return cache.slots; }
   std::vector<Work>& works() const { return cache.works; }
   const Group& group_of(int slot) const { return groups[cache.slots[slot].group]; }
@@ -125,9 +125,9 @@ struct Reading {
   std::vector<int> ready = {};    // the slots that the kernels step
   std::vector<int> checked = {};  // those of them that weren't as they were
   bool any_for_torch = false;
+  const char* whole = nullptr;  // why torch's own step takes all as they are, or null
   std::vector<Device> devices = {};      // that this step meets
   std::vector<std::string> errors = {};  // by slot, if they are collected
-  Needs needs = {};
 };
 
 }  // namespace fusedopt

@@ -8,11 +8,11 @@
 namespace fusedopt {
 
 // learn.cpp: finds out what look() must know. Throws nothing but what that raises.
-void learn(const Needs& needs, Cache& cache, Owned& owned);
+void learn(const Needs& needs, Cache& cache);
 
 // provide.cpp: gives each tensor memory of its own, and makes state that is missing, all of it or
 // none, and adds it to `made`.
-void provide(const Keys& keys, Needs& needs, const py::object& state, const py::dict& defaults,
+void provide(const Keys& keys, Needs& needs, const py::object& state, const py::object& optimizer,
              std::vector<Fresh>& made);
 
 // Takes back what was made and is in place: the next step finds all as this one did.

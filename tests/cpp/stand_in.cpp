@@ -170,7 +170,7 @@ void execute(const Launch& launch) {
       for (size_t i = 0; i < launch.kernel->options; ++i) {
         options.push_back(number(launch.numbers[source.group * launch.kernel->options + i], false));
       }
-      launch.kernel->prepare[compute](options.data(), number(source.step, true), rule);
+      launch.kernel->prepare[compute](options.data(), number(source.step, true), kLargest[1], rule);
       rule += bytes;
     }
     table.rules = launch.made.memory;

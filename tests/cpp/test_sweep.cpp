@@ -122,7 +122,7 @@ std::string run(const Case& item, Dtype dtype, double step, const Variation& how
   const int compute = Kernel::compute(dtype);
   CHECK(item.options.size() == item.kernel->options);
   std::vector<double> rule(item.kernel->rule_bytes[compute] / sizeof(double) + 1);
-  item.kernel->prepare[compute](item.options.data(), step, rule.data());
+  item.kernel->prepare[compute](item.options.data(), step, kLargest[1], rule.data());
   const Table table{memory.tensors.data(),
                     static_cast<int64_t>(memory.tensors.size()),
                     rule.data(),
@@ -219,7 +219,7 @@ void test_neighbours_are_left_alone() {
         tensor.numel = 277;
         tensor.layout = -1;
         std::vector<double> rule(64);
-        item.kernel->prepare[Kernel::compute(dtype)](item.options.data(), 3, rule.data());
+        item.kernel->prepare[Kernel::compute(dtype)](item.options.data(), 3, kLargest[1], rule.data());
         const Table table{&tensor, 1, rule.data(), nullptr, false, 1};
         item.kernel->sweep[isa][type](table, 0, tensor.numel);
         for (const auto& operand : bytes) {
@@ -241,7 +241,7 @@ void test_sharing_among_threads() {
   tensor.numel = kParallelElements + 5;
   tensor.layout = -1;
   std::vector<double> rule(64);
-  cpu::kAdam[0].prepare[0](kCases[9].options.data(), 3, rule.data());
+  cpu::kAdam[0].prepare[0](kCases[9].options.data(), 3, kLargest[1], rule.data());
   const Table table{&tensor, 1, rule.data(), nullptr, false, 1};
   cpu::run(cpu::kAdam[0], Dtype::kFloat32, table,
            [](int64_t most, void (*task)(void*), void* context) {
