@@ -180,7 +180,7 @@ def test_wrapper_subclass(case: Case) -> None:
             optimizer.step()
         results.append([plain.detach(), inner])
         if module is fusedopt:
-            assert kernels(optimizer) == {case.name.lower(), "torch"}
+            assert kernels(optimizer) == {"torch"}  # its dispatch is Python code: all is torch's
     torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
 
 

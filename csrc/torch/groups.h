@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "torch/optimizers.h"
+#include "torch/python.h"
 
 namespace fusedopt {
 
@@ -22,6 +23,8 @@ struct Keys {
   std::vector<PyObject*> options;
   std::vector<PyObject*> states;
   PyObject* step;
+  PyObject* param_groups = intern("param_groups");
+  PyObject* state = intern("state");
   std::vector<PyObject*> entries;  // the states, then the step
 };
 

@@ -32,7 +32,11 @@ constexpr const char* kOfOptimizers[] = {"__getattribute__", "_cuda_graph_captur
                                          "_init_group",      "defaults",
                                          "param_groups",     "state"};
 
+}  // namespace
+
 using Entries = std::vector<std::pair<PyObject*, py::object>>;
+
+namespace {
 
 // torch.compile wraps some of torch.optim's functions, so that they are left alone.
 bool is_same(PyObject* found, const py::object& original) {
@@ -44,6 +48,8 @@ bool is_same(PyObject* found, const py::object& original) {
   };
   return wraps("_torchdynamo_orig_callable") && wraps("__wrapped__");
 }
+
+}  // namespace
 
 // Attributes of a class. They are looked up again only where the class has been changed.
 class Attributes {
@@ -122,13 +128,14 @@ class Functions {
   bool same_ = true;
 };
 
-// One of torch.optim's classes and its module.
 struct Original {
   PyTypeObject* type;  // kept
   Attributes attributes;
   Attributes own;  // the same, of a class derived from it
   Functions functions;
 };
+
+namespace {
 
 Attributes& of_tensors() {
   static auto* const all = new Attributes(kTensorType, kOfTensors);
@@ -167,28 +174,31 @@ void note(const std::string& name) {
 
 }  // namespace
 
+Original* find_original(const std::string& name) {
+  const auto found = originals().find(name);
+  return found == originals().end() ? nullptr : &found->second;
+}
+
 void note_originals() {
   of_tensors();
   of_parameters();
   for (const Optimizer& optimizer : all_optimizers()) note(optimizer.name);
 }
 
-const char* why_not_original(PyObject* optimizer, const std::string& name) {
+const char* why_not_original(Original* original, PyObject* optimizer) {
   if (!of_tensors().same_in(kTensorType) || !of_parameters().same_in(kParameterType)) {
     return "an attribute of torch.Tensor was replaced";
   }
-  const auto found = originals().find(name);
-  if (found == originals().end()) return nullptr;
-  Original& original = found->second;
-  if (!original.attributes.same_in(original.type) || !original.functions.same()) {
+  if (original == nullptr || !PyType_IsSubtype(Py_TYPE(optimizer), original->type)) return nullptr;
+  if (!original->attributes.same_in(original->type) || !original->functions.same()) {
     return "torch.optim's step was replaced in part";
   }
-  if (!original.own.same_in(Py_TYPE(optimizer))) {
+  if (!original->own.same_in(Py_TYPE(optimizer))) {
     return "the optimizer's class overrides what torch's step calls";
   }
   const auto dict = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(optimizer, nullptr));
   if (!dict) throw py::error_already_set();
-  return original.own.hidden_by(dict.ptr()) ? "the optimizer replaces what torch's step calls"
+  return original->own.hidden_by(dict.ptr()) ? "the optimizer replaces what torch's step calls"
                                                : nullptr;
 }
 

@@ -11,7 +11,6 @@
 #include "torch/count.h"
 #include "torch/launch.h"
 #include "torch/look.h"
-#include "torch/originals.h"
 #include "torch/python.h"
 #include "torch/satisfy.h"
 
@@ -114,7 +113,8 @@ void Plan::Call::add_rows(const char* reason) {
   }
 }
 
-Plan::Plan(const std::string& optimizer) : keys_(optimizer), lock_(new Lock{{}, getpid()}) {
+Plan::Plan(const std::string& optimizer)
+    : keys_(optimizer), original_(find_original(optimizer)), lock_(new Lock{{}, getpid()}) {
   is_plain_dict(Py_None);  // imports what it needs
 }
 
@@ -145,10 +145,10 @@ void Plan::finish(Reading& reading) {
 const char* Plan::read(Call& call) {
   call.needs = {};
   call.read = {};
-  if (const char* reason = why_not_original(call.optimizer.ptr(), optimizer())) return reason;
+  if (const char* reason = why_not_original(original_, call.optimizer.ptr())) return reason;
   if (!call.groups) {
-    call.state = call.optimizer.attr("state");
-    call.groups = call.optimizer.attr("param_groups");
+    call.state = attribute_of(call.optimizer.ptr(), keys_.state);
+    call.groups = attribute_of(call.optimizer.ptr(), keys_.param_groups);
   }
   call.read = read_groups(keys_, call.groups, call.waited, call.sequences);
   return call.read.whole;

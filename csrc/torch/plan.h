@@ -10,6 +10,7 @@
 #include <string>
 
 #include "torch/build.h"
+#include "torch/originals.h"
 #include "torch/reading.h"
 
 namespace fusedopt {
@@ -49,6 +50,7 @@ class Plan {
   };
 
   Keys keys_;
+  Original* original_;
   Cache cache_;
   Tables tables_;
   std::unique_ptr<Lock> lock_;

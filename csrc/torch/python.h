@@ -61,6 +61,12 @@ inline c10::TensorImpl& impl_of(PyObject* tensor) {
   return *THPVariable_Unpack(tensor).unsafeGetTensorImpl();
 }
 
+inline py::object attribute_of(PyObject* object, PyObject* name) {
+  auto value = py::reinterpret_steal<py::object>(PyObject_GetAttr(object, name));
+  if (!value) throw py::error_already_set();
+  return value;
+}
+
 // A dict that nobody's class makes behave otherwise: a dict, a defaultdict or an OrderedDict.
 bool is_plain_dict(PyObject* object);
 
