@@ -29,7 +29,7 @@ def outcome(program: Callable[[ModuleType], Any], module: ModuleType) -> Any:
     """What a program returns, or the kind of error that it raises."""
     try:
         return program(module)
-    except (TypeError, AttributeError, RuntimeError, ValueError, KeyError) as error:
+    except (TypeError, AttributeError, RuntimeError, ValueError, KeyError, OverflowError) as error:
         return type(error)
 
 

@@ -332,3 +332,59 @@ def test_explain_changes_nothing() -> None:
     assert_identical(contents(optimizer), before)
     optimizer.step()
     assert torch._C._data_address(state) != torch._C._data_address(clone)
+
+
+class Dropping:
+    """A learning rate that lets go of the first parameter when it is read for the second time."""
+
+    def __init__(self, optimizer: Optimizer, params: list[Parameter]) -> None:
+        self.optimizer, self.params, self.calls = optimizer, params, 0
+
+    def __float__(self) -> float:
+        self.calls += 1
+        if self.calls == 2:
+            self.optimizer.param_groups[0]["params"].pop(0)
+            self.params.pop(0)
+        return 0.1
+
+
+LARGE = 4_000_000  # elements: a tensor whose memory is given back when it is freed
+
+
+@pytest.mark.parametrize("action", ["step", "drop a gradient"])
+@pytest.mark.parametrize("held_by", ["lazily copied memory", "a shared gradient"])
+def test_callbacks_of_what_the_first_look_held(held_by: str, action: str) -> None:
+    """What a step found to be needed may be all that holds a parameter when it looks again."""
+    params = make_params([(4,), (4,), (LARGE,)], torch.float32)
+    optimizer = fusedopt.SGD(list(params), lr=0.1)
+    set_grads(params, 0)
+    watched: list[Any] = []
+    if held_by == "a shared gradient":
+        shared = torch.ones(4)
+        params[0].grad = params[1].grad = shared
+        optimizer.grad_scale = torch.tensor(2.0)  # type: ignore[attr-defined]
+
+        def separated(_: Any) -> None:
+            optimizer.param_groups[0]["params"].pop(0)
+            params.pop(0)
+
+        watched.append(weakref.ref(shared, separated))
+        del shared
+    else:
+        base = torch.ones(4)
+        params[0].data = torch._lazy_clone(base)
+        optimizer.param_groups[0]["lr"] = Dropping(optimizer, params)
+    ran: list[int] = []
+
+    def gone(_: Any) -> None:
+        ran.append(1)
+        optimizer.param_groups[0]["lr"] = 0.1
+        if action == "step":
+            optimizer.step()
+        else:
+            params[-1].grad = None
+
+    watched.append(weakref.ref(params[0], gone))
+    optimizer.step()
+    assert ran
+    assert all(param.isfinite().all() for param in params)

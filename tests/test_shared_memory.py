@@ -7,6 +7,7 @@ torch's, in whatever way the memory is shared.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -156,3 +157,103 @@ def test_gradients_may_share_memory_with_gradients(case: Case) -> None:
         return optimizer
 
     twins(case, scenario)
+
+
+def written_option(how: str, make: Make) -> tuple[Optimizer, list[Tensor]]:
+    """An option that is a tensor, in memory that the step writes."""
+    w = Parameter(torch.ones(1))
+    learned = torch.tensor([0.5, 0.6])
+    optimizer: Optimizer
+    if how == "a parameter":
+        lr = learned[0].detach().clone()
+        params = [lr, w]
+        optimizer = make(params, lr=lr)
+    elif how == "a view of another group's parameter":
+        params = [learned, w]
+        optimizer = make([{"params": [learned]}, {"params": [w], "weight_decay": learned[1]}])
+    elif how == "in a pair":
+        params = [learned, w]
+        optimizer = make([{"params": [learned]}, {"params": [w], "betas": (*learned,)}])
+    elif how == "beside a parameter that is torch's":
+        odd = Parameter(torch.ones(1, dtype=torch.complex64))
+        params = [odd, w]
+        optimizer = make(params)
+        optimizer.param_groups[0]["lr"] = torch.view_as_real(odd.detach())[0, 0]
+    else:
+        params = [w]
+        optimizer = make(params)
+        for t in range(2):
+            set_grads(params, t)
+            optimizer.step()
+        optimizer.param_groups[0]["lr"] = optimizer.state[w]["step"]
+    return optimizer, params
+
+
+WRITTEN_OPTIONS = {
+    "a parameter": "SGD",
+    "a view of another group's parameter": "SGD",
+    "in a pair": "Adam",
+    "beside a parameter that is torch's": "SGD",
+    "a step count": "Adagrad",
+}
+
+
+@pytest.mark.parametrize("how", WRITTEN_OPTIONS)
+def test_an_option_in_memory_that_the_step_writes(how: str) -> None:
+    """The next parameter is stepped with what the one before has made of it."""
+    results = []
+    for module in (torch.optim, fusedopt):
+        cls = getattr(module, WRITTEN_OPTIONS[how])
+        optimizer, params = written_option(how, partial(cls, lr=0.1))
+        for t in range(3):
+            set_grads(params, t)
+            optimizer.step()
+        results.append([p.detach().clone() for p in params])
+    torch.testing.assert_close(*results)
+
+
+def hidden_gradient(how: str, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """A parameter's data and its gradient, which isn't a plain tensor and lies in this memory."""
+    if how == "sparse":
+        values = memory.reshape(2, 2)
+        return torch.zeros(2, 2), torch.sparse_coo_tensor(torch.tensor([[0, 1]]), values, (2, 2))
+    number = torch.view_as_complex(memory.reshape(2, 2))
+    if how == "negative":
+        return torch.zeros(2), number.conj().imag
+    return torch.zeros(2, dtype=torch.complex64), number.conj()
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("how", ["sparse", "negative", "conjugate"])
+def test_a_gradient_that_hides_another_parameters_memory(how: str, order: int) -> None:
+    results = []
+    for module in (torch.optim, fusedopt):
+        written = Parameter(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        data, grad = hidden_gradient(how, written.detach())
+        other = Parameter(data)
+        optimizer = module.SGD([written, other][::order], lr=0.5)
+        for _ in range(2):
+            written.grad, other.grad = torch.ones(4), grad
+            optimizer.step()
+        results.append([written.detach(), other.detach()])
+    torch.testing.assert_close(*results)
+
+
+def test_a_wider_dtype_at_the_same_address_reaches_its_neighbour() -> None:
+    results = []
+    for module in (torch.optim, fusedopt):
+        storage = torch.zeros(16).untyped_storage()
+        floats = torch.tensor([]).set_(storage)
+        doubles = torch.tensor([], dtype=torch.float64).set_(storage)
+        a, b = Parameter(floats[:4]), Parameter(floats[4:8])
+        optimizer = module.SGD([a, b], lr=0.5, weight_decay=0.3)
+        a.grad, b.grad = torch.ones(4), torch.ones(4)
+        optimizer.step()
+        a.grad = None
+        doubles[:4] = torch.tensor([1.0, 2.0, 3.0, 4.0])
+        a.data = doubles[:4]
+        a.grad = torch.ones(4, dtype=torch.float64)
+        optimizer.step()
+        results.append(doubles.clone())
+    assert torch.equal(*results)
