@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from cases import CASES, DTYPES, LAYOUTS, MAIN_CASES, NAMES, Case, Layout, case, over, sliced
@@ -17,6 +19,7 @@ from helpers import (
     step,
     twins,
 )
+from torch import Tensor
 from torch.amp import GradScaler
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -289,3 +292,74 @@ def test_a_replaced_step_gets_unscaled_gradients_and_isnt_called_on_overflow() -
     del optimizer.step
     optimizer.step = optimizer.step  # bound, as Accelerate leaves it behind
     assert optimizer._step_supports_amp_scaling
+
+
+class Calling(Tensor):
+    """A class whose code torch's step calls."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.filterwarnings("ignore:grad and param do not obey the gradient layout contract")
+@pytest.mark.parametrize("kind", ["columns", "torch's own", "a subclass", "pieces"])
+def test_a_users_buffer_of_gradients_stays_theirs(kind: str) -> None:
+    """Gradients are unscaled where they are, as torch's GradScaler does it."""
+    results = []
+    for module in (torch.optim, fusedopt):
+        first = torch.ones(2)
+        if kind == "a subclass":
+            first = first.as_subclass(Calling)
+        params = [first.requires_grad_(), Parameter(torch.tensor([1.0, 2.0]))]
+        buffer = torch.zeros(4)
+        columns = buffer.view(2, 2).unbind(1)
+        pieces = columns if kind == "columns" else buffer.split(2)
+        for param, piece in zip(params, pieces, strict=True):
+            param.grad = piece
+        fused = {"fused": False} if kind == "torch's own" else {}
+        groups = [{"params": params[:1], **fused}, {"params": params[1:]}]
+        optimizer = module.SGD(groups, lr=0.1)
+        scaler = GradScaler("cpu", init_scale=8.0)
+        for _ in range(3):
+            buffer.zero_()
+            plain = [p.as_subclass(Tensor) for p in params]
+            loss = (plain[0] ** 2).sum() + (plain[1] ** 3).sum()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        for param, piece in zip(params, pieces, strict=True):
+            assert param.grad.data_ptr() == piece.data_ptr()
+        results.append([*(p.detach().as_subclass(Tensor) for p in params), buffer])
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-7)
+
+
+def test_a_gradient_that_torchs_part_shares_with_the_kernels() -> None:
+    """It is unscaled once for each."""
+    results = []
+    for shared in (True, False):
+        params = make_params([(4,), (4,)])
+        grad = random((4,), 0) * 4
+        params[0].grad = grad
+        params[1].grad = grad if shared else grad.clone()
+        optimizer = fusedopt.SGD(
+            [{"params": params[:1], "fused": False}, {"params": params[1:]}], lr=0.1
+        )
+        scaled_step(optimizer, 4.0)
+        results.append([p.detach() for p in params] + [p.grad for p in params])
+    torch.testing.assert_close(*results)
+
+
+def test_gradients_are_scaled_again_if_torchs_part_raises() -> None:
+    class Failing(Tensor):
+        def add_(self, *args: Any, **kwargs: Any) -> Any:
+            raise ValueError
+
+    param = torch.ones(3).as_subclass(Failing).requires_grad_()
+    param.grad = torch.full((3,), 0.3)
+    before = param.grad.clone()
+    optimizer = fusedopt.SGD([param], lr=0.1)
+    with pytest.raises(ValueError):  # noqa: PT011
+        scaled_step(optimizer, 3.0)
+    assert torch.equal(param.grad, before)
+    assert optimizer.grad_scale == 3

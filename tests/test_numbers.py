@@ -125,12 +125,29 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("case_id, options", OPTIONS, ids=str)
-def test_options_that_torch_refuses(case_id: str, options: dict[str, Any]) -> None:
+# Beyond float16, and beyond bfloat16, but not beyond float32.
+NARROW = [
+    (dtype, id_, {option: value})
+    for dtype, value in ((torch.float16, 7e4), (torch.bfloat16, 3.395e38))
+    for id_, option in (
+        *((c.id, option) for c in CLASS_CASES for option in ("lr", "weight_decay")),
+        ("RMSprop-momentum", "lr"),
+        ("SGD-all", "momentum"),
+        ("SGD-momentum", "momentum"),
+    )
+]
+
+
+@pytest.mark.parametrize(
+    "dtype, case_id, options", [*((torch.float32, *o) for o in OPTIONS), *NARROW], ids=str
+)
+def test_options_that_torch_refuses(
+    dtype: torch.dtype, case_id: str, options: dict[str, Any]
+) -> None:
     """Where torch's for-loop raises, ours does, and names the group; nothing has moved."""
     refused = []
     for module in (torch.optim, fusedopt):
-        params = make_params([(3,), (2,)], torch.float32)
+        params = make_params([(3,), (2,)], dtype)
         optimizer = case(case_id).make([{"params": params[:1]}, {"params": params[1:]}], module)
         for t in range(2):
             step(optimizer, t)
@@ -172,6 +189,32 @@ def test_options_that_torch_takes(case: Case, option: str, value: float) -> None
         else:
             assert torch.equal(ours.isfinite(), finite)
         torch.testing.assert_close(ours[finite], theirs[finite], rtol=1e-5, atol=1e-30)
+
+
+def test_an_infinite_lr_without_weight_decay() -> None:
+    """Nothing is multiplied by 1 - inf * 0 then."""
+    results = []
+    for module in (torch.optim, fusedopt):
+        param = Parameter(torch.ones(1))
+        optimizer = module.AdamW([param], lr=math.inf, weight_decay=0)
+        set_grads([param], 0)
+        optimizer.step()
+        results.append(param.item())
+    assert results[0] == results[1] == math.copysign(math.inf, -param.grad.item())
+
+
+@pytest.mark.parametrize("betas", [(0.9, 2.0), (1.0, 0.9), (2.0, 0.9)])
+def test_betas_that_are_tensors_divide_by_zero(betas: tuple[float, float]) -> None:
+    """Where floats raise, tensors become infinite or none."""
+    results = []
+    for module in (torch.optim, fusedopt):
+        (param,) = make_params([(4,)], torch.float32)
+        optimizer = module.Adam([param], lr=0.1)
+        optimizer.param_groups[0]["betas"] = tuple(torch.tensor(b) for b in betas)
+        set_grads([param], 0)
+        optimizer.step()
+        results.append(param.detach())
+    torch.testing.assert_close(*results, equal_nan=True)
 
 
 def buffer_of(module: ModuleType, grads: list[Tensor], alpha: float, **flags: Any) -> Tensor:

@@ -543,12 +543,14 @@ PROGRAMS: dict[str, Program] = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_the_program_does_what_it_does_with_torch(name: str) -> None:
     assert_same_outcome(PROGRAMS[name])
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_torchs_device_mode_and_compiler_leave_the_kernels_in_place() -> None:
     """The first only concerns new tensors, the other wraps functions of torch.optim's."""
     p = param(1.0)
@@ -559,6 +561,7 @@ def test_torchs_device_mode_and_compiler_leave_the_kernels_in_place() -> None:
         assert {row.kernel for row in fusedopt.explain(optimizer).rows} == {"adamw"}
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 def test_a_finaliser_runs_once() -> None:
     """What stands for an optimizer, where torch steps some of its parameters, is no such object."""
     closed = []
