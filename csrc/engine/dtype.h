@@ -13,8 +13,8 @@ enum class Dtype : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
 inline constexpr int kDtypes = 4;
 
 // Their largest finite numbers.
-inline constexpr double kLargest[kDtypes] = {0x1.fffffep+127, 0x1.fffffffffffffp+1023,
-                                             0x1.fep+127, 65504};
+inline constexpr double kLargest[kDtypes] = {0x1.fffffep+127, 0x1.fffffffffffffp+1023, 0x1.fep+127,
+                                             65504};
 
 // Storage is unaligned on purpose: torch.frombuffer makes tensors at any address, and a plain load
 // of a misaligned float is undefined. On x86-64 and aarch64 it costs nothing. (One typedef per

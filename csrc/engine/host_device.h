@@ -40,9 +40,7 @@ FUSEDOPT_HD bool is_finite(T x) {
 }
 
 // Is it a number that a dtype with this largest number has room for?
-FUSEDOPT_HD bool within(double x, double largest) {
-  return -largest <= x && x <= largest;
-}
+FUSEDOPT_HD bool within(double x, double largest) { return -largest <= x && x <= largest; }
 
 // v - a^2, rounded as if the square were exact: the difference of two averages that are nearly
 // equal. In double the square's rounding error is found by splitting a in halves (Dekker 1971), so

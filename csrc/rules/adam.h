@@ -37,7 +37,7 @@ struct Adam {
         one_minus_beta2(T(1.0 - o.beta2)),
         eps(T(o.eps * c) != T(0) || c == 0 ? T(o.eps * c) : T(o.eps)),  // not 0 by underflow
         keep(T(o.decoupled_weight_decay != 0 && o.weight_decay != 0 ? 1.0 - o.lr * o.weight_decay
-                                                                     : 1.0)),
+                                                                    : 1.0)),
         lerp(1.0 - o.beta1),
         l2(o.decoupled_weight_decay != 0 ? 0.0 : o.weight_decay) {}
 

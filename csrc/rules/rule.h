@@ -6,7 +6,8 @@
 //   using Options = ...;                       the group's options, a struct of doubles only
 //   Rule(const Options&, double step);         what depends on the step, computed in double, once
 //                                              for each group and step
-//   bool valid(double largest) const;               has torch's step room for these numbers in the dtype,
+//   bool valid(double largest) const;               has torch's step room for these numbers in the
+//   dtype,
 //                                              whose largest is this, or raises it an error?
 //   void operator()(T& p, T g, T* state) const;  the update of one element; state[kStates]
 // };

@@ -40,7 +40,8 @@ Bucket& bucket_for(Tables& tables, const Variant& variant, const Work& work, boo
 }
 
 // torch's for-loop computes these numbers in Python: it divides by zero, takes roots of negative
-// numbers, or hands a number to an operator that has no room for it. Infinite options give no error.
+// numbers, or hands a number to an operator that has no room for it. Infinite options give no
+// error.
 __attribute__((cold, noinline)) void refuse_invalid(const Reading& reading, int group,
                                                     const Bucket& bucket, double step) {
   const Group& of = reading.groups[group];

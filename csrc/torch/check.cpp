@@ -182,7 +182,8 @@ const char* check_step(Reading& reading, const Slot& slot, PyObject* step, Work&
   if (is_usual_step(tensor) && work.step.address != nullptr) return nullptr;
   if (tensor.numel() != 1 || !is_countable(type)) {
     const bool any = !reading.keys.optimizer->computes_with_step;
-    if (any && (is_countable(type) || c10::isComplexType(type))) return "its step count is no number";
+    if (any && (is_countable(type) || c10::isComplexType(type)))
+      return "its step count is no number";
     throw_uncountable(reading, slot, tensor);
   }
   if (work.device != kHost && tensor.device().type() == accelerator->type) {

@@ -37,7 +37,7 @@ struct Untried {
 struct Needs {
   // To be learned, before it is known who steps what.
   std::vector<py::object> classes;
-  std::vector<py::object> specs;   // DTensorSpecs
+  std::vector<py::object> specs;  // DTensorSpecs
   std::vector<Untried> kernels;
   bool numbers = false;  // of a device, for the host
 

@@ -136,7 +136,13 @@ Variant adam(const double* numbers) {
 const std::vector<const char*> kAdamKeys = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
 
 const Optimizer kOptimizers[] = {
-    {"SGD", FUSEDOPT_OPTIONS(SgdGroup, kSgdOptions), {"momentum_buffer"}, false, false, nullptr, sgd},
+    {"SGD",
+     FUSEDOPT_OPTIONS(SgdGroup, kSgdOptions),
+     {"momentum_buffer"},
+     false,
+     false,
+     nullptr,
+     sgd},
     {"Adagrad",
      FUSEDOPT_OPTIONS(AdagradGroup, kAdagradOptions),
      {"sum"},

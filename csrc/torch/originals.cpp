@@ -16,16 +16,56 @@ namespace {
 
 // What torch.optim's steps look up in parameters, gradients and states, but for the operators
 // that torch calls as functions of its own.
-constexpr const char* kOfTensors[] = {
-    "__add__",     "__bool__",     "__float__",  "__getattribute__", "__iadd__", "__mul__",
-    "__neg__",     "__pow__",      "__radd__",   "__rmul__",         "__rpow__", "__rsub__",
-    "__rtruediv__", "__sub__",     "__torch_function__", "__truediv__", "_indices", "_values",
-    "add",         "add_",         "addcdiv",    "addcdiv_",         "addcmul",  "addcmul_",
-    "clone",       "coalesce",     "copy_",      "data",             "detach",   "device",
-    "div",         "div_",         "dtype",      "grad",             "is_complex", "is_sparse",
-    "item",        "lerp",         "lerp_",      "maximum",          "mul",      "mul_",
-    "neg",         "numel",        "size",       "sparse_mask",      "sqrt",     "sqrt_",
-    "sub_",        "zero_"};
+constexpr const char* kOfTensors[] = {"__add__",
+                                      "__bool__",
+                                      "__float__",
+                                      "__getattribute__",
+                                      "__iadd__",
+                                      "__mul__",
+                                      "__neg__",
+                                      "__pow__",
+                                      "__radd__",
+                                      "__rmul__",
+                                      "__rpow__",
+                                      "__rsub__",
+                                      "__rtruediv__",
+                                      "__sub__",
+                                      "__torch_function__",
+                                      "__truediv__",
+                                      "_indices",
+                                      "_values",
+                                      "add",
+                                      "add_",
+                                      "addcdiv",
+                                      "addcdiv_",
+                                      "addcmul",
+                                      "addcmul_",
+                                      "clone",
+                                      "coalesce",
+                                      "copy_",
+                                      "data",
+                                      "detach",
+                                      "device",
+                                      "div",
+                                      "div_",
+                                      "dtype",
+                                      "grad",
+                                      "is_complex",
+                                      "is_sparse",
+                                      "item",
+                                      "lerp",
+                                      "lerp_",
+                                      "maximum",
+                                      "mul",
+                                      "mul_",
+                                      "neg",
+                                      "numel",
+                                      "size",
+                                      "sparse_mask",
+                                      "sqrt",
+                                      "sqrt_",
+                                      "sub_",
+                                      "zero_"};
 
 // What they look up in the optimizer.
 constexpr const char* kOfOptimizers[] = {"__getattribute__", "_cuda_graph_capture_health_check",
@@ -155,15 +195,14 @@ std::map<std::string, Original>& originals() {
 void note(const std::string& name) {
   const auto optim = py::module_::import("torch.optim");
   if (!py::hasattr(optim, name.c_str())) return;
-  auto* const type = reinterpret_cast<PyTypeObject*>(
-      py::object(optim.attr(name.c_str())).release().ptr());
+  auto* const type =
+      reinterpret_cast<PyTypeObject*>(py::object(optim.attr(name.c_str())).release().ptr());
   // AdamW's functions are Adam's.
   const auto* base = type->tp_base;
   const std::string step = find_optimizer(base->tp_name) != nullptr ? base->tp_name : name;
   std::string lower = step;
-  std::transform(lower.begin(), lower.end(), lower.begin(), [](unsigned char c) {
-    return static_cast<char>(std::tolower(c));
-  });
+  std::transform(lower.begin(), lower.end(), lower.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
   Functions functions(py::module_::import(("torch.optim." + lower).c_str()));
   for (const char* prefix : {"", "_single_tensor_", "_multi_tensor_", "_fused_"}) {
     functions.note(prefix + lower);
@@ -199,7 +238,7 @@ const char* why_not_original(Original* original, PyObject* optimizer) {
   const auto dict = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(optimizer, nullptr));
   if (!dict) throw py::error_already_set();
   return original->own.hidden_by(dict.ptr()) ? "the optimizer replaces what torch's step calls"
-                                               : nullptr;
+                                             : nullptr;
 }
 
 bool replaces_attribute(PyObject* tensor) {

@@ -73,8 +73,7 @@ bool for_each_memory(const c10::TensorImpl& tensor, PyObject* object, const Each
   if (!tensor.has_storage()) return false;
   const auto* begin = static_cast<const char*>(tensor.unsafe_storage().data());
   if (begin == nullptr) return true;
-  constexpr c10::DispatchKeySet kLazy(
-      {c10::DispatchKey::Conjugate, c10::DispatchKey::Negative});
+  constexpr c10::DispatchKeySet kLazy({c10::DispatchKey::Conjugate, c10::DispatchKey::Negative});
   const auto strided = plain_keys(tensor.device_type()) | kLazy;
   if (!is_plain(tensor, strided)) {
     each(Range{begin, begin + tensor.unsafe_storage().nbytes(), -1});
@@ -274,12 +273,12 @@ std::vector<int> find_shared_gradients(const Reading& reading) {
     if (gradient == nullptr || gradient->numel() == 0) continue;
     const auto number = static_cast<int>(gradients.size());
     const bool strided = gradient->layout() == c10::kStrided;
-    gradients.push_back({slot, gradient, is_frozen_inference(*gradient) ||
-                                             (strided && may_overlap_itself(*gradient))});
+    gradients.push_back(
+        {slot, gradient,
+         is_frozen_inference(*gradient) || (strided && may_overlap_itself(*gradient))});
     PyObject* object = const_cast<c10::TensorImpl*>(gradient)->pyobj_slot()->load_pyobj();
-    for_each_memory(*gradient, object, [&](Range range) {
-      ranges.push_back({range.begin, range.end, number});
-    });
+    for_each_memory(*gradient, object,
+                    [&](Range range) { ranges.push_back({range.begin, range.end, number}); });
   }
   sort(ranges);
   mark_shared(gradients, ranges);

@@ -140,8 +140,8 @@ void Plan::finish(Reading& reading) {
   sweep(reading, tables_);
 }
 
-// Reads the groups. Returns why torch's own step takes everything, or null. What was read and needed
-// before is let go first, which may run Python code.
+// Reads the groups. Returns why torch's own step takes everything, or null. What was read and
+// needed before is let go first, which may run Python code.
 const char* Plan::read(Call& call) {
   call.needs = {};
   call.read = {};

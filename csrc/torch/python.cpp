@@ -62,12 +62,11 @@ bool has_own_arithmetic(PyObject* value) {
     return type->tp_as_number->*slot == base->tp_as_number->*slot;
   };
   using Slots = PyNumberMethods;
-  return type->tp_richcompare != base->tp_richcompare ||
-         type->tp_getattro != base->tp_getattro || !same(&Slots::nb_negative) ||
-         !same(&Slots::nb_positive) || !same(&Slots::nb_absolute) || !same(&Slots::nb_bool) ||
-         !same(&Slots::nb_add) || !same(&Slots::nb_subtract) || !same(&Slots::nb_multiply) ||
-         !same(&Slots::nb_true_divide) || !same(&Slots::nb_power) || !same(&Slots::nb_float) ||
-         !same(&Slots::nb_int) || !same(&Slots::nb_index);
+  return type->tp_richcompare != base->tp_richcompare || type->tp_getattro != base->tp_getattro ||
+         !same(&Slots::nb_negative) || !same(&Slots::nb_positive) || !same(&Slots::nb_absolute) ||
+         !same(&Slots::nb_bool) || !same(&Slots::nb_add) || !same(&Slots::nb_subtract) ||
+         !same(&Slots::nb_multiply) || !same(&Slots::nb_true_divide) || !same(&Slots::nb_power) ||
+         !same(&Slots::nb_float) || !same(&Slots::nb_int) || !same(&Slots::nb_index);
 }
 
 bool is_long_integer(PyObject* value) {

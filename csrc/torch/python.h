@@ -76,8 +76,8 @@ std::string text_of(PyObject* object);
 // The value under a key that is text, found without running Python code; null: there is none.
 PyObject* find_text(PyObject* dict, const char* key);
 
-// An object of one of Python's own types that only hold data, such as None, a number, a str, a dict:
-// not what torch's step might find the methods of a tensor or a number on.
+// An object of one of Python's own types that only hold data, such as None, a number, a str, a
+// dict: not what torch's step might find the methods of a tensor or a number on.
 bool is_data(PyObject* object);
 
 // Is its class made in Python, other than torch.Tensor and Parameter?

@@ -125,7 +125,7 @@ struct Reading {
   std::vector<int> ready = {};    // the slots that the kernels step
   std::vector<int> checked = {};  // those of them that weren't as they were
   bool any_for_torch = false;
-  const char* whole = nullptr;  // why torch's own step takes all as they are, or null
+  const char* whole = nullptr;           // why torch's own step takes all as they are, or null
   std::vector<Device> devices = {};      // that this step meets
   std::vector<std::string> errors = {};  // by slot, if they are collected
 };

@@ -135,7 +135,8 @@ std::vector<char> make_rules(const Case& item, Dtype dtype) {
   const size_t bytes = item.cpu->rule_bytes[compute];
   std::vector<char> rules(kRules * bytes);
   for (int i = 0; i < kRules; ++i) {
-    item.cpu->prepare[compute](item.options.data(), step_of(item, i), kLargest[1], rules.data() + i * bytes);
+    item.cpu->prepare[compute](item.options.data(), step_of(item, i), kLargest[1],
+                               rules.data() + i * bytes);
   }
   return rules;
 }

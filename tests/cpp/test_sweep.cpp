@@ -219,7 +219,8 @@ void test_neighbours_are_left_alone() {
         tensor.numel = 277;
         tensor.layout = -1;
         std::vector<double> rule(64);
-        item.kernel->prepare[Kernel::compute(dtype)](item.options.data(), 3, kLargest[1], rule.data());
+        item.kernel->prepare[Kernel::compute(dtype)](item.options.data(), 3, kLargest[1],
+                                                     rule.data());
         const Table table{&tensor, 1, rule.data(), nullptr, false, 1};
         item.kernel->sweep[isa][type](table, 0, tensor.numel);
         for (const auto& operand : bytes) {
