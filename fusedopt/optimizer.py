@@ -95,7 +95,8 @@ class FusedOptimizer(Optimizer):
             KeyError: If a state lacks a tensor that the options need.
             TypeError: If an option or a state entry is of a wrong type.
 
-        Where it raises, it has changed nothing, and the message names the parameter.
+        Where it raises, it has changed nothing, and the message names the parameter; only torch's
+        own step, where that has to run a user's code, may raise in its midst as it always does.
         """
         if torch.compiler.is_compiling():
             return _step_outside_graph(self, closure)

@@ -11,6 +11,16 @@ namespace fusedopt {
 // With `all`, parameters without a gradient are looked at too, and errors are collected.
 void look(Reading& reading, PyObject* state, const Places& done, bool all);
 
+// needs.cpp: what the kernels' slots lack, as owned objects.
+void find_needs(Reading& reading);
+
+// needs.cpp: gradients that can't be unscaled where they are.
+void find_shared(Reading& reading);
+
+// needs.cpp: the second time that state is missing, or gradients are shared, after they were
+// provided.
+void give_up(Reading& reading);
+
 // check.cpp: one parameter. Why torch's own step takes it, or null, and then `work` is filled.
 const char* check_slot(Reading& reading, const Slot& slot, c10::TensorImpl* grad, Work& work);
 

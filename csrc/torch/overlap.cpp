@@ -90,13 +90,17 @@ struct Gradient {
   bool shared;  // its elements are read or written under another name too
 };
 
+// What unscaling writes: of a sparse gradient only the values.
 const c10::TensorImpl* gradient_to_unscale(const Reading& reading, int slot) {
   const Work& work = reading.works()[slot];
   if (work.ready) return work.operands[1].tensor;
   if (work.reason == nullptr || !reading.slots()[slot].is_tensor) return nullptr;
   const auto* meta = static_cast<const torch::autograd::AutogradMeta*>(
       impl_of(reading.slots()[slot].param).autograd_meta());
-  return meta == nullptr || !meta->grad_.defined() ? nullptr : meta->grad_.unsafeGetTensorImpl();
+  if (meta == nullptr || !meta->grad_.defined()) return nullptr;
+  const c10::TensorImpl* gradient = meta->grad_.unsafeGetTensorImpl();
+  if (gradient->layout() != c10::kSparse) return gradient;
+  return static_cast<const at::SparseTensorImpl*>(gradient)->values().unsafeGetTensorImpl();
 }
 
 // Calls each(offset) for the offset of every element, in elements.
@@ -163,7 +167,7 @@ struct Others {
   std::vector<Range> written;
 };
 
-// What torch's own step takes of a slot. Null: somebody's class hides where that is.
+// What torch's own step takes of a slot. Returns why nobody knows where that is, or null.
 const char* enter(const Slot& slot, Others& others) {
   constexpr const char* kUnknown = "a tensor doesn't say where its memory is";
   const c10::TensorImpl& param = impl_of(slot.param);
@@ -207,8 +211,10 @@ void find_written_options(Reading& reading, const Others& others) {
       for_each_overlapping(others.written, range, refuse);
       if (!reading.scaler.scaled) return;
       for (const int slot : reading.ready) {
-        const Range gradient = range_of(*reading.works()[slot].operands[1].tensor, slot);
-        if (gradient.begin < range.end && range.begin < gradient.end) refuse(slot);
+        const c10::TensorImpl& tensor = *reading.works()[slot].operands[1].tensor;
+        const Range gradient = range_of(tensor, slot);
+        const bool meets = gradient.begin < range.end && range.begin < gradient.end;
+        if (meets && tensor.numel() != 0) refuse(slot);
       }
     });
   }
@@ -268,8 +274,10 @@ void find_overlaps(Reading& reading, const std::vector<int>& suspects) {
 std::vector<int> find_shared_gradients(const Reading& reading) {
   std::vector<Gradient> gradients;
   std::vector<Range> ranges;
+  std::vector<bool> twin(reading.slots().size());
+  for (const auto& [later, first] : reading.cache.twins) twin[later] = true;
   for (int slot = 0; slot < static_cast<int>(reading.slots().size()); ++slot) {
-    const c10::TensorImpl* gradient = gradient_to_unscale(reading, slot);
+    const c10::TensorImpl* gradient = twin[slot] ? nullptr : gradient_to_unscale(reading, slot);
     if (gradient == nullptr || gradient->numel() == 0) continue;
     const auto number = static_cast<int>(gradients.size());
     const bool strided = gradient->layout() == c10::kStrided;
