@@ -14,6 +14,7 @@ _check_build()
 import torch.optim as _torch_optim  # noqa: E402
 from torch.optim import lr_scheduler, swa_utils  # noqa: E402, F401
 
+from fusedopt import _C  # noqa: E402
 from fusedopt._build_info import VERSION as __version__  # noqa: E402, F401
 from fusedopt.adadelta import Adadelta  # noqa: E402, F401
 from fusedopt.adagrad import Adagrad  # noqa: E402, F401
@@ -29,8 +30,7 @@ for _name, _module in list(_sys.modules.items()):
         _sys.modules.setdefault("fusedopt" + _name.removeprefix("torch.optim"), _module)
 
 __all__ = sorted(
-    {name for name in dir(_torch_optim) if not name.startswith("_")}
-    | {"SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "RMSprop", "explain"}
+    {name for name in dir(_torch_optim) if not name.startswith("_")} | {*_C.optimizers(), "explain"}
 )
 
 

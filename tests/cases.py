@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 
 import fusedopt
 
-NAMES = ("SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW")
+OPTIMIZERS = fusedopt._C.optimizers()
+NAMES = tuple(OPTIMIZERS)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -32,6 +33,31 @@ class Case:
     def id(self) -> str:
         """What pytest prints."""
         return f"{self.name}-{self.label}"
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The keys of a group that its rule reads."""
+        return OPTIMIZERS[self.name]["options"]
+
+    @property
+    def counts_steps(self) -> bool:
+        """Whether there is a state["step"]."""
+        return OPTIMIZERS[self.name]["counts_steps"]
+
+    @property
+    def computes_with_step(self) -> bool:
+        """Whether a step depends on how many there were."""
+        return OPTIMIZERS[self.name]["computes_with_step"]
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether these options need any."""
+        return self.counts_steps or bool(self.kwargs.get("momentum"))
+
+    @property
+    def makes_state_early(self) -> bool:
+        """Whether the constructor makes it, as Adagrad's, and not the first step."""
+        return OPTIMIZERS[self.name]["initial_value"] is not None
 
     def make(
         self, params: Iterable[Any], module: ModuleType = fusedopt, **overrides: Any

@@ -141,7 +141,7 @@ def twins(case: Case, scenario: Callable[[Make], Optimizer]) -> tuple[Optimizer,
     try:
         theirs = scenario(partial(case.make, module=torch.optim))
     except KeyError:
-        if case.name != "Adagrad" or torchs_adagrad_makes_state_late():
+        if not case.makes_state_early or torchs_adagrad_makes_state_late():
             raise
         pytest.skip("this torch's Adagrad makes state in its constructor only; ours has played it")
     assert type(ours).__module__.split(".")[0] == "fusedopt"

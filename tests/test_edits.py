@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 import fusedopt
 
-STATEFUL = [c for c in MAIN_CASES if c.id != "SGD-weight_decay"]
+STATEFUL = [c for c in MAIN_CASES if c.keeps_state]
 
 
 def state_keys(optimizer: Optimizer, param: torch.Tensor) -> list[str]:
@@ -143,7 +143,7 @@ def test_state_dict_of_a_parameter_changed(case: Case, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["fill_", "replace", "float64", "one_element", "integer", "data"])
-@over([c for c in CLASS_CASES if c.name != "SGD"], "case")
+@over([c for c in CLASS_CASES if c.counts_steps], "case")
 def test_step_count_changed(case: Case, how: str) -> None:
     """The count in the state is the count, in each form torch's own loop takes."""
     new = {
@@ -273,7 +273,7 @@ def test_new_dtype_before_the_first_step(case: Case) -> None:
             step(optimizer, t)
         return optimizer
 
-    if case.name != "Adagrad":
+    if not case.makes_state_early:
         twins(case, scenario)
 
 
@@ -291,7 +291,7 @@ def test_nothing_is_kept_alive(case: Case) -> None:
     optimizer.state.clear()
     assert [s() for s in old] == [None] * len(old)
     set_grads(params, 2)
-    if case.name != "Adagrad":
+    if not case.makes_state_early:
         optimizer.step()
     params_left = [weakref.ref(p) for p in params]
     optimizer_left = weakref.ref(optimizer)

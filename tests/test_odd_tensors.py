@@ -28,7 +28,7 @@ def test_an_empty_parameter_that_is_expanded(case: Case, shape: tuple[int, int])
     twins(case, scenario)
 
 
-@over([c for c in CLASS_CASES if c.id.startswith(("RMSprop", "Adadelta"))], "case")
+@over([c for c in CLASS_CASES if c.counts_steps and not c.computes_with_step], "case")
 @pytest.mark.parametrize("value", [torch.ones(3), torch.tensor(3 + 0j), torch.ones(0)])
 def test_a_step_count_that_the_rule_doesnt_use(case: Case, value: Tensor) -> None:
     """It is counted, as torch counts it."""

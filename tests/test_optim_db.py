@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import NAMES
+from cases import NAMES, takes
 from helpers import assert_same, random
 from torch.nn import Parameter
 
@@ -69,7 +69,7 @@ def test_configuration(name: str, optim_input: Any) -> None:
     flags = {k: kwargs.pop(k) for k in ("foreach", "fused", "differentiable") if k in kwargs}
     if flags.get("differentiable"):
         pytest.skip("steps on leaves; test_fallback has it")
-    if name in ("RMSprop", "Adadelta"):
+    if not takes(torch.optim, name, "fused"):
         flags.pop("fused", None)
     tensor_lr = isinstance(kwargs.get("lr"), torch.Tensor)
     if tensor_lr and flags.get("foreach") and name == "Adam":

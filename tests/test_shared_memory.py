@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 import fusedopt
 
-STATEFUL = [c for c in CLASS_CASES if c.id != "SGD-default"]
+STATEFUL = [c for c in CLASS_CASES if c.keeps_state]
 
 
 def first_state(optimizer: Optimizer, param: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def test_what_torch_steps_is_seen_too(case: Case) -> None:
     twins(case, scenario)
 
 
-@over([c for c in STATEFUL if c.name != "SGD"], "case")
+@over([c for c in STATEFUL if c.counts_steps], "case")
 @pytest.mark.parametrize("how", ["one count for two", "a parameter's element"])
 def test_step_counts_in_shared_memory(case: Case, how: str) -> None:
     def scenario(make: Make) -> Optimizer:

@@ -23,6 +23,23 @@ py::list isa_names(bool only_detected) {
   return names;
 }
 
+// What Python derives its tables and lists from.
+py::dict optimizers() {
+  py::dict all;
+  for (const Optimizer& optimizer : all_optimizers()) {
+    py::list options;
+    for (const Option& option : optimizer.options) options.append(option.key);
+    py::dict description;
+    description["options"] = py::tuple(options);
+    description["states"] = py::tuple(py::cast(optimizer.keys));
+    description["counts_steps"] = optimizer.counts_steps;
+    description["computes_with_step"] = optimizer.computes_with_step;
+    description["initial_value"] = optimizer.initial_value;
+    all[optimizer.name] = description;
+  }
+  return all;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -37,6 +54,9 @@ PYBIND11_MODULE(_C, module) {
 #else
   module.def("cuda_built", [] { return false; });
 #endif
+  // By name: the options and states of each optimizer, whether it counts steps and computes with
+  // the count, and the default that its constructor fills state with, if it does.
+  module.def("optimizers", &optimizers);
   // Whether anything, such as torch's profiler, is told of record_function's ranges.
   module.def("has_record_callbacks", &at::hasCallbacks);
   // For tests.

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset, DistributedSampler, Subset
 from tqdm import tqdm
 
+from fusedopt import _C
 from fusedopt.train import world
 from fusedopt.train.balance import balanced_order, batch_shares
 from fusedopt.train.data import make_loader
@@ -23,14 +24,7 @@ from fusedopt.train.recipe import set_train_mode
 from fusedopt.train.state import TrainingState
 from fusedopt.train.strategy import shared_optimizer
 
-CLASSES = {
-    "sgd": "SGD",
-    "adagrad": "Adagrad",
-    "rmsprop": "RMSprop",
-    "adadelta": "Adadelta",
-    "adam": "Adam",
-    "adamw": "AdamW",
-}
+CLASSES = {name.lower(): name for name in _C.optimizers()}
 
 
 class Figures(NamedTuple):
