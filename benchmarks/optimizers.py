@@ -46,6 +46,8 @@ _ALL = (
     Choice("adam", "Adam", states=2),
     Choice("adamw", "AdamW", states=2),
     Choice("adamw-amsgrad", "AdamW", {"amsgrad": True}, states=3),
+    Choice("adamax", "Adamax", states=2),
+    Choice("radam", "RAdam", states=2),
 )  # fmt: skip
 OPTIMIZERS = {choice.name: choice for choice in _ALL}
 

@@ -1,4 +1,4 @@
-"""What the six optimizers share: `step`, which hands all to the plan, and its way back to torch."""
+"""What the optimizers share: `step`, which hands all to the plan, and its way back to torch."""
 
 from __future__ import annotations
 

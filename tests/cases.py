@@ -148,6 +148,35 @@ _OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "Adam": {**_ADAM, "decoupled": {"weight_decay": 0.2, "decoupled_weight_decay": True}},
     "AdamW": _ADAM,
+    "Adamax": {
+        "default": {},
+        "lr": {"lr": 0.05},
+        "betas": {"betas": (0.6, 0.8)},
+        "no_first_moment": {"betas": (0.0, 0.9)},
+        "no_second_moment": {"betas": (0.9, 0.0)},
+        "eps": {"eps": 0.1},
+        "weight_decay": {"weight_decay": 0.2},
+        "maximize": {"maximize": True},
+        "all": {
+            "lr": 0.03, "betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": 0.1, "maximize": True,
+        },
+        "tensor_lr": {"lr": _tensor(0.02)},
+    },
+    "RAdam": {
+        "default": {},
+        "lr": {"lr": 0.05},
+        "betas": {"betas": (0.6, 0.95)},
+        "never_divides": {"betas": (0.9, 0.5)},
+        "no_first_moment": {"betas": (0.0, 0.9)},
+        "eps": {"eps": 0.1},
+        "weight_decay": {"weight_decay": 0.2},
+        "decoupled": {"weight_decay": 0.2, "decoupled_weight_decay": True},
+        "maximize": {"maximize": True},
+        "all": {
+            "lr": 0.03, "betas": (0.8, 0.99), "eps": 1e-3, "weight_decay": 0.1, "maximize": True,
+        },
+        "tensor_lr": {"lr": _tensor(0.02)},
+    },
 }  # fmt: skip
 
 CASES = tuple(Case(n, label, kw) for n in NAMES for label, kw in _OPTIONS[n].items())
@@ -158,14 +187,17 @@ MAIN_CASES = tuple(
     for i in (
         "SGD-weight_decay", "SGD-dampening", "SGD-all", "Adagrad-all", "RMSprop-weight_decay",
         "RMSprop-momentum", "RMSprop-centered", "RMSprop-all", "Adadelta-all", "Adam-weight_decay",
-        "Adam-all", "AdamW-default", "AdamW-all",
+        "Adam-all", "AdamW-default", "AdamW-all", "Adamax-all", "RAdam-all",
     )
 )  # fmt: skip
 # One case per class.
 CLASS_CASES = tuple(
     _BY_ID[i]
-    for i in ("SGD-all", "Adagrad-all", "RMSprop-all", "Adadelta-all", "Adam-all", "AdamW-all")
-)
+    for i in (
+        "SGD-all", "Adagrad-all", "RMSprop-all", "Adadelta-all", "Adam-all", "AdamW-all",
+        "Adamax-all", "RAdam-all",
+    )
+)  # fmt: skip
 
 
 def case(case_id: str) -> Case:

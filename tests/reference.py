@@ -101,6 +101,38 @@ def adam(p: Array, g: Array, s: State, o: Mapping[str, Any]) -> Array:
     return p - lr * m_hat / (np.sqrt(v_hat) + real(o["eps"]))
 
 
+def adamax(p: Array, g: Array, s: State, o: Mapping[str, Any]) -> Array:
+    """Kingma and Ba 2015, section 7.1."""
+    beta1, beta2 = (real(b) for b in o["betas"])
+    t = s["step"] = s.get("step", 0) + 1
+    g = g + real(o["weight_decay"]) * p
+    s["exp_avg"] = beta1 * s.get("exp_avg", 0) + (1 - beta1) * g
+    s["exp_inf"] = np.maximum(beta2 * s.get("exp_inf", 0), np.abs(g) + real(o["eps"]))
+    return p - real(o["lr"]) / (1 - beta1**t) * s["exp_avg"] / s["exp_inf"]
+
+
+def radam(p: Array, g: Array, s: State, o: Mapping[str, Any]) -> Array:
+    """Liu et al. 2020."""
+    beta1, beta2 = (real(b) for b in o["betas"])
+    lr, decay = real(o["lr"]), real(o["weight_decay"])
+    t = s["step"] = s.get("step", 0) + 1
+    if o["decoupled_weight_decay"]:
+        p = p - lr * decay * p
+    else:
+        g = g + decay * p
+    s["exp_avg"] = beta1 * s.get("exp_avg", 0) + (1 - beta1) * g
+    s["exp_avg_sq"] = beta2 * s.get("exp_avg_sq", 0) + (1 - beta2) * g * g
+    m_hat = s["exp_avg"] / (1 - beta1**t)
+    most = 2 / (1 - beta2) - 1
+    length = most - 2 * t * beta2**t / (1 - beta2**t)
+    if length <= 5:
+        return p - lr * m_hat
+    factor = np.sqrt((length - 4) * (length - 2) * most / ((most - 4) * (most - 2) * length))
+    return p - lr * m_hat * factor * np.sqrt(1 - beta2**t) / (
+        np.sqrt(s["exp_avg_sq"]) + real(o["eps"])
+    )
+
+
 RULES: dict[str, Callable[[Array, Array, State, Mapping[str, Any]], Array]] = {
     "SGD": sgd,
     "Adagrad": adagrad,
@@ -108,6 +140,8 @@ RULES: dict[str, Callable[[Array, Array, State, Mapping[str, Any]], Array]] = {
     "Adadelta": adadelta,
     "Adam": adam,
     "AdamW": adam,
+    "Adamax": adamax,
+    "RAdam": radam,
 }
 
 

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from fusedopt import _C
+
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
 COMMANDS = ROOT / "build" / "release" / "compile_commands.json"
-OPTIMIZERS = r"\b(sgd|adagrad|rms_?prop|adadelta|adamw?)\b"
+OPTIMIZERS = r"\b(" + "|".join(_C.optimizers()) + r")\b"
 TORCH = r"^(torch|ATen|c10|caffe2|pybind11)/"
 CUDA = r"^(cuda[^/]*\.h|cuda/std|cub/|thrust/|cooperative_groups|nv)"
 

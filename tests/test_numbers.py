@@ -45,21 +45,20 @@ def test_odd_step_counts(case: Case, dtype: torch.dtype, count: float) -> None:
     value = torch.tensor(count, dtype=dtype)
     theirs, twins = after(case, torch.optim, value)
     ours, params = after(case, fusedopt, value)
-    before = contents(ours)
-    try:
-        theirs.step()
-        theirs.step()
-    except (RuntimeError, ZeroDivisionError):
-        with pytest.raises((RuntimeError, ZeroDivisionError), match=r"param_groups\[0\]"):
+    for _ in range(2):
+        before = contents(ours)
+        try:
+            theirs.step()
+        except (RuntimeError, ZeroDivisionError):
+            with pytest.raises((RuntimeError, ZeroDivisionError), match=r"param_groups\[0\]"):
+                ours.step()
+            assert_unchanged(ours, before)
+            return
+        try:
             ours.step()
-        assert_unchanged(ours, before)
-        return
-    if count == -math.inf and "betas" in case.options:
-        with pytest.raises(RuntimeError, match="step -inf"):
-            ours.step()
-        return
-    ours.step()
-    ours.step()
+        except RuntimeError as error:
+            assert "step -inf" in str(error)  # where it is the power of a beta
+            return
     for p, q in zip(params, twins, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-12, equal_nan=True)
         torch.testing.assert_close(ours.state[p]["step"], theirs.state[q]["step"], equal_nan=True)
@@ -80,8 +79,8 @@ def test_step_counts_of_each_dtype(case: Case, count: int, dtype: torch.dtype) -
     before = contents(ours)
     try:
         after(case, torch.optim, value)[0].step()
-        refused = dtype.is_complex and case.id.startswith("Adagrad")  # torch drops its imaginary 0
-    except RuntimeError:
+        refused = dtype.is_complex and case.computes_with_step  # torch may drop its imaginary 0
+    except (RuntimeError, TypeError):
         refused = True
     if refused:
         with pytest.raises(RuntimeError, match=r"\['params'\]\[1\]: state\['step'\]"):

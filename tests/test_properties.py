@@ -43,6 +43,12 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "decoupled_weight_decay": booleans,
     },
     "AdamW": {"betas": st.tuples(decay, decay), "eps": eps, "amsgrad": booleans},
+    "Adamax": {"betas": st.tuples(decay, decay), "eps": eps},
+    "RAdam": {
+        "betas": st.tuples(decay, decay),
+        "eps": eps,
+        "decoupled_weight_decay": booleans,
+    },
 }
 COMMON = {"lr": rates, "weight_decay": small, "maximize": booleans}
 shapes = st.lists(st.integers(0, 9), max_size=3).map(tuple)

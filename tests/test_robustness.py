@@ -225,12 +225,12 @@ def test_overridden_init_group_is_used() -> None:
 
 
 def test_submodules_of_torch_optim() -> None:
-    from fusedopt.adamax import Adamax
+    from fusedopt.nadam import NAdam
     from fusedopt.lbfgs import LBFGS
 
     from fusedopt.optimizer import ParamsT
 
-    assert Adamax is torch.optim.Adamax
+    assert NAdam is torch.optim.NAdam
     assert LBFGS is torch.optim.LBFGS
     assert ParamsT is sys.modules["torch.optim.optimizer"].ParamsT
 

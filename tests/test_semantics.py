@@ -100,6 +100,8 @@ GROUP_OPTIONS: dict[str, list[dict[str, Any]]] = {
     "Adadelta": [{"rho": 0.5}, {"eps": 0.1}, {"lr": 0.4}],
     "Adam": [{"amsgrad": True}, {"betas": (0.5, 0.6)}, {"decoupled_weight_decay": True}],
     "AdamW": [{"amsgrad": True}, {"betas": (0.5, 0.6)}, {"eps": 0.1}],
+    "Adamax": [{"eps": 0.2}, {"betas": (0.5, 0.6)}, {"weight_decay": 0.1}],
+    "RAdam": [{"eps": 0.2}, {"betas": (0.5, 0.6)}, {"decoupled_weight_decay": True}],
 }
 
 

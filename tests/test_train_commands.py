@@ -81,7 +81,7 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         evaluate = run.evaluate
         patch.setattr(run, "evaluate", lambda *a: evaluated.append(len(a[1])) or evaluate(*a))
         command("compare", *options, "--out", tmp_path)
-    assert evaluated == [180] * 12
+    assert evaluated == [180] * (2 * len(DEFAULTS))
     lines = rows_of(tmp_path / "compare.csv")
     assert [(line["optimizer"], line["impl"]) for line in lines] == [
         (name, impl) for name in DEFAULTS for impl in ("fusedopt", "torch")

@@ -10,5 +10,7 @@ extern const Kernel kAdagrad;
 extern const Kernel kRmsprop[2][2];  // [momentum][centered]
 extern const Kernel kAdadelta;
 extern const Kernel kAdam[2];  // [amsgrad]; AdamW too
+extern const Kernel kAdamax;
+extern const Kernel kRadam;
 
 }  // namespace fusedopt::cpu

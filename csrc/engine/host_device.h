@@ -26,6 +26,9 @@ FUSEDOPT_HD double square_root(double x) {
 #endif
 }
 
+FUSEDOPT_HD float absolute(float x) { return __builtin_fabsf(x); }
+FUSEDOPT_HD double absolute(double x) { return __builtin_fabs(x); }
+
 FUSEDOPT_HD double fused_multiply_add(double a, double b, double c) {
 #if defined(__CUDA_ARCH__)
   return __fma_rn(a, b, c);
@@ -52,7 +55,7 @@ FUSEDOPT_HD float minus_square(float v, float a) {
 }
 FUSEDOPT_HD double minus_square(double v, double a) {
   constexpr double kLargest = 1.3e154;
-  const double magnitude = __builtin_fabs(a);
+  const double magnitude = absolute(a);
   const double b = magnitude < kLargest ? magnitude : kLargest;
   const double shifted = 134217729.0 * b;  // 2^27 + 1
   const double high = shifted - (shifted - b);

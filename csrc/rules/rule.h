@@ -2,14 +2,14 @@
 //
 // template <typename T, bool kOption...>       T: float, or double for float64 tensors
 // struct Rule {
-//   static constexpr int kStates;              how many state tensors it reads and writes
-//   using Options = ...;                       the group's options, a struct of doubles only
-//   Rule(const Options&, double step);         what depends on the step, computed in double, once
-//                                              for each group and step
-//   bool valid(double largest) const;               has torch's step room for these numbers in the
-//   dtype,
-//                                              whose largest is this, or raises it an error?
-//   void operator()(T& p, T g, T* state) const;  the update of one element; state[kStates]
+//   static constexpr int kStates;  how many state tensors it reads and writes
+//   using Options = ...;           the group's options, a struct of doubles only
+//   Rule(const Options&, double step);
+//       what depends on the step, computed in double, once for each group and step
+//   bool valid(double largest) const;
+//       has torch's step room for these numbers in a dtype whose largest is this, or raises it?
+//   void operator()(T& p, T g, T* state) const;
+//       the update of one element; state[kStates]
 // };
 //
 // A rule is pure arithmetic: no torch, no CUDA header, no loop over elements, no storage type. It

@@ -9,6 +9,8 @@
 #include "rules/adadelta.h"
 #include "rules/adagrad.h"
 #include "rules/adam.h"
+#include "rules/adamax.h"
+#include "rules/radam.h"
 #include "rules/rmsprop.h"
 #include "rules/sgd.h"
 
@@ -39,6 +41,13 @@ struct AdadeltaGroup {
 struct AdamGroup {
   AdamOptions rule;
   double amsgrad;
+};
+
+struct AdamaxGroup {
+  AdamaxOptions rule;
+};
+struct RadamGroup {
+  RadamOptions rule;
 };
 
 // A key of a group and the member that has its name, so that their order is only that of messages.
@@ -78,6 +87,20 @@ constexpr Option kAdamOptions[] = {
     FUSEDOPT_NUMBER(AdamGroup, weight_decay),
     FUSEDOPT_FLAG(AdamGroup, decoupled_weight_decay),
     FUSEDOPT_CHOICE(AdamGroup, amsgrad),
+};
+
+constexpr Option kAdamaxOptions[] = {
+    FUSEDOPT_NUMBER(AdamaxGroup, lr),
+    FUSEDOPT_PAIR(AdamaxGroup, betas, beta1, beta2),
+    FUSEDOPT_NUMBER(AdamaxGroup, eps),
+    FUSEDOPT_NUMBER(AdamaxGroup, weight_decay),
+};
+constexpr Option kRadamOptions[] = {
+    FUSEDOPT_NUMBER(RadamGroup, lr),
+    FUSEDOPT_PAIR(RadamGroup, betas, beta1, beta2),
+    FUSEDOPT_NUMBER(RadamGroup, eps),
+    FUSEDOPT_NUMBER(RadamGroup, weight_decay),
+    FUSEDOPT_FLAG(RadamGroup, decoupled_weight_decay),
 };
 
 // How many numbers the options fill: all of the group's, each once, or it doesn't compile.
@@ -133,6 +156,17 @@ Variant adam(const double* numbers) {
           coupled && group.rule.weight_decay != 0};
 }
 
+Variant adamax(const double* numbers) {
+  const bool decays = group_of<AdamaxGroup>(numbers).rule.weight_decay != 0;
+  return {FUSEDOPT_KERNELS(kAdamax), {0, 1}, 0, decays};
+}
+
+Variant radam(const double* numbers) {
+  const RadamOptions rule = group_of<RadamGroup>(numbers).rule;
+  const bool coupled = rule.decoupled_weight_decay == 0;
+  return {FUSEDOPT_KERNELS(kRadam), {0, 1}, 0, coupled && rule.weight_decay != 0};
+}
+
 const std::vector<const char*> kAdamKeys = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
 
 const Optimizer kOptimizers[] = {
@@ -166,6 +200,20 @@ const Optimizer kOptimizers[] = {
      adadelta},
     {"Adam", FUSEDOPT_OPTIONS(AdamGroup, kAdamOptions), kAdamKeys, true, true, nullptr, adam},
     {"AdamW", FUSEDOPT_OPTIONS(AdamGroup, kAdamOptions), kAdamKeys, true, true, nullptr, adam},
+    {"Adamax",
+     FUSEDOPT_OPTIONS(AdamaxGroup, kAdamaxOptions),
+     {"exp_avg", "exp_inf"},
+     true,
+     true,
+     nullptr,
+     adamax},
+    {"RAdam",
+     FUSEDOPT_OPTIONS(RadamGroup, kRadamOptions),
+     {"exp_avg", "exp_avg_sq"},
+     true,
+     true,
+     nullptr,
+     radam},
 };
 
 }  // namespace

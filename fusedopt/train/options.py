@@ -21,6 +21,8 @@ DEFAULTS: dict[str, dict[str, float]] = {
     "adadelta": {"lr": 1.0, "weight_decay": 0.0},
     "adam": {"lr": 3e-3, "weight_decay": 0.0},
     "adamw": {"lr": 3e-3, "weight_decay": 1e-2},
+    "adamax": {"lr": 3e-3, "weight_decay": 0.0},
+    "radam": {"lr": 3e-3, "weight_decay": 0.0},
 }
 IMPLEMENTATIONS = ("fusedopt", "torch")
 AUGMENTATION = {"cifar10": "crop,flip", "cifar100": "crop,flip", "folder": "resized-crop,flip"}

@@ -16,6 +16,8 @@
 #include "rules/adadelta.h"
 #include "rules/adagrad.h"
 #include "rules/adam.h"
+#include "rules/adamax.h"
+#include "rules/radam.h"
 #include "rules/rmsprop.h"
 #include "rules/sgd.h"
 
@@ -61,6 +63,9 @@ const std::vector<Case> kCases = {
     CASE(Adadelta)(cpu::kAdadelta, {1.0, 0.9, 1e-6, 0.01}),
     CASE(Adam, false)(cpu::kAdam[0], {1e-3, 0.9, 0.999, 1e-8, 0.01, 1}),
     CASE(Adam, true)(cpu::kAdam[1], {1e-3, 0.4, 0.999, 1e-8, 0.01, 0}),
+    CASE(Adamax)(cpu::kAdamax, {2e-3, 0.9, 0.999, 1e-8, 0.01}),
+    CASE(Radam)(cpu::kRadam, {1e-3, 0.9, 0.999, 1e-8, 0.01, 0}),
+    CASE(Radam)(cpu::kRadam, {1e-3, 0.9, 0.5, 1e-8, 0.01, 1}),
 };
 
 // How the operands of all tensors lie.
@@ -126,9 +131,9 @@ struct Memory {
   }
 };
 
-constexpr int kRules = 3;  // with steps of 1, 2, 3; for rules that only ask for the first: 0, 1, 2
+constexpr int kRules = 3;  // with steps of 7, 8, 9; for rules that only ask for the first: 0, 1, 2
 
-double step_of(const Case& item, int rule) { return item.counts ? rule + 1 : rule; }
+double step_of(const Case& item, int rule) { return item.counts ? rule + 7 : rule; }
 
 std::vector<char> make_rules(const Case& item, Dtype dtype) {
   const int compute = cpu::Kernel::compute(dtype);

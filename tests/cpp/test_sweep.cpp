@@ -22,6 +22,7 @@ namespace {
 using namespace fusedopt;
 using cpu::Kernel;
 
+constexpr double kStep = 9;  // late enough for RAdam to divide
 constexpr int64_t kSizes[] = {1, 2, 3, 15, 16, 17, kTile - 1, kTile, kTile + 1, 1000};
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
@@ -46,6 +47,9 @@ const std::vector<Case> kCases = {
     {&cpu::kAdadelta, {1.0, 0.9, 1e-6, 0.01}},
     {&cpu::kAdam[0], {1e-3, 0.9, 0.999, 1e-8, 0.01, 1}},
     {&cpu::kAdam[1], {1e-3, 0.4, 0.999, 1e-8, 0.01, 0}},
+    {&cpu::kAdamax, {2e-3, 0.9, 0.999, 1e-8, 0.01}},
+    {&cpu::kRadam, {1e-3, 0.9, 0.999, 1e-8, 0.01, 0}},
+    {&cpu::kRadam, {1e-3, 0.9, 0.5, 1e-8, 0.01, 1}},
 };
 
 // Five operands of all sizes in kSizes, filled with numbers that depend on the index only.
@@ -142,7 +146,7 @@ void test_the_same_bits() {
   for (const Case& item : kCases) {
     for (int type = 0; type < kDtypes; ++type) {
       const auto dtype = static_cast<Dtype>(type);
-      for (const double step : {0.0, 3.0}) {
+      for (const double step : {0.0, kStep}) {
         if (step == 0 && item.kernel != &cpu::kSgd[1]) continue;
         const std::string expected = run(item, dtype, step, {});
         CHECK(expected != std::string(expected.size(), '\0'));
@@ -166,12 +170,12 @@ void test_the_same_bits_of_special_numbers() {
   for (const Case& item : kCases) {
     for (int type = 0; type < kDtypes; ++type) {
       const auto dtype = static_cast<Dtype>(type);
-      const std::string expected = run(item, dtype, 3, {0, 1 << 30, 1, 0, 1, false, true});
+      const std::string expected = run(item, dtype, kStep, {0, 1 << 30, 1, 0, 1, false, true});
       for (int isa = 0; isa < cpu::kIsas; ++isa) {
         if (!cpu::isa_detected(isa)) continue;
-        CHECK(run(item, dtype, 3, {isa, 1 << 30, 1, 0, 1, false, true}) == expected);
-        CHECK(run(item, dtype, 3, {isa, 37, 1, 1, 1, false, true}) == expected);
-        CHECK(run(item, dtype, 3, {isa, 1 << 30, 3, 0, 1, false, true}) == expected);
+        CHECK(run(item, dtype, kStep, {isa, 1 << 30, 1, 0, 1, false, true}) == expected);
+        CHECK(run(item, dtype, kStep, {isa, 37, 1, 1, 1, false, true}) == expected);
+        CHECK(run(item, dtype, kStep, {isa, 1 << 30, 3, 0, 1, false, true}) == expected);
       }
     }
   }
@@ -182,13 +186,13 @@ void test_gradient_scale() {
   for (const Case& item : kCases) {
     for (int type = 0; type < kDtypes; ++type) {
       const auto dtype = static_cast<Dtype>(type);
-      const std::string expected = run(item, dtype, 3, {});
+      const std::string expected = run(item, dtype, kStep, {});
       for (int isa = 0; isa < cpu::kIsas; ++isa) {
         if (!cpu::isa_detected(isa)) continue;
-        CHECK(run(item, dtype, 3, {isa, 77, 1, 0, 1.0, true}) == expected);
-        const std::string scaled = run(item, dtype, 3, {isa, 1 << 30, 1, 0, 4.0, true});
+        CHECK(run(item, dtype, kStep, {isa, 77, 1, 0, 1.0, true}) == expected);
+        const std::string scaled = run(item, dtype, kStep, {isa, 1 << 30, 1, 0, 4.0, true});
         CHECK(scaled != expected);
-        CHECK(scaled == run(item, dtype, 3, {isa, 77, 3, 1, 4.0, true}));
+        CHECK(scaled == run(item, dtype, kStep, {isa, 77, 3, 1, 4.0, true}));
         // Operand 1 is the gradient: in float32 and float64 dividing by 4 is exact.
         Memory before(dtype, 1, 0);
         const size_t grads = static_cast<size_t>(before.elements) * before.item;
@@ -219,7 +223,7 @@ void test_neighbours_are_left_alone() {
         tensor.numel = 277;
         tensor.layout = -1;
         std::vector<double> rule(64);
-        item.kernel->prepare[Kernel::compute(dtype)](item.options.data(), 3, kLargest[1],
+        item.kernel->prepare[Kernel::compute(dtype)](item.options.data(), kStep, kLargest[1],
                                                      rule.data());
         const Table table{&tensor, 1, rule.data(), nullptr, false, 1};
         item.kernel->sweep[isa][type](table, 0, tensor.numel);
@@ -242,7 +246,7 @@ void test_sharing_among_threads() {
   tensor.numel = kParallelElements + 5;
   tensor.layout = -1;
   std::vector<double> rule(64);
-  cpu::kAdam[0].prepare[0](kCases[9].options.data(), 3, kLargest[1], rule.data());
+  cpu::kAdam[0].prepare[0](kCases[9].options.data(), kStep, kLargest[1], rule.data());
   const Table table{&tensor, 1, rule.data(), nullptr, false, 1};
   cpu::run(cpu::kAdam[0], Dtype::kFloat32, table,
            [](int64_t most, void (*task)(void*), void* context) {

@@ -1,0 +1,10 @@
+// CUDA kernels of Adamax.
+#include "cuda/kernels.h"
+#include "cuda/sweep.cuh"
+#include "rules/adamax.h"
+
+namespace fusedopt::cuda {
+
+const Kernel kAdamax = make_kernel<Adamax<float>, Adamax<double>>("Adamax");
+
+}  // namespace fusedopt::cuda
