@@ -225,8 +225,8 @@ def test_overridden_init_group_is_used() -> None:
 
 
 def test_submodules_of_torch_optim() -> None:
-    from fusedopt.nadam import NAdam
     from fusedopt.lbfgs import LBFGS
+    from fusedopt.nadam import NAdam
 
     from fusedopt.optimizer import ParamsT
 
