@@ -23,9 +23,10 @@ struct Adam {
   static constexpr int kStates = kAmsgrad ? 3 : 2;
   using Options = AdamOptions;
 
-  T step_size, beta2, one_minus_beta2, eps, keep;
+  T step_size, beta2, one_minus_beta2, eps;
   Lerp<T> lerp;
   WeightDecay<T> l2;
+  DecoupledWeightDecay<T> decay;
 
   FUSEDOPT_HD Adam(const Options& o, double step)
       : Adam(o, one_minus_power(o.beta1, step), square_root(one_minus_power(o.beta2, step))) {}
@@ -36,10 +37,9 @@ struct Adam {
         beta2(T(o.beta2)),
         one_minus_beta2(T(1.0 - o.beta2)),
         eps(T(o.eps * c) != T(0) || c == 0 ? T(o.eps * c) : T(o.eps)),  // not 0 by underflow
-        keep(T(o.decoupled_weight_decay != 0 && o.weight_decay != 0 ? 1.0 - o.lr * o.weight_decay
-                                                                    : 1.0)),
         lerp(1.0 - o.beta1),
-        l2(o.decoupled_weight_decay != 0 ? 0.0 : o.weight_decay) {}
+        l2(o.decoupled_weight_decay != 0 ? 0.0 : o.weight_decay),
+        decay(o.lr, o.decoupled_weight_decay != 0 ? o.weight_decay : 0.0) {}
 
   FUSEDOPT_HD bool valid(double largest) const {
     return is_finite(step_size) && is_finite(lerp.weight) && is_finite(one_minus_beta2) &&
@@ -54,7 +54,7 @@ struct Adam {
     v = v * beta2 + one_minus_beta2 * g * g;
     T second = v;
     if constexpr (kAmsgrad) second = state[2] = maximum(state[2], v);
-    p = p * keep - step_size * (m / (square_root(second) + eps));
+    p = decay(p) - step_size * (m / (square_root(second) + eps));
   }
 };
 

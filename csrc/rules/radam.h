@@ -33,10 +33,11 @@ struct Radam {
   static constexpr int kStates = 2;
   using Options = RadamOptions;
 
-  T step_size, beta2, one_minus_beta2, eps, keep, length;
+  T step_size, beta2, one_minus_beta2, eps, length;
   bool divides;
   Lerp<T> lerp;
   WeightDecay<T> l2;
+  DecoupledWeightDecay<T> decay;
 
   FUSEDOPT_HD Radam(const Options& o, double step)
       : Radam(o, one_minus_power(o.beta1, step), one_minus_power(o.beta2, step), step) {}
@@ -49,12 +50,11 @@ struct Radam {
         beta2(T(o.beta2)),
         one_minus_beta2(T(1.0 - o.beta2)),
         eps(T(o.eps)),
-        keep(T(o.decoupled_weight_decay != 0 && o.weight_decay != 0 ? 1.0 - o.lr * o.weight_decay
-                                                                    : 1.0)),
         length(T(r.length)),
         divides(r.known),
         lerp(1.0 - o.beta1),
-        l2(o.decoupled_weight_decay != 0 ? 0.0 : o.weight_decay) {}
+        l2(o.decoupled_weight_decay != 0 ? 0.0 : o.weight_decay),
+        decay(o.lr, o.decoupled_weight_decay != 0 ? o.weight_decay : 0.0) {}
 
   FUSEDOPT_HD bool valid(double largest) const {
     return is_finite(length) && is_finite(lerp.weight) && is_finite(one_minus_beta2) &&
@@ -68,7 +68,7 @@ struct Radam {
     m = lerp(m, g);
     v = v * beta2 + one_minus_beta2 * g * g;
     const T root = square_root(v) + eps;
-    p = p * keep - step_size * (m / (divides ? root : T(1)));
+    p = decay(p) - step_size * (m / (divides ? root : T(1)));
   }
 };
 
