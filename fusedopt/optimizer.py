@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
@@ -36,16 +37,18 @@ class FusedOptimizer(Optimizer):
 
         Not where somebody else's code runs around the kernels (an overridden or replaced `step`,
         hooks): it expects what it gets with torch.optim, gradients that the scaler has unscaled
-        already, and no call where it skips. And not where Lightning asks, which refuses to clip
-        the gradients of an optimizer that unscales; told No, it lets the scaler unscale first.
+        already, and no call where it skips. Nor where a scaler unscales in its own way, as FSDP's,
+        which asks all ranks for overflows. And not where Lightning asks, which refuses to clip the
+        gradients of an optimizer that unscales; told No, it lets the scaler unscale first.
         """
         step = getattr(type(self).step, "__wrapped__", type(self).step)
-        asking = sys._getframe(1).f_globals.get("__name__", "").partition(".")[0]
+        asking = sys._getframe(1)
         return (
             step is FusedOptimizer.step
             and not _replaces_step(self)
             and not _has_step_hooks(self)
-            and asking not in _LIGHTNING
+            and asking.f_globals.get("__name__", "").partition(".")[0] not in _LIGHTNING
+            and not _unscales_otherwise(asking.f_locals.get("self"))
             and any(_wants_kernels(group) for group in self.param_groups)
         )
 
@@ -174,6 +177,17 @@ def _replaces_step(optimizer: Optimizer) -> bool:
         return False
     inside = "__wrapped__" if hasattr(step, "_wrapped_by_lr_sched") else "__func__"
     return getattr(step, inside, None) is not type(optimizer).step
+
+
+def _unscales_otherwise(scaler: Any) -> bool:
+    """Whether it is a GradScaler that unscales or looks for overflows by code of its own."""
+    if not isinstance(scaler, GradScaler):
+        return False
+    own = getattr(scaler, "__dict__", {})
+    return any(
+        name in own or getattr(type(scaler), name, None) is not getattr(GradScaler, name, None)
+        for name in ("unscale_", "_unscale_grads_", "_check_inf_per_device", "_maybe_opt_step")
+    )
 
 
 def _wants_kernels(group: Any) -> bool:

@@ -363,3 +363,26 @@ def test_gradients_are_scaled_again_if_torchs_part_raises() -> None:
         scaled_step(optimizer, 3.0)
     assert torch.equal(param.grad, before)
     assert optimizer.grad_scale == 3
+
+
+@pytest.mark.parametrize("name", ["unscale_", "_unscale_grads_"])
+def test_a_scaler_that_unscales_in_its_own_way(name: str) -> None:
+    """As FSDP's ShardedGradScaler, which tells all ranks of an overflow on one."""
+    results = []
+    for module in (torch.optim, fusedopt):
+        calls: list[int] = []
+
+        def own(self: GradScaler, *args: Any, calls: list[int] = calls) -> Any:
+            calls.append(1)
+            return getattr(GradScaler, name)(self, *args)
+
+        scaler = type("Own", (GradScaler,), {name: own})("cpu", init_scale=4.0)
+        (param,) = make_params([(3,)])
+        optimizer = module.SGD([param], lr=0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            scaler.scale((param**2).sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        results.append((param.tolist(), len(calls)))
+    assert results[0] == (pytest.approx(results[1][0], rel=1e-14), results[1][1])
