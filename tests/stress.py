@@ -77,6 +77,8 @@ class Stress:
             optimizer.register_step_pre_hook(lambda *_: self._hook(rng))
             optimizer.register_step_post_hook(lambda *_: self._hook(rng))
         self.kept: list[object] = []
+        # Setting `p.grad` while autograd accumulates it is a race within torch, and kills it.
+        self.gradients = threading.Lock()
 
     def _params(self, rng: random.Random) -> list[Parameter]:
         return rng.choice(self.optimizers).param_groups[0]["params"]
@@ -100,9 +102,10 @@ class Stress:
         """Sets gradients to new tensors without the interpreter's lock, as autograd does."""
         params = [p for p in self._params(rng) if p.numel() <= 4096]
         loss = sum(((p * rng.uniform(-1, 1)).sin().sum() for p in params), torch.zeros(()))
-        loss.backward(create_graph=True)
-        for p in params:
-            p.grad = p.grad.detach() if p.grad is not None else None
+        with self.gradients:
+            loss.backward(create_graph=True)
+            for p in params:
+                p.grad = p.grad.detach() if p.grad is not None else None
 
     def replace_gradients(self, rng: random.Random) -> None:
         """Also by shared and expanded ones, which a step with a scale has to separate."""
@@ -111,7 +114,8 @@ class Stress:
             grad = torch.randn(p.shape) if p.numel() <= 4096 else torch.ones(p.shape)
             if kind < 0.2 and p.dim():
                 grad = torch.randn(()).expand(p.shape)
-            p.grad = self._watched(grad, rng)
+            with self.gradients:
+                p.grad = self._watched(grad, rng)
 
     def edit_state(self, rng: random.Random) -> None:
         """Drops, copies and loads what a step reads."""

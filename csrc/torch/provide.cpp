@@ -6,8 +6,14 @@
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/DefaultDtype.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
+#include <chrono>
+#include <mutex>
+#include <thread>
+#include <utility>
 
 #include "engine/tuning.h"
 #include "torch/python.h"
@@ -108,6 +114,30 @@ void create_states(const Keys& keys, std::vector<Fresh> missing, const py::objec
   }
 }
 
+// The lock under which autograd accumulates a gradient, without the interpreter's.
+struct Accumulating : torch::autograd::Node {
+  static std::mutex& lock_of(torch::autograd::Node& node) { return node.*(&Accumulating::mutex_); }
+};
+
+// Gives a parameter another gradient, and returns the one before. Another thread may be adding to
+// it; this one, if the step is a hook of that addition, holds the lock itself, and mustn't wait for
+// ever.
+at::Tensor exchange_gradient(const at::Tensor& param, const at::Tensor& gradient) {
+  const auto node = torch::autograd::impl::try_get_grad_accumulator(param);
+  std::unique_lock<std::mutex> locked;
+  if (node) {
+    locked = std::unique_lock<std::mutex>(Accumulating::lock_of(*node), std::try_to_lock);
+    for (int i = 0; i < 100 && !locked.owns_lock(); ++i) {
+      {
+        const py::gil_scoped_release release;  // a hook may wait for it under the lock
+        std::this_thread::sleep_for(std::chrono::microseconds(100));
+      }
+      locked.try_lock();
+    }
+  }
+  return std::exchange(param.mutable_grad(), gradient);
+}
+
 // A gradient that is written (unscaled) must not be read under another name: where one is expanded,
 // or belongs to several parameters, each parameter gets a copy of its own.
 void separate(const std::vector<at::Tensor>& params) {
@@ -126,7 +156,7 @@ void separate(const std::vector<at::Tensor>& params) {
   }
   std::vector<at::Tensor> before;  // what they let go may run Python code: after all is done
   for (size_t i = 0; i < params.size(); ++i) {
-    before.push_back(std::exchange(params[i].mutable_grad(), copies[i]));
+    before.push_back(exchange_gradient(params[i], copies[i]));
   }
 }
 
