@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 # What torch's own step takes: per group its index and the indices of its parameters.
 Places = list[tuple[int, list[int]]]
 
-_SCALERS = ("grad_scale", "found_inf")  # what a GradScaler puts on an optimizer
+SCALERS = ("grad_scale", "found_inf")  # what a GradScaler puts on an optimizer
 
 
 def step_by_torch(
@@ -49,7 +50,8 @@ def _unscaled(groups: Iterable[dict[str, Any]], grad_scale: Tensor | None) -> It
     if grad_scale is None:
         yield
         return
-    inverse = 1.0 / float(grad_scale)
+    scale = float(grad_scale)
+    inverse = 1.0 / scale if scale else math.inf
     params = {id(param): param for group in groups for param in group["params"]}.values()
     grads = [param.grad for param in params if param.grad is not None]
     values = [grad._values() if grad.is_sparse else grad for grad in grads]
@@ -103,7 +105,7 @@ def _fits_fused(optimizer: Optimizer, param: Tensor) -> bool:
 
 def _step_as_it_is(optimizer: Optimizer) -> None:
     attributes = optimizer.__dict__
-    hidden = {key: attributes.pop(key) for key in _SCALERS if key in attributes}
+    hidden = {key: attributes.pop(key) for key in SCALERS if key in attributes}
     try:
         _step_function(_torch_class(type(optimizer)))(optimizer)
     finally:
@@ -118,11 +120,11 @@ def _step(optimizer: Optimizer, groups: list[dict[str, Any]]) -> None:
     """
     cls = _torch_class(type(optimizer))
     stand_in = object.__new__(cls)
-    attributes = {k: v for k, v in optimizer.__dict__.items() if k not in _SCALERS}
+    attributes = {k: v for k, v in optimizer.__dict__.items() if k not in SCALERS}
     stand_in.__dict__.update(attributes, param_groups=groups)
     _step_function(cls)(stand_in)
     for key, value in stand_in.__dict__.items():
-        if key != "param_groups" and attributes.get(key, _SCALERS) is not value:
+        if key != "param_groups" and attributes.get(key, SCALERS) is not value:
             optimizer.__dict__[key] = value
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
 from fusedopt import _C
-from fusedopt.fallback import step_by_torch
+from fusedopt.fallback import SCALERS, step_by_torch
 
 _TORCHS_WRAPPER = Optimizer.profile_hook_step
 _LIGHTNING = ("lightning", "lightning_fabric", "pytorch_lightning")
@@ -30,6 +30,11 @@ class FusedOptimizer(Optimizer):
 
     _kernels: ClassVar[str]  # the name under which the extension knows the rule
     _added_options: ClassVar[tuple[str, ...]] = ()  # that the torch.optim class doesn't have
+    _plan_key: ClassVar[str]  # where an object keeps its plan
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._plan_key = f"_fusedopt_{cls._kernels}"
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -38,8 +43,9 @@ class FusedOptimizer(Optimizer):
         Not where somebody else's code runs around the kernels (an overridden or replaced `step`,
         hooks): it expects what it gets with torch.optim, gradients that the scaler has unscaled
         already, and no call where it skips. Nor where a scaler unscales in its own way, as FSDP's,
-        which asks all ranks for overflows. And not where Lightning asks, which refuses to clip the
-        gradients of an optimizer that unscales; told No, it lets the scaler unscale first.
+        which asks all ranks for overflows, or a closure makes gradients that aren't scaled. And
+        not where Lightning asks, which refuses to clip the gradients of an optimizer that unscales;
+        told No, it lets the scaler unscale first.
         """
         step = getattr(type(self).step, "__wrapped__", type(self).step)
         asking = sys._getframe(1)
@@ -48,7 +54,7 @@ class FusedOptimizer(Optimizer):
             and not _replaces_step(self)
             and not _has_step_hooks(self)
             and asking.f_globals.get("__name__", "").partition(".")[0] not in _LIGHTNING
-            and not _unscales_otherwise(asking.f_locals.get("self"))
+            and not _unscales_otherwise(asking.f_locals)
             and any(_wants_kernels(group) for group in self.param_groups)
         )
 
@@ -110,11 +116,16 @@ class FusedOptimizer(Optimizer):
         scaler = self.__dict__.get("grad_scale"), self.__dict__.get("found_inf")
         plan, stepped_by_torch = plan_of(self), None
         # None: the kernels have stepped all but `stepped_by_torch`.
-        while (rest := plan.step(self, *scaler, stepped_by_torch)) is not None:
-            step_by_torch(self, rest, *scaler)
-            if rest is True:
-                break
-            stepped_by_torch = rest
+        try:
+            while (rest := plan.step(self, *scaler, stepped_by_torch)) is not None:
+                step_by_torch(self, rest, *scaler)
+                if rest is True:
+                    break
+                stepped_by_torch = rest
+        except BaseException:
+            for key in SCALERS:  # a GradScaler takes them away only after a step that succeeds
+                self.__dict__.pop(key, None)
+            raise
         return loss
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -125,21 +136,24 @@ class FusedOptimizer(Optimizer):
         trained.
         """
         groups_before = self.__dict__.get("param_groups")
+        if groups_before is not None:
+            groups_before = [dict(group) for group in groups_before]  # may be the same objects
         super().__setstate__(state)
         if groups_before is None:  # unpickled or copied
             return
         for group, before in zip(self.param_groups, groups_before, strict=False):
             for key in ("fused", "foreach", *self._added_options):
-                group.pop(key, None)
                 if key in before:
                     group[key] = before[key]
+                elif key in self._added_options:
+                    group.pop(key, None)
 
 
 def plan_of(optimizer: FusedOptimizer) -> Any:
     """Returns the extension's part of an optimizer, which copies start without."""
-    plan = optimizer.__dict__.get("_fusedopt_plan")
+    plan = optimizer.__dict__.get(optimizer._plan_key)
     if plan is None:
-        plan = optimizer.__dict__["_fusedopt_plan"] = _C.Plan(optimizer._kernels)
+        plan = optimizer.__dict__[optimizer._plan_key] = _C.Plan(optimizer._kernels)
     return plan
 
 
@@ -179,10 +193,16 @@ def _replaces_step(optimizer: Optimizer) -> bool:
     return getattr(step, inside, None) is not type(optimizer).step
 
 
-def _unscales_otherwise(scaler: Any) -> bool:
-    """Whether it is a GradScaler that unscales or looks for overflows by code of its own."""
+def _unscales_otherwise(asking: Mapping[str, Any]) -> bool:
+    """Whether a GradScaler that asks unscales or looks for overflows by code of its own.
+
+    Or has a closure to hand on. It asks in its `step`, whose variables these are.
+    """
+    scaler = asking.get("self")
     if not isinstance(scaler, GradScaler):
         return False
+    if asking.get("args") or asking.get("kwargs"):
+        return True
     own = getattr(scaler, "__dict__", {})
     return any(
         name in own or getattr(type(scaler), name, None) is not getattr(GradScaler, name, None)

@@ -362,7 +362,7 @@ def test_gradients_are_scaled_again_if_torchs_part_raises() -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         scaled_step(optimizer, 3.0)
     assert torch.equal(param.grad, before)
-    assert optimizer.grad_scale == 3
+    assert not hasattr(optimizer, "grad_scale")  # or the next step, without a scaler, would use it
 
 
 @pytest.mark.parametrize("name", ["unscale_", "_unscale_grads_"])
@@ -386,3 +386,64 @@ def test_a_scaler_that_unscales_in_its_own_way(name: str) -> None:
             scaler.update()
         results.append((param.tolist(), len(calls)))
     assert results[0] == (pytest.approx(results[1][0], rel=1e-14), results[1][1])
+
+
+@pytest.mark.parametrize("kind", ["columns", "blocks of columns", "columns that meet", "diagonals"])
+def test_gradients_that_interleave(kind: str) -> None:
+    """Those that share no element stay where they are; all are unscaled once for each."""
+    buffer = random((6, 4), 0)
+    grads = {
+        "columns": [*buffer.unbind(1)],
+        "blocks of columns": [buffer.view(2, 3, 4)[:, :, i] for i in range(4)],
+        "columns that meet": [buffer[:, :3], buffer[:, 2:]],
+        "diagonals": [buffer.as_strided((4, 2), (5, 2)), buffer.as_strided((4, 2), (5, 2), 1)],
+    }[kind]
+    params = [Parameter(torch.zeros_like(grad).contiguous()) for grad in grads]
+    expected = [grad.clone() for grad in grads]
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad
+    optimizer = fusedopt.SGD(params, lr=1.0)
+    scaled_step(optimizer, 4.0)
+    for param, grad in zip(params, expected, strict=True):
+        torch.testing.assert_close(param.detach(), -grad / 4)
+    if kind in ("columns", "blocks of columns"):
+        assert [p.grad.data_ptr() for p in params] == [g.data_ptr() for g in grads]
+
+
+def test_a_closure_under_a_scaler_makes_gradients_of_its_own() -> None:
+    results = []
+    for module in (torch.optim, fusedopt):
+        param = Parameter(torch.ones(2))
+        optimizer = module.SGD([param], lr=0.1)
+        scaler = GradScaler("cpu", init_scale=16.0)
+
+        def closure(optimizer: Optimizer = optimizer, param: Tensor = param) -> Tensor:
+            optimizer.zero_grad()
+            loss = (param**2).sum()
+            loss.backward()
+            return loss
+
+        for _ in range(2):
+            optimizer.zero_grad()
+            scaler.scale((param**2).sum()).backward()
+            scaler.step(optimizer, closure)
+            scaler.update()
+        results.append(param.detach())
+    torch.testing.assert_close(*results)
+
+
+def test_a_step_that_raises_leaves_no_scale_behind() -> None:
+    results = []
+    for module in (torch.optim, fusedopt):
+        param = Parameter(torch.ones(2))
+        optimizer = module.SGD([param], lr=0.1)
+        scaler = GradScaler("cpu", init_scale=4.0)
+        scaler.scale(param.sum()).backward()
+        optimizer.param_groups[0]["lr"] = "x"
+        with pytest.raises(TypeError):
+            scaler.step(optimizer)
+        optimizer.param_groups[0]["lr"] = 0.1
+        param.grad = torch.ones(2)
+        optimizer.step()
+        results.append(param.detach())
+    torch.testing.assert_close(*results)

@@ -55,3 +55,27 @@ def test_a_step_count_that_torchs_part_cant_count(name: str) -> None:
     with pytest.raises(RuntimeError, match=r"\['params'\]\[1\]: state\['step'\]"):
         optimizer.step()
     assert_unchanged(optimizer, before)
+
+
+def test_an_object_whose_class_changes() -> None:
+    """Its plan is the new class's."""
+    results = []
+    for module in (torch.optim, fusedopt):
+        (param,) = make_params([(3,)])
+        optimizer = module.Adam([param], lr=0.1)
+        step(optimizer, 0)
+        optimizer.__class__ = module.SGD
+        optimizer.param_groups[0].update(momentum=0, dampening=0, nesterov=False)
+        step(optimizer, 1)
+        results.append(param.detach())
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("state", [None, {}])
+def test_setstate_of_an_object_that_has_groups(state: dict[str, int] | None) -> None:
+    """Nothing of its own choice is lost, though before and after are the same dicts."""
+    for fused in (None, False, True):
+        optimizer = fusedopt.SGD(make_params([(3,)]), fused=fused)
+        before = dict(optimizer.param_groups[0])
+        optimizer.__setstate__(optimizer.__getstate__() if state is None else dict(state))
+        assert optimizer.param_groups[0] == before

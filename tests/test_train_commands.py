@@ -148,7 +148,7 @@ def test_a_damaged_image_in_training_is_named(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "load_splits", damage_later)
-        line = error_of(capsys, *options, "--workers", 1)
+        line = error_of(capsys, *options, "--workers", 1, code=1)
     assert f"--data folder:{tmp_path / 'data'}: {tmp_path / '1.png'} is" in line
     assert line.count("DataError") == 0 and "damaged, or no image" in line
 
@@ -156,4 +156,4 @@ def test_a_damaged_image_in_training_is_named(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "load_splits", damage_later)
         patch.setattr(cli, "world", SimpleNamespace(**{**vars(world), "rank": lambda: 1}))
-        assert "damaged, or no image" in error_of(capsys, *options)
+        assert "damaged, or no image" in error_of(capsys, *options, code=1)

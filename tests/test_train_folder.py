@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -324,3 +325,43 @@ def test_empty_and_unusual_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     assert load("folder:pets", tmp_path, image_size=4).train.root == str(root)
     assert layout.find(Path("pets")) == layout.find(root)
+
+
+@pytest.mark.parametrize("names", [("trainA", "testA"), ("ImagesTrain", "ImagesTest")])
+def test_names_with_a_splits_word_in_capitals(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in names:
+        write_folder(tmp_path / name)
+    assert "look like splits and not like classes" in error_of(f"folder:{tmp_path}", tmp_path)
+
+
+@pytest.mark.parametrize("names", [("tr", "te"), ("traindir", "testdir"), ("fold1", "fold2")])
+def test_folders_with_the_same_folders_in_them(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in names:
+        write_folder(tmp_path / name)
+    said: list[str] = []
+    load(f"folder:{tmp_path}", tmp_path, image_size=4, say=said.append)
+    assert any("though the same folders are in each" in line for line in said)
+
+
+def test_what_the_script_has_written_is_no_class(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "pets")
+    for path in ("compare/compare.csv", "runs/a/checkpoint.pt", "cat/old/checkpoint.pt"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+        shutil.copy(next((root / "dog").glob("*.png")), (root / path).parent / "curves.png")
+    (root / "cat" / "old" / "checkpoint.pt").unlink()  # in a class, all folders are read
+    said: list[str] = []
+    splits = load(f"folder:{root}", tmp_path, image_size=4, say=said.append)
+    assert splits.classes == ("cat", "dog")
+    assert any("this script has written there: compare, runs" in line for line in said)
+
+
+def test_hard_links_are_one_image(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "pets")
+    for image in list((root / "cat").glob("*.png")):
+        os.link(image, image.with_name(f"again{image.name}"))
+    names = images_of(root)
+    assert len(names) == len(set(names)) == len(images_of(write_folder(tmp_path / "same")))
+    image = next((root / "cat").glob("*.png"))
+    os.link(image, root / "dog" / "cat.png")
+    assert "are the same file" in error_of(f"folder:{root}", tmp_path)

@@ -199,7 +199,7 @@ def test_a_removed_image_in_the_middle_of_an_epoch(
     with monkeypatch.context() as patch:
         patch.setattr(loop, "epoch_order", remember)
         patch.setattr(loop, "_show", damage_later)
-        line = error_of(capsys, *options)
+        line = error_of(capsys, *options, code=1)
     bad = Path(files[-1])
     assert f"{bad} is damaged, or no image: " in line
     assert line.endswith(f"; once it is mended or removed, --resume {tmp_path / 'run'} goes on")
@@ -233,11 +233,12 @@ def test_a_class_or_a_part_that_is_gone(
     train("--resume", folder, "--epochs", 2)
     said = capsys.readouterr().out
     assert "20 images are gone since the checkpoint" in said
+    assert "no training image of the class dog is left: the run goes on without it" in said
     assert "not looked for new images: " in said and "has 1 folders, and there must be" in said
     for name in names(folder)["validation"]:
         (root / name).unlink()
     line = error_of(capsys, "--resume", folder, "--epochs", 3)
-    assert line.endswith("none of the 2 validation images can be read")
+    assert line.endswith("none of the 2 validation images is left")
 
 
 def test_unchanged_images_are_not_looked_at_again(

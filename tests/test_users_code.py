@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import types
 import weakref
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from types import ModuleType
@@ -296,8 +296,9 @@ def iterator(key: str) -> Program:
             optimizer.param_groups = iter([group])
         elif key == "params":
             group["params"] = (q for q in [p])
-        elif key == "deque":
-            group["params"] = deque([p])
+        elif key in ("deque", "set", "dict"):
+            make = {"deque": deque, "set": set, "dict": dict.fromkeys}[key]
+            group["params"] = make([p])
         else:
             group["betas"] = map(float, ("0.9", "0.99"))
         results = [stepped(optimizer, p)]
@@ -305,6 +306,15 @@ def iterator(key: str) -> Program:
         return [r for r in results if isinstance(r, list)]
 
     return program
+
+
+def defaults_of_its_own(module: ModuleType) -> Any:
+    p = param(1.0)
+    optimizer = module.SGD([p], lr=0.1)
+    group: Any = defaultdict(lambda: True, optimizer.param_groups[0])
+    del group["maximize"]
+    optimizer.param_groups[0] = group
+    return stepped(optimizer, p)
 
 
 class Negated:
@@ -381,6 +391,11 @@ PROGRAMS: dict[str, Program] = {
     "iterator as params": iterator("params"),
     "deque as params": iterator("deque"),
     "iterator as betas": iterator("betas"),
+    "set as params": iterator("set"),
+    "dict as params": iterator("dict"),
+    "unsigned number of numpy": number("lr", np.uint8(1)),
+    "unsigned tensor": number("lr", torch.tensor(1, dtype=torch.uint8)),
+    "defaultdict as group": defaults_of_its_own,
     "__neg__": number("lr", Negated()),
     "__neg__ beside __float__": number("lr", Both()),
     "__ne__": number("weight_decay", Never(0.5)),

@@ -69,7 +69,8 @@ bool is_plain_sequence(PyObject* object) {
 PyObject* params_of(PyObject* group, int index) {
   PyObject* params = look_up(group, names().params);
   if (params != nullptr && is_plain_sequence(params)) return params;
-  if (params == nullptr || is_data(params)) {
+  const bool iterates = params != nullptr && Py_TYPE(params)->tp_iter != nullptr;
+  if (!iterates && (params == nullptr || is_data(params))) {
     throw py::type_error(group_name(index) +
                          " must be a dict whose 'params' are a list of tensors");
   }
@@ -129,6 +130,10 @@ void Reader::read_option(PyObject* value, Group& group, int at, const Name& name
     groups_.held.push_back(py::reinterpret_borrow<py::object>(value));
     groups_.numbers.push_back(&tensor);
     group.any_tensor = true;
+    const auto type = c10::typeMetaToScalarType(tensor.dtype());
+    if (c10::isIntegralType(type, true) && !c10::isSignedType(type)) {
+      throw Whole{"an option is an unsigned tensor, whose negative wraps around"};
+    }
     Dtype dtype;
     if (is_number_on_device(tensor, dtype)) {
       group.on_device[at] = &tensor;
@@ -136,7 +141,7 @@ void Reader::read_option(PyObject* value, Group& group, int at, const Name& name
       group.numbers[at] = 1;
       if (!wait_) return;
     }
-  } else if (!is_data(value) && has_own_arithmetic(value)) {
+  } else if (has_own_arithmetic(value)) {
     throw Whole{"an option is an object of a class of its own"};
   } else if (is_long_integer(value)) {
     throw Whole{"an option is an integer of more than 64 bits"};

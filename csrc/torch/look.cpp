@@ -243,7 +243,7 @@ void refuse_inference(const Reading& reading, const Slot& slot, const std::strin
 void look(Reading& reading, PyObject* state, const Places& done, bool all) {
   Cache& cache = reading.cache;
   read_slots(reading);
-  const bool dict = is_plain_dict(state);
+  const bool dict = is_plain_or_default_dict(state);
   if (!dict && is_data(state)) {
     throw py::type_error(std::string("optimizer.state must be a dict, got ") +
                          Py_TYPE(state)->tp_name);

@@ -207,6 +207,9 @@ void note(const std::string& name) {
   for (const char* prefix : {"", "_single_tensor_", "_multi_tensor_", "_fused_"}) {
     functions.note(prefix + lower);
   }
+  for (const char* name : {"_default_to_fused_or_foreach", "_get_value", "_to_scalar"}) {
+    functions.note(name);
+  }
   const Attributes attributes(type, kOfOptimizers);
   originals().emplace(name, Original{type, attributes, attributes, functions});
 }

@@ -119,6 +119,31 @@ void for_each_offset(const c10::TensorImpl& tensor, const Each& each) {
   }
 }
 
+// Do they lie beside each other like the columns of one buffer? Then each has its own place within
+// the smallest stride, of which all other strides are multiples.
+bool are_columns(const std::vector<Gradient*>& stretch, const char* begin, int64_t size) {
+  const c10::TensorImpl& first = *stretch.front()->tensor;
+  int64_t smallest = 0;
+  for (int64_t d = 0; d < first.dim(); ++d) {
+    if (first.size(d) == 1) continue;
+    smallest = smallest == 0 ? first.stride(d) : std::min(smallest, first.stride(d));
+  }
+  for (int64_t d = 0; d < first.dim(); ++d) {
+    if (first.size(d) != 1 && (smallest == 0 || first.stride(d) % smallest != 0)) return false;
+  }
+  const char* before = nullptr;  // sorted by address
+  for (const Gradient* gradient : stretch) {
+    const char* address = address_of(*gradient->tensor);
+    if (gradient->shared || !same_sizes(*gradient->tensor, first) ||
+        !same_strides(*gradient->tensor, first) || address == before ||
+        (address - begin) / size >= smallest) {
+      return false;
+    }
+    before = address;
+  }
+  return true;
+}
+
 // Which of the gradients share elements? All lie within one stretch of memory, but they may only
 // interleave, as the columns of one buffer do.
 void mark_shared(std::vector<Gradient*> stretch, const char* begin, const char* end) {
@@ -133,6 +158,7 @@ void mark_shared(std::vector<Gradient*> stretch, const char* begin, const char* 
     for (Gradient* gradient : stretch) gradient->shared = true;
     return;
   }
+  if (are_columns(stretch, begin, size)) return;
   std::vector<bool> once((end - begin) / size + 1), twice(once.size());
   for (const Gradient* gradient : stretch) {
     const int64_t first = (address_of(*gradient->tensor) - begin) / size;

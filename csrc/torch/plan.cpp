@@ -115,7 +115,7 @@ void Plan::Call::add_rows(const char* reason) {
 
 Plan::Plan(const std::string& optimizer)
     : keys_(optimizer), original_(find_original(optimizer)), lock_(new Lock{{}, getpid()}) {
-  is_plain_dict(Py_None);  // imports what it needs
+  is_plain_or_default_dict(Py_None);  // imports what it needs
 }
 
 // Waits for another thread that steps this optimizer without keeping the interpreter from it. No

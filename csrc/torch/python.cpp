@@ -16,10 +16,13 @@ bool is_of_numpy(const PyTypeObject* type) {
 }  // namespace
 
 bool is_plain_dict(PyObject* object) {
+  return PyDict_CheckExact(object) || PyODict_CheckExact(object);
+}
+
+bool is_plain_or_default_dict(PyObject* object) {
   static PyObject* const defaultdict =
       py::object(py::module_::import("collections").attr("defaultdict")).release().ptr();
-  return PyDict_CheckExact(object) || reinterpret_cast<PyObject*>(Py_TYPE(object)) == defaultdict ||
-         PyODict_CheckExact(object);
+  return is_plain_dict(object) || reinterpret_cast<PyObject*>(Py_TYPE(object)) == defaultdict;
 }
 
 std::string text_of(PyObject* object) {
@@ -54,7 +57,11 @@ bool has_own_arithmetic(PyObject* value) {
   const PyTypeObject* base = PyFloat_Check(value)  ? &PyFloat_Type
                              : PyLong_Check(value) ? &PyLong_Type
                                                    : nullptr;
-  if (type == base || type == &PyBool_Type || is_of_numpy(type)) return false;
+  if (is_of_numpy(type)) {  // unsigned numbers have no negative ones
+    return std::strncmp(type->tp_name, "numpy.uint", 10) == 0 ||
+           std::strncmp(type->tp_name, "numpy.bool", 10) == 0;
+  }
+  if (type == base || type == &PyBool_Type || type == &PyComplex_Type) return false;
   const PyNumberMethods* own = type->tp_as_number;
   if (own == nullptr || PyWeakref_CheckProxy(value)) return false;
   if (base == nullptr) return own->nb_negative || own->nb_add || own->nb_multiply;

@@ -67,8 +67,11 @@ inline py::object attribute_of(PyObject* object, PyObject* name) {
   return value;
 }
 
-// A dict that nobody's class makes behave otherwise: a dict, a defaultdict or an OrderedDict.
+// A dict that nobody's class makes behave otherwise: a dict or an OrderedDict.
 bool is_plain_dict(PyObject* object);
+
+// The same, or a defaultdict, as optimizer.state is: what is missing is asked for.
+bool is_plain_or_default_dict(PyObject* object);
 
 // The text of a str, without running Python code; anything else gives an empty one.
 std::string text_of(PyObject* object);

@@ -118,6 +118,7 @@ def read(path: Path, flag: str) -> dict[str, Any]:
         files = [path / CHECKPOINT] if flag == "--resume" else [path / MODEL, path / CHECKPOINT]
         path = next((file for file in files if file.is_file()), files[-1])
     try:
+        read = stamp(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{flag}: cannot read {path}: {error.strerror}") from error
@@ -125,7 +126,14 @@ def read(path: Path, flag: str) -> dict[str, Any]:
         raise UserError(f"{flag}: {path} is damaged, or not a checkpoint") from error
     if not isinstance(content, dict) or not isinstance(content.get("options"), dict):
         raise UserError(f"{flag}: {path} is not a checkpoint of this script")
+    content["read"] = read
     return content
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """Returns what a file's replacement has otherwise."""
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
 
 
 def weights_of(content: dict[str, Any]) -> dict[str, Tensor]:

@@ -108,11 +108,12 @@ def main(argv: Sequence[str] | None = None) -> Result | None:
         with world.join(options.device):
             return run(options, content)
     except UserError as error:
-        if world.rank() > 0 and not isinstance(error, OneProcessError):  # the first one says it
+        if world.rank() > 0:  # the first one says it
             parser.exit(2)
         parser.error(str(error))
     except Failed as error:
-        parser.exit(1, f"{parser.prog}: {error}\n" if world.rank() == 0 else None)
+        says = world.rank() == 0 or isinstance(error, OneProcessError)
+        parser.exit(1, f"{parser.prog}: {error}\n" if says else None)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in EXTRA:
             raise
@@ -123,4 +124,5 @@ def main(argv: Sequence[str] | None = None) -> Result | None:
     except Interrupted as error:
         parser.exit(130, f"{error}\n" if world.rank() == 0 else None)
     except KeyboardInterrupt:
-        parser.exit(130, "\ninterrupted; --resume FOLDER continues from the last checkpoint\n")
+        then = "" if command in ("compare", "predict") else "; nothing new was kept"
+        parser.exit(130, f"\ninterrupted{then}\n")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusedopt.train.charts import draw_run
-from fusedopt.train.checkpoint import CHECKPOINT, write_atomically
+from fusedopt.train.checkpoint import CHECKPOINT, stamp, write_atomically
 from fusedopt.train.options import Options, UserError
 from fusedopt.train.state import Row
 
@@ -53,15 +53,23 @@ class RunFolder:
         path: made where it isn't there.
         options: written to config.json.
         rows: figures of the epochs done before.
+        read: the stamp of the checkpoint that the run continues from.
 
     Raises:
-        UserError: it can't be written to, holds another run, or another process writes to it.
+        UserError: it can't be written to, holds another run, or another process writes to it, or
+            has done so since the checkpoint was read.
     """
 
-    def __init__(self, path: Path, options: Options, rows: Sequence[Row]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        options: Options,
+        rows: Sequence[Row],
+        read: tuple[int, int] | None = None,
+    ) -> None:
         self.path = path
-        if path != options.resume and (path / CHECKPOINT).exists():
-            raise UserError(f"--out: {path} holds a run; --resume {path} continues it")
+        if path != options.resume:
+            _check_free(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = (path / "lock").open("w")
@@ -70,6 +78,10 @@ class RunFolder:
             raise UserError(f"--out: another process is writing to {path}") from None
         except OSError as error:
             raise UserError(f"--out: cannot write to {path}: {error.strerror}") from error
+        if path != options.resume:
+            _check_free(path)  # again: nobody else can make it one any more
+        elif read is not None and stamp(path / CHECKPOINT) != read:
+            raise UserError(f"--resume: another process has gone on with {path}: start this again")
         for unfinished in path.glob("*.part"):
             unfinished.unlink()
         config = {"options": options.plain(), "torch": torch.__version__}
@@ -108,6 +120,15 @@ class RunFolder:
             write_csv(self.path / METRICS, rows)
         self._events.close()
         self._lock.close()
+
+
+def _check_free(path: Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # TensorBoard's writer can't
+        raise UserError(f"--out: {str(path)!r} is no name in UTF-8") from None
+    if (path / CHECKPOINT).exists():
+        raise UserError(f"--out: {path} holds a run; --resume {path} continues it")
 
 
 def _add_scalars(events: SummaryWriter, row: Row) -> None:

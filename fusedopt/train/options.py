@@ -56,7 +56,7 @@ class Diverged(Failed):
         self.step = step
 
 
-class OneProcessError(UserError):
+class OneProcessError(Failed):
     """Something that only one of several processes has met, and the others don't know."""
 
 

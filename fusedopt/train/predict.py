@@ -127,7 +127,9 @@ def _files(given: Sequence[Path]) -> list[Path]:
         if walk.left_out:
             print(f"{path}: links left out: {shorten(walk.left_out, 6)}", file=sys.stderr)
         if not walk.images[0]:
-            raise UserError(f"IMAGE: {path} has no images that Pillow reads")
+            if len(given) == 1:
+                raise UserError(f"IMAGE: {path} has no images that Pillow reads")
+            files.append(path)  # reading it says so
         files += [path / name for name in walk.images[0]]
     return files
 

@@ -57,7 +57,7 @@ def run(options: Options, content: dict[str, Any] | None = None) -> Result:
     """
     splits = load_splits(options) if content is None else find_splits(options, content)
     state = start(options, splits, content)
-    with open_folder(options, state) as folder:
+    with open_folder(options, state, content) as folder:
         train(options, splits, state, folder)
         augmentation = make_augmentation("none", splits)
         test = evaluate(state.averaged, splits.test, augmentation, options)
@@ -75,10 +75,15 @@ def run(options: Options, content: dict[str, Any] | None = None) -> Result:
 
 
 @contextlib.contextmanager
-def open_folder(options: Options, state: TrainingState) -> Iterator[RunFolder | None]:
+def open_folder(
+    options: Options, state: TrainingState, content: dict[str, Any] | None = None
+) -> Iterator[RunFolder | None]:
     """Gives the run's folder, if it has one, and finishes it whatever happens."""
     path = options.out or options.resume
-    folder = None if path is None else world.in_first(lambda: RunFolder(path, options, state.rows))
+    read = None if content is None else content["read"]
+    folder = (
+        None if path is None else world.in_first(lambda: RunFolder(path, options, state.rows, read))
+    )
     try:
         yield folder
     except DataError as error:  # an image file that is read only when its turn comes

@@ -98,10 +98,10 @@ def check(
     stamps, bad = look_at([path for part in parts for path in part.paths])
     report(sorted(bad.values()), len(stamps), skip_bad, say)
     checked = without(parts, stamps, set(bad))
-    require_some(parts, checked)
-    lost = set(parts[0].labels.tolist()) - set(checked[0].labels.tolist())
+    require_some(parts, checked, "can be read")
+    lost = lost_classes(parts, checked, classes)
     if lost:
-        raise DataError(f"no training image of the class {classes[min(lost)]} can be read")
+        raise DataError(f"no training image of the class {lost[0]} can be read")
     return checked
 
 
@@ -124,12 +124,20 @@ def report(bad: Sequence[str], count: int, skip_bad: bool, say: Callable[[str], 
             say(f"  {text}")
 
 
-def require_some(before: Sequence[FolderSet], after: Sequence[FolderSet]) -> None:
-    """Raises a DataError if a part has lost all its images."""
+def require_some(before: Sequence[FolderSet], after: Sequence[FolderSet], what: str) -> None:
+    """Raises a DataError if a part has lost all its images, none of which does `what` any more."""
     names = ("training", "validation", "test")
     for name, old, new in zip(names, before, after, strict=True):
         if len(old) and not len(new):
-            raise DataError(f"none of the {len(old)} {name} images can be read")
+            raise DataError(f"none of the {len(old)} {name} images {what}")
+
+
+def lost_classes(
+    before: Sequence[FolderSet], after: Sequence[FolderSet], classes: Sequence[str]
+) -> list[str]:
+    """Returns the names of classes that have lost all their images to train with."""
+    lost = set(before[0].labels.tolist()) - set(after[0].labels.tolist())
+    return [classes[label] for label in sorted(lost)]
 
 
 def without(parts: Sequence[FolderSet], stamps: Tensor, lost: set[int]) -> list[FolderSet]:

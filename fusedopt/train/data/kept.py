@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fusedopt.train import world
 from fusedopt.train.data import layout
-from fusedopt.train.data.check import look_at, report, require_some, without
+from fusedopt.train.data.check import look_at, lost_classes, report, require_some, without
 from fusedopt.train.data.folder import FolderSet
 from fusedopt.train.data.images import DataError
 from fusedopt.train.data.scan import shorten
@@ -113,7 +113,9 @@ def find_again(
     if len(lost) == len(names):
         raise DataError(f"{root} has none of the {len(names)} images that the run had")
     parts = without(old, stamps, lost)
-    require_some(old, parts)
+    require_some(old, parts, "is left" if found.gone else "can be read")
+    for name in lost_classes(old, parts, classes):
+        say(f"  no training image of the class {name} is left: the run goes on without it")
     used = {name for part in parts for name in part.names}
     statistics = tuple(content["mean"]), tuple(content["std"])
     channels, unused = content["in_channels"], tuple(sorted(known - used))

@@ -12,6 +12,7 @@ from fusedopt.train.data.images import DataError
 from fusedopt.train.data.scan import (
     Walk,
     describe,
+    has_a_run,
     is_file,
     is_folder,
     is_hidden,
@@ -29,7 +30,7 @@ WORDS = {
 _PARTS = {word: part for part, words in WORDS.items() for word in words}
 _ANY_WORD = "|".join(sorted(_PARTS, key=len, reverse=True))
 _SPLIT = re.compile(rf"({_ANY_WORD})[ ._-]*(set|data|dataset|images?|imgs?|split)?")
-_LIKE_A_SPLIT = re.compile(rf"(^|[^a-z])({_ANY_WORD})([^a-z]|$)")
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")  # also of names such as trainA
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ def split_of(name: str) -> str | None:
     return _PARTS[match[1]] if match else None
 
 
+def is_like_a_split(name: str) -> bool:
+    """Returns whether one of a name's words is one of a split."""
+    return any(word.lower() in _PARTS for word in _WORD.findall(name))
+
+
 def find(path: Path) -> Found:
     """Finds the images of a folder.
 
@@ -71,6 +77,9 @@ def find(path: Path) -> Found:
     if not path.is_dir():
         raise DataError(f"there is no folder {path}")
     remarks: list[str] = []
+    runs = [item.name for item in os.scandir(path) if is_folder(item) and has_a_run(item.path)]
+    if runs:
+        remarks.append(f"not read, because this script has written there: {shorten(sorted(runs))}")
     parts = _parts(path, remarks)
     classes = _classes(path / parts["train"], path)
     folders: list[tuple[str, int, str]] = []  # part, label, path relative to the whole folder
@@ -106,7 +115,7 @@ def _look_into(path: Path, root: Path) -> tuple[list[str], dict[str, str]]:
     """Returns the names of visible folders, and by name why other links to folders are left out."""
     names, left_out = [], {}
     for item in os.scandir(path):
-        if is_hidden(item.name) or not is_folder(item):
+        if is_hidden(item.name) or not is_folder(item) or has_a_run(item.path):
             continue
         why = None
         if item.is_symlink():
@@ -148,7 +157,12 @@ def _parts(path: Path, remarks: list[str]) -> dict[str, str]:
     if splits:
         (name,) = splits.values()
         remarks.append(f"{name} is taken for a class, because it has no folders for classes in it")
-    like = [name for name in others if _LIKE_A_SPLIT.search(name.lower())]
+    like = [name for name in others if is_like_a_split(name)]
+    if not like and _are_alike([_folders(path / name, path) for name in others]):
+        remarks.append(
+            f"{shorten(others)}: taken for classes, though the same folders are in each; if they"
+            " are splits, call them train, val, test"
+        )
     if like:
         remarks.append(
             f"{shorten(like)}: taken for classes; folders that are splits are called train, val,"
@@ -163,10 +177,14 @@ def _parts(path: Path, remarks: list[str]) -> dict[str, str]:
     return {"train": ""}
 
 
+def _are_alike(folders: Sequence[Sequence[str]]) -> bool:
+    return len(folders) > 1 and len(folders[0]) > 1 and all(x == folders[0] for x in folders)
+
+
 def _check_classes(path: Path, splits: Mapping[str, str], others: Sequence[str]) -> None:
     """Raises a DataError if the folders are no classes, or if nobody can know."""
     named = " and ".join(splits.values())
-    like = [name for name in others if _LIKE_A_SPLIT.search(name.lower())]
+    like = [name for name in others if is_like_a_split(name)]
     if splits and not others:
         raise DataError(
             f"{path} has {named}, but no folder train with the images to train with"

@@ -17,6 +17,7 @@ from fusedopt.train.data.images import DataError
 _NOT_DECODED = frozenset(("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"))
 # What systems put among a user's files, such as a NAS's thumbnails: hidden, but for the dot.
 _HIDDEN = frozenset(("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found"))
+_OF_RUNS = ("checkpoint.pt", "compare.csv")
 AROUND, HIDDEN = "to the data's folder itself, or to one around it", "to a hidden folder"
 
 
@@ -36,6 +37,17 @@ def is_image(name: str) -> bool:
 def is_hidden(name: str) -> bool:
     """Returns whether a file or folder of this name is never read."""
     return name.startswith(".") or name in _HIDDEN
+
+
+def has_a_run(folder: str) -> bool:
+    """Returns whether this script has written to a folder, or to one in it: its charts are no data.
+
+    Asked of folders, and not of each file.
+    """
+    folders = [folder]
+    with os.scandir(folder) as entries:
+        folders += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return any(os.path.exists(os.path.join(f, name)) for f in folders for name in _OF_RUNS)
 
 
 def shorten(names: Sequence[str], most: int = 10) -> str:
@@ -118,6 +130,7 @@ class Walk:
         self._real_root = os.path.realpath(root)
         self._claims: dict[str, _Claim] = {}  # by real path: of folders, and of files by links
         self._links: list[tuple[str, int]] = []
+        self._files: dict[int, tuple[str, int]] = {}  # by inode: path and owner
         self._file_links: list[tuple[str, int]] = []
         real = [os.path.realpath(self._root + name) for name in owners]
         for i, name in enumerate(owners):
@@ -148,8 +161,24 @@ class Walk:
                     below = os.path.join(real, entry.name)
                     if self._claim(below, _Claim(owner, direct, entry.path)):
                         stack.append((entry.path, below))
-                else:
+                elif not self._is_linked(entry, owner):
                     self._take(entry.path, owner, entry.is_file())
+
+    def _is_linked(self, entry: os.DirEntry[str], owner: int) -> bool:
+        """Returns whether a file has been taken already, under another name (by a hard link).
+
+        Raises:
+            DataError: it was taken for another owner.
+        """
+        if not is_image(entry.name):
+            return False
+        path, first = self._files.setdefault(entry.inode(), (entry.path, owner))
+        if path == entry.path or not os.path.samefile(path, entry.path):
+            return False
+        if first != owner:
+            raise DataError(f"{path} and {entry.path} are the same file")
+        self.leave_out(entry.path, f"to {path[len(self._root) :]}")
+        return True
 
     def _take(self, path: str, owner: int, regular: bool) -> None:
         """Counts a file in. A pipe or a device is none: whoever opens it may wait forever."""
