@@ -79,3 +79,17 @@ def test_setstate_of_an_object_that_has_groups(state: dict[str, int] | None) -> 
         before = dict(optimizer.param_groups[0])
         optimizer.__setstate__(optimizer.__getstate__() if state is None else dict(state))
         assert optimizer.param_groups[0] == before
+
+
+def test_differentiable_in_the_defaults_only() -> None:
+    """They decide whether torch's step is recorded."""
+    results = []
+    for module in (torch.optim, fusedopt):
+        param = torch.ones(2, requires_grad=True) * 1
+        param.retain_grad()
+        param.sum().backward(retain_graph=True)
+        optimizer = module.SGD([param], lr=0.1, differentiable=True)
+        optimizer.param_groups[0]["differentiable"] = False
+        optimizer.step()
+        results.append((param.tolist(), type(param.grad_fn).__name__))
+    assert results[0] == results[1]

@@ -280,3 +280,30 @@ def test_bad_checkpoints_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
         torch.save({k: v for k, v in content.items() if k != key}, file)
         assert f"{bad} is damaged: '{key}'" in error_of(capsys, "--resume", bad)
     assert [p.name for p in bad.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_run_that_another_process_went_on_with_meanwhile(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has reached isn't replaced by less."""
+    run, read_one = tmp_path / "run", checkpoint.read
+    train(*SMALL, "--epochs", 1, "--out", run)
+
+    def read_and_go_on(path: Path, flag: str) -> Any:
+        content = read_one(path, flag)
+        later = run / "later"
+        later.write_bytes((run / "checkpoint.pt").read_bytes())
+        later.replace(run / "checkpoint.pt")
+        return content
+
+    monkeypatch.setattr(checkpoint, "read", read_and_go_on)
+    line = error_of(capsys, "--resume", run, "--epochs", 2)
+    assert line.endswith(f"another process has gone on with {run}: start this again")
+
+
+def test_a_folder_whose_name_is_not_utf_8(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = error_of(capsys, *SMALL, "--out", tmp_path / "n\udce9")
+    assert "is no name in UTF-8" in line
+    assert list(tmp_path.iterdir()) == []

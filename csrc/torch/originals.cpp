@@ -240,8 +240,14 @@ const char* why_not_original(Original* original, PyObject* optimizer) {
   }
   const auto dict = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(optimizer, nullptr));
   if (!dict) throw py::error_already_set();
-  return original->own.hidden_by(dict.ptr()) ? "the optimizer replaces what torch's step calls"
-                                             : nullptr;
+  if (original->own.hidden_by(dict.ptr())) return "the optimizer replaces what torch's step calls";
+  // Which decides whether torch's step is recorded, whatever its groups say.
+  static PyObject* const defaults = intern("defaults");
+  static PyObject* const differentiable = intern("differentiable");
+  PyObject* own = PyDict_GetItemWithError(dict.ptr(), defaults);
+  PyObject* value =
+      own != nullptr && PyDict_Check(own) ? PyDict_GetItemWithError(own, differentiable) : nullptr;
+  return value == nullptr || value == Py_False ? nullptr : "differentiable=True in its defaults";
 }
 
 bool replaces_attribute(PyObject* tensor) {
