@@ -65,7 +65,7 @@ bool is_plain_sequence(PyObject* object) {
   return iterates_as(PyList_Type) || iterates_as(PyTuple_Type);
 }
 
-// The items of `params`, or null: no list, but something else that torch may iterate over.
+// The list of parameters. What else torch may iterate over is torch's.
 PyObject* params_of(PyObject* group, int index) {
   PyObject* params = look_up(group, names().params);
   if (params != nullptr && is_plain_sequence(params)) return params;
