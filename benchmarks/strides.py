@@ -52,11 +52,31 @@ LAYOUTS: dict[str, Callable[[Make], tuple[Tensor, Tensor]]] = {
     "parameter transposed": lambda make: (make(SIDE, SIDE).t(), make(SIDE, SIDE)),
     "parameter channels_last": lambda make: (_nhwc(make(*_image())), make(*_image())),
     "gradient channels_last": lambda make: (make(*_image()), _nhwc(make(*_image()))),
+    "parameter with two of three columns": lambda make: (
+        make(SIDE * SIDE // 2, 3)[:, :2],
+        make(SIDE * SIDE // 2, 2),
+    ),
+    "parameter with three of four channels": lambda make: (
+        make(SIDE // 2, SIDE * 2 // 3, 4)[:, :, :3],
+        make(SIDE // 2, SIDE * 2 // 3, 3),
+    ),
+    "parameter with two of three channels, gradient transposed": lambda make: (
+        make(SIDE // 2, SIDE, 3)[:, :, ::2],
+        make(2, SIDE, SIDE // 2).permute(2, 1, 0),
+    ),
+    "gradient with dimensions of two shuffled": lambda make: (
+        make(*(2,) * 20),
+        make(*(2,) * 20).permute(*_shuffled(20)),
+    ),
 }
 
 
 def _nhwc(values: Tensor) -> Tensor:
     return values.contiguous(memory_format=torch.channels_last)
+
+
+def _shuffled(ndim: int) -> list[int]:
+    return [7 * dim % ndim for dim in range(ndim)]
 
 
 def _image() -> tuple[int, ...]:

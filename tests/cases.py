@@ -240,6 +240,19 @@ def sliced(values: Tensor) -> Tensor:
     return around[1:, 2 : 2 * columns + 2 : 2].copy_(values)
 
 
+def gapped(values: Tensor) -> Tensor:
+    """The first columns of a wider tensor."""
+    around = torch.full((*values.shape[:-1], values.shape[-1] + 1), 7.0, dtype=values.dtype)
+    return around[..., :-1].copy_(values)
+
+
+def shuffled(values: Tensor) -> Tensor:
+    """Dense, with the dimensions in another order in memory."""
+    order = [5 * dim % values.dim() for dim in range(values.dim())]
+    out = values.permute(order).clone(memory_format=torch.contiguous_format)
+    return out.permute([order.index(dim) for dim in range(values.dim())])
+
+
 def offset(values: Tensor) -> Tensor:
     """Contiguous, one element after the start of its memory, and one before its end."""
     around = torch.full((values.numel() + 2,), 7.0, dtype=values.dtype)
@@ -287,6 +300,9 @@ LAYOUTS = (
     Layout("channels_last_param", (5, 6, 7, 9), channels_last, dense),
     Layout("sliced_param", _MATRIX, sliced, dense),
     Layout("sliced_grad", _MATRIX, transposed, sliced),
+    Layout("short_rows_param", (601, 2), gapped, dense),
+    Layout("short_rows", (23, 31, 3), gapped, transposed),
+    Layout("short_dimensions", (2,) * 11, gapped, shuffled),
     Layout("0-dim", (), dense, dense),
     Layout("one_element", (1, 1, 1), dense, dense),
     Layout("empty", (0, 3), dense, dense),

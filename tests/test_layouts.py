@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from cases import DTYPES, LAYOUTS, MAIN_CASES, Case, Layout, case, dense, over, sliced
+from cases import DTYPES, LAYOUTS, MAIN_CASES, Case, Layout, case, dense, over, shuffled, sliced
 from helpers import assert_identical, random
 from torch import Tensor
 from torch.nn import Parameter
@@ -153,3 +153,13 @@ def test_more_than_2_31_elements() -> None:
         case("SGD-default").make([param], lr=0.25).step()
         low, high = param.detach().aminmax()
         assert low == high == 0.5
+
+
+def test_short_dimensions_shared_among_threads() -> None:
+    """A thread's part begins anywhere among them."""
+    values, grad = random((3,) * 11, 0), random((3,) * 11, 1)
+    param, plain = Parameter(shuffled(values)), Parameter(dense(values))
+    param.grad, plain.grad = dense(grad), dense(grad)
+    for p in (param, plain):
+        case("AdamW-all").make([p]).step()
+    assert_identical(param.detach(), plain.detach())

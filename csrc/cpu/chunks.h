@@ -10,22 +10,29 @@
 namespace fusedopt::cpu {
 
 // Calls body(begin, end) for disjoint ranges that cover [0, elements), on this thread alone if
-// there are few.
+// there are few. Of no more than caches hold, each thread begins with the same part in every step,
+// and then helps the others; of more, all go through memory side by side.
 template <typename Body>
 void for_each_chunk(int64_t elements, Parallel parallel, const Body& body) {
   if (elements < kParallelElements) return body(int64_t{0}, elements);
+  const int64_t largest = std::max(kChunkElements, elements / kMaxChunks + 1);
   struct Shared {
     const Body& body;
     int64_t elements;
     int64_t chunk;
-    std::atomic<int64_t> next{0};
-  } shared{body, elements, std::clamp(elements / 16, kSmallestChunk, kChunkElements)};
+    int64_t chunks;
+    std::atomic<bool> taken[kMaxChunks] = {};
+  } shared{body, elements, std::clamp(elements / 16, kSmallestChunk, largest), 0};
+  shared.chunks = (elements + shared.chunk - 1) / shared.chunk;
   parallel(
-      (elements + shared.chunk - 1) / shared.chunk,
-      [](void* context) {
+      shared.chunks,
+      [](int64_t first, void* context) {
         auto& all = *static_cast<Shared*>(context);
-        int64_t begin;
-        while ((begin = all.next.fetch_add(all.chunk, std::memory_order_relaxed)) < all.elements) {
+        const int64_t own = all.elements <= kCachedElements ? first : 0;
+        for (int64_t k = 0; k < all.chunks; ++k) {
+          const int64_t chunk = (own + k) % all.chunks;
+          if (all.taken[chunk].exchange(true, std::memory_order_relaxed)) continue;
+          const int64_t begin = chunk * all.chunk;
           all.body(begin, std::min(begin + all.chunk, all.elements));
         }
       },

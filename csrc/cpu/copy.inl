@@ -58,6 +58,15 @@ inline void transpose(Raw<4>::Type* to, int64_t to_row, const Raw<4>::Type* from
   }
 }
 
+// Rows of a few elements: the number of them is known when this is compiled.
+template <int kColumns, typename Element>
+inline void copy_short(Element* to, int64_t to_row, int64_t to_column, const Element* from,
+                       int64_t from_row, int64_t from_column, int64_t rows) {
+  for (int64_t j = 0; j < rows; ++j, to += to_row, from += from_row) {
+    for (int i = 0; i < kColumns; ++i) to[i * to_column] = from[i * from_column];
+  }
+}
+
 // Copies a block of rows and columns from one place to another; a tile's rows come one after the
 // other. The shorter steps are walked first on the side that isn't the tile.
 template <int kBytes>
@@ -80,6 +89,13 @@ __attribute__((noinline)) void copy_block(void* to, int64_t to_row, int64_t to_c
       return transpose(target, to_row, source, from_column, columns, rows);
     }
   }
+  if (columns <= 4 && rows > 1) {
+    const auto copy = columns == 1   ? copy_short<1, Element>
+                      : columns == 2 ? copy_short<2, Element>
+                      : columns == 3 ? copy_short<3, Element>
+                                     : copy_short<4, Element>;
+    return copy(target, to_row, to_column, source, from_row, from_column, rows);
+  }
   for (int64_t j = 0; j < rows; ++j, target += to_row, source += from_row) {
     if (to_column == 1 && from_column == 1) {
       std::memcpy(target, source, columns * kBytes);
@@ -92,5 +108,19 @@ __attribute__((noinline)) void copy_block(void* to, int64_t to_row, int64_t to_c
       FUSEDOPT_VECTORIZE
       for (int64_t i = 0; i < columns; ++i) target[i * to_column] = source[i * from_column];
     }
+  }
+}
+
+// Elements that lie anywhere, to a tile or back.
+template <int kBytes>
+__attribute__((noinline)) void move_scattered(void* place, const int64_t* offsets, int64_t n,
+                                              void* tile, bool to_tile) {
+  using Element = typename Raw<kBytes>::Type;
+  Element* elements = static_cast<Element*>(place);
+  Element* packed = static_cast<Element*>(tile);
+  if (to_tile) {
+    for (int64_t i = 0; i < n; ++i) packed[i] = elements[offsets[i]];
+  } else {
+    for (int64_t i = 0; i < n; ++i) elements[offsets[i]] = packed[i];
   }
 }

@@ -24,9 +24,10 @@ struct Kernel {
   static constexpr int compute(Dtype dtype) { return dtype == Dtype::kFloat64 ? 1 : 0; }
 };
 
-// Calls task(context) at least once and on at most `most` threads. The caller brings its own thread
-// pool (torch's), so that this folder knows none.
-using Parallel = void (*)(int64_t most, void (*task)(void* context), void* context);
+// Calls task(first, context) at least once and on at most `most` threads, each with the first of
+// its share of [0, most). The caller brings its own thread pool (torch's), so that this folder
+// knows none.
+using Parallel = void (*)(int64_t most, void (*task)(int64_t first, void* context), void* context);
 
 // One step of everything in the table with the active instruction set.
 void run(const Kernel& kernel, Dtype dtype, const Table& table, Parallel parallel);

@@ -31,25 +31,28 @@ struct Steps {
   }
 };
 
+// Adds to `at` how far element `index` of the dimensions from `first` on lies in each operand.
+inline void add_place(const Layout& layout, int operands, int first, int64_t index, int64_t* at) {
+  for (int d = layout.ndim - 1; d >= first; --d) {
+    const int64_t along = index % layout.sizes[d];
+    index /= layout.sizes[d];
+    for (int k = 0; k < operands; ++k) {
+      at[k] += along * layout.strides[int64_t(k) * layout.ndim + d];
+    }
+  }
+}
+
 // The largest rectangle that begins with element `begin` and ends before `end`.
 inline Rectangle next_rectangle(const Layout& layout, int operands, int64_t begin, int64_t end) {
   Rectangle next{};
   const int last = layout.ndim - 1;
   const int64_t width = layout.sizes[last];
   const int64_t height = last > 0 ? layout.sizes[last - 1] : 1;
-  int64_t index[2] = {0, 0};  // column and row
-  int64_t rest = begin;
-  for (int d = last; d >= 0; --d) {
-    const int64_t at = rest % layout.sizes[d];
-    rest /= layout.sizes[d];
-    if (last - d < 2) index[last - d] = at;
-    for (int k = 0; k < operands; ++k) {
-      next.at[k] += at * layout.strides[int64_t(k) * layout.ndim + d];
-    }
-  }
-  const bool whole = index[0] == 0 && end - begin >= width;
-  next.rows = whole ? std::min(height - index[1], (end - begin) / width) : 1;
-  next.columns = whole ? width : std::min(width - index[0], end - begin);
+  add_place(layout, operands, 0, begin, next.at);
+  const int64_t column = begin % width;
+  const bool whole = column == 0 && end - begin >= width;
+  next.rows = whole ? std::min(height - begin / width % height, (end - begin) / width) : 1;
+  next.columns = whole ? width : std::min(width - column, end - begin);
   return next;
 }
 
@@ -80,12 +83,13 @@ void step_side_by_side(const Table& table, const TensorEntry& part, const void* 
   }
 }
 
+constexpr int kTogether = 16;
+
 template <typename Rule, Dtype kDtype>
 void row_apart(const Rule& of, typename Storage<kDtype>::Type* p,
                const typename Storage<kDtype>::Type* g, int64_t n, int64_t param_step,
                int64_t grad_step, typename Storage<kDtype>::Compute sign) {
   using Compute = typename Storage<kDtype>::Compute;
-  constexpr int kTogether = 16;
   const Rule rule = of;
   if (param_step == 1 && grad_step == 0) {
     const Compute grad = sign * *g;
@@ -97,15 +101,19 @@ void row_apart(const Rule& of, typename Storage<kDtype>::Type* p,
     }
     return;
   }
-  for (; n >= kTogether; n -= kTogether) {
-    alignas(64) Compute param[kTogether], grad[kTogether];
-    for (int j = 0; j < kTogether; ++j) param[j] = p[j * param_step];
-    for (int j = 0; j < kTogether; ++j) grad[j] = g[j * grad_step];
-    for (int j = 0; j < kTogether; ++j) rule(param[j], sign * grad[j], nullptr);
-    for (int j = 0; j < kTogether; ++j) p[j * param_step] = param[j];
-    p += kTogether * param_step;
+  for (; param_step == 1 && n >= kTogether; n -= kTogether) {
+    alignas(64) Compute grad[kTogether];
+    for (int j = 0; j < kTogether; ++j) grad[j] = sign * g[j * grad_step];
+    FUSEDOPT_VECTORIZE
+    for (int j = 0; j < kTogether; ++j) {
+      Compute param = p[j];
+      rule(param, grad[j], nullptr);
+      p[j] = param;
+    }
+    p += kTogether;
     g += kTogether * grad_step;
   }
+#pragma GCC unroll 4
   for (; n > 0; --n, p += param_step, g += grad_step) {
     Compute param = *p;
     rule(param, sign * *g, nullptr);
@@ -119,9 +127,22 @@ void step_apart(const TensorEntry& part, const void* rule, int64_t n, int64_t ro
   using Element = typename Storage<kDtype>::Type;
   auto* p = static_cast<Element*>(part.operands[0]);
   const auto* g = static_cast<const Element*>(part.operands[1]);
-  for (int64_t j = 0; j < rows; ++j, p += steps.row[0], g += steps.row[1]) {
-    row_apart<Rule, kDtype>(*static_cast<const Rule*>(rule), p, g, n, steps.column[0],
-                            steps.column[1], part.maximize ? -1 : 1);
+  const Rule& of = *static_cast<const Rule*>(rule);
+  const int sign = part.maximize ? -1 : 1;
+  if (n >= kTogether || rows < n) {
+    for (int64_t j = 0; j < rows; ++j, p += steps.row[0], g += steps.row[1]) {
+      row_apart<Rule, kDtype>(of, p, g, n, steps.column[0], steps.column[1], sign);
+    }
+    return;
+  }
+  // Short rows: columns of as many of them as the cache holds.
+  for (int64_t j = 0; j < rows; j += kRowTile) {
+    const int64_t height = std::min<int64_t>(kRowTile, rows - j);
+    for (int64_t i = 0; i < n; ++i) {
+      row_apart<Rule, kDtype>(of, p + j * steps.row[0] + i * steps.column[0],
+                              g + j * steps.row[1] + i * steps.column[1], height, steps.row[0],
+                              steps.row[1], sign);
+    }
   }
 }
 
@@ -227,10 +248,15 @@ inline int64_t columns_of_block(int64_t rows, int64_t columns, bool transposed) 
   return std::min(columns, kBlockTile / std::min<int64_t>(rows, kBlockRows));
 }
 
+#include "cpu/scattered.inl"
+
 // Elements [begin, end) of a tensor, in the order of its layout.
 __attribute__((noinline)) inline void strided(const Table& table, const TensorEntry& tensor,
                                               const Stepper& stepper, const void* rule,
                                               int64_t begin, int64_t end) {
+  if (Scattered::suits(table.layouts[tensor.layout])) {
+    return step_scattered(table, tensor, stepper, rule, begin, end);
+  }
   Block block(table, tensor, stepper, rule);
   const Steps& steps = block.steps;
   const bool transposed = block.transposed;

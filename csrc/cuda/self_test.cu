@@ -71,7 +71,7 @@ std::vector<TensorEntry> make_tensors(char* base, int operands) {
   return tensors;
 }
 
-void serially(int64_t, void (*task)(void*), void* context) { task(context); }
+void serially(int64_t, void (*task)(int64_t, void*), void* context) { task(0, context); }
 
 bool has_the_cpus_bits(const Kernel& kernel, const cpu::Kernel& expected, Dtype dtype, char* values,
                        int device, cudaStream_t stream) {

@@ -35,6 +35,9 @@ inline bool is_injective(int ndim, const int64_t* sizes, const int64_t* strides)
   return true;
 }
 
+// Blocks of fewer columns are worth less than those of the next dimension.
+constexpr int64_t kShortColumns = 8;
+
 // Where an operand isn't walked element by element along the last dimension, the one along which it
 // is comes before that: a block of both is read and written along each.
 inline void put_columns_last_but_one(std::vector<int>& kept, std::vector<int64_t>& sizes,
@@ -44,6 +47,11 @@ inline void put_columns_last_but_one(std::vector<int>& kept, std::vector<int64_t
     const auto along = std::find_if(kept.begin(), kept.end(), [&](int d) { return s[d] == 1; });
     if (along == kept.end()) continue;
     const auto from = along - kept.begin();
+    const size_t next = kept.size() - 2;
+    if (along < kept.begin() + next && sizes.back() < kShortColumns && sizes[next] > sizes.back()) {
+      std::swap(kept.back(), kept[next]);
+      std::swap(sizes.back(), sizes[next]);
+    }
     std::rotate(kept.begin() + from, kept.begin() + from + 1, kept.end() - 1);
     std::rotate(sizes.begin() + from, sizes.begin() + from + 1, sizes.end() - 1);
     return;

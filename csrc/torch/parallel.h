@@ -7,8 +7,8 @@
 
 namespace fusedopt {
 
-inline void parallel(int64_t most, void (*task)(void*), void* context) {
-  at::parallel_for(0, most, 1, [&](int64_t, int64_t) { task(context); });
+inline void parallel(int64_t most, void (*task)(int64_t, void*), void* context) {
+  at::parallel_for(0, most, 1, [&](int64_t first, int64_t) { task(first, context); });
 }
 
 }  // namespace fusedopt

@@ -176,7 +176,9 @@ void execute(const Launch& launch) {
     table.rules = launch.made.memory;
   }
   if (launch.scalars.grad_scale != nullptr) table.grad_scale = *launch.scalars.grad_scale;
-  const auto serial = [](int64_t, void (*task)(void*), void* context) { task(context); };
+  const auto serial = [](int64_t, void (*task)(int64_t, void*), void* context) {
+    task(0, context);
+  };
   cpu::run(*launch.kernel, launch.dtype, table, serial);
 }
 

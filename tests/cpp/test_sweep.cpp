@@ -249,10 +249,10 @@ void test_sharing_among_threads() {
   cpu::kAdam[0].prepare[0](kCases[9].options.data(), kStep, kLargest[1], rule.data());
   const Table table{&tensor, 1, rule.data(), nullptr, false, 1};
   cpu::run(cpu::kAdam[0], Dtype::kFloat32, table,
-           [](int64_t most, void (*task)(void*), void* context) {
+           [](int64_t most, void (*task)(int64_t, void*), void* context) {
              CHECK(most == kParallelElements / kSmallestChunk + 1);
-             std::thread other(task, context);
-             task(context);
+             std::thread other(task, most / 2, context);
+             task(0, context);
              other.join();
            });
   CHECK(large[0].front() != 0.5f);
