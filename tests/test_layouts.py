@@ -6,7 +6,19 @@ import os
 
 import pytest
 import torch
-from cases import DTYPES, LAYOUTS, MAIN_CASES, Case, Layout, case, dense, over, shuffled, sliced
+from cases import (
+    DTYPES,
+    LAYOUTS,
+    MAIN_CASES,
+    Case,
+    Layout,
+    case,
+    dense,
+    over,
+    shuffled,
+    sliced,
+    transposed,
+)
 from helpers import assert_identical, random
 from torch import Tensor
 from torch.nn import Parameter
@@ -155,11 +167,12 @@ def test_more_than_2_31_elements() -> None:
         assert low == high == 0.5
 
 
-def test_short_dimensions_shared_among_threads() -> None:
+@pytest.mark.parametrize("shape", [(3,) * 11, (67, 341, 7)], ids=repr)
+def test_short_dimensions_shared_among_threads(shape: tuple[int, ...]) -> None:
     """A thread's part begins anywhere among them."""
-    values, grad = random((3,) * 11, 0), random((3,) * 11, 1)
-    param, plain = Parameter(shuffled(values)), Parameter(dense(values))
-    param.grad, plain.grad = dense(grad), dense(grad)
+    values, grad = random(shape, 0), random(shape, 1)
+    param, plain = Parameter(dense(values)), Parameter(dense(values))
+    param.grad, plain.grad = (shuffled if len(shape) > 3 else transposed)(grad), dense(grad)
     for p in (param, plain):
         case("AdamW-all").make([p]).step()
     assert_identical(param.detach(), plain.detach())

@@ -1,5 +1,5 @@
-// Tensors of many short dimensions: rectangles of a few elements would take longer to find than to
-// step. Where the elements of the innermost dimensions lie is worked out once.
+// Tensors of many short dimensions: boxes of a few elements would take longer to find than to step.
+// Where the elements of the innermost dimensions lie is worked out once.
 struct Scattered {
   int first;          // the first of those dimensions
   int64_t count = 1;  // elements of them together

@@ -2,24 +2,34 @@
 // blocks of rows and columns, included once per instruction set. It names no optimizer, and rules
 // are pointers here: as a template for each it was a fifth of the library.
 
-// A part of a tensor: rows of the last but one dimension, columns of the last.
-struct Rectangle {
+// A part of a tensor: rows, columns and, where the last dimension is short, planes.
+struct Box {
   int64_t at[kMaxOperands];  // the first element of each operand
   int64_t rows;
   int64_t columns;
+  int64_t planes;
 };
 
-// How the operands step from row to row and from column to column.
+// How the operands step from row to row, from column to column, and from plane to plane.
 struct Steps {
   int operands;
+  bool has_planes = false;  // in the last dimension: else that is the columns'
   int64_t row[kMaxOperands];
   int64_t column[kMaxOperands];
+  int64_t plane[kMaxOperands];
 
   Steps(const Layout& layout, int of) : operands(of) {
+    const int last = layout.ndim - 1;
+    const auto stride = [&](int k, int d) {
+      return d < 0 ? 0 : layout.strides[int64_t(k) * layout.ndim + d];
+    };
+    if (last >= 2 && layout.sizes[last] < kShortColumns) {
+      for (int k = 0; k < operands; ++k) has_planes = has_planes || stride(k, last - 2) == 1;
+    }
     for (int k = 0; k < operands; ++k) {
-      const int64_t* strides = layout.strides + int64_t(k) * layout.ndim;
-      column[k] = strides[layout.ndim - 1];
-      row[k] = layout.ndim > 1 ? strides[layout.ndim - 2] : 0;
+      plane[k] = has_planes ? stride(k, last) : 0;
+      column[k] = stride(k, last - has_planes);
+      row[k] = stride(k, last - has_planes - 1);
     }
   }
 
@@ -42,17 +52,24 @@ inline void add_place(const Layout& layout, int operands, int first, int64_t ind
   }
 }
 
-// The largest rectangle that begins with element `begin` and ends before `end`.
-inline Rectangle next_rectangle(const Layout& layout, int operands, int64_t begin, int64_t end) {
-  Rectangle next{};
+// The largest box that begins with element `begin` and ends before `end`.
+inline Box next_box(const Layout& layout, const Steps& steps, int64_t begin, int64_t end) {
+  Box next{};
+  add_place(layout, steps.operands, 0, begin, next.at);
+  const auto size = [&](int d) { return d < 0 ? 1 : layout.sizes[d]; };
   const int last = layout.ndim - 1;
-  const int64_t width = layout.sizes[last];
-  const int64_t height = last > 0 ? layout.sizes[last - 1] : 1;
-  add_place(layout, operands, 0, begin, next.at);
-  const int64_t column = begin % width;
-  const bool whole = column == 0 && end - begin >= width;
-  next.rows = whole ? std::min(height - begin / width % height, (end - begin) / width) : 1;
-  next.columns = whole ? width : std::min(width - column, end - begin);
+  const int64_t planes = steps.has_planes ? size(last) : 1;
+  const int64_t width = size(last - steps.has_planes);
+  const int64_t height = size(last - steps.has_planes - 1);
+  const int64_t rest = end - begin;
+  const int64_t plane = begin % planes;
+  const int64_t column = begin / planes % width;
+  next.rows = next.columns = 1;
+  next.planes = std::min(planes - plane, rest);
+  if (next.planes < planes) return next;
+  next.columns = std::min(width - column, rest / planes);
+  if (next.columns < width) return next;
+  next.rows = std::min(height - begin / planes / width % height, rest / planes / width);
   return next;
 }
 
@@ -230,6 +247,10 @@ struct Block {
     return all;
   }
 
+  void step_part(char* const* operands, int64_t rows, int64_t columns, bool whole_rows) {
+    whole_rows ? step_rows(operands, rows, columns) : step(operands, rows, columns);
+  }
+
   // Rows as a whole, however long they are.
   void step_rows(char* const* operands, int64_t rows, int64_t columns) {
     TensorEntry part = tensor;
@@ -241,7 +262,7 @@ struct Block {
   }
 };
 
-// How many columns of a rectangle a block has. Both sides of a transposed one are long enough to
+// How many columns of a box a block has. Both sides of a transposed one are long enough to
 // read and write whole cache lines.
 inline int64_t columns_of_block(int64_t rows, int64_t columns, bool transposed) {
   if (!transposed) return std::min<int64_t>(columns, kRowTile);
@@ -261,8 +282,8 @@ __attribute__((noinline)) inline void strided(const Table& table, const TensorEn
   const Steps& steps = block.steps;
   const bool transposed = block.transposed;
   while (begin < end) {
-    const auto part = next_rectangle(table.layouts[tensor.layout], stepper.operands, begin, end);
-    begin += part.rows * part.columns;
+    const Box part = next_box(table.layouts[tensor.layout], steps, begin, end);
+    begin += part.rows * part.columns * part.planes;
     const bool whole_rows = block.takes_apart() || block.is_side_by_side(part.columns);
     const int64_t columns =
         whole_rows ? part.columns : columns_of_block(part.rows, part.columns, transposed);
@@ -270,15 +291,15 @@ __attribute__((noinline)) inline void strided(const Table& table, const TensorEn
     const int64_t rows = whole_rows ? part.rows : std::max<int64_t>(1, tile / columns);
     for (int64_t j = 0; j < part.rows; j += rows) {
       for (int64_t i = 0; i < part.columns; i += columns) {
-        char* operands[kMaxOperands];
-        for (int k = 0; k < stepper.operands; ++k) {
-          operands[k] = static_cast<char*>(tensor.operands[k]) +
-                        (part.at[k] + j * steps.row[k] + i * steps.column[k]) * stepper.item;
-        }
-        if (whole_rows) {
-          block.step_rows(operands, rows, columns);
-        } else {
-          block.step(operands, std::min(rows, part.rows - j), std::min(columns, part.columns - i));
+        for (int64_t plane = 0; plane < part.planes; ++plane) {
+          char* operands[kMaxOperands];
+          for (int k = 0; k < stepper.operands; ++k) {
+            const int64_t at =
+                part.at[k] + j * steps.row[k] + i * steps.column[k] + plane * steps.plane[k];
+            operands[k] = static_cast<char*>(tensor.operands[k]) + at * stepper.item;
+          }
+          block.step_part(operands, std::min(rows, part.rows - j),
+                          std::min(columns, part.columns - i), whole_rows);
         }
       }
     }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/table.h"
+#include "engine/tuning.h"
 
 namespace fusedopt {
 
@@ -35,25 +36,19 @@ inline bool is_injective(int ndim, const int64_t* sizes, const int64_t* strides)
   return true;
 }
 
-// Blocks of fewer columns are worth less than those of the next dimension.
-constexpr int64_t kShortColumns = 8;
-
 // Where an operand isn't walked element by element along the last dimension, the one along which it
 // is comes before that: a block of both is read and written along each.
-inline void put_columns_last_but_one(std::vector<int>& kept, std::vector<int64_t>& sizes,
-                                     const std::vector<const int64_t*>& strides) {
+inline void put_block_last(std::vector<int>& kept, std::vector<int64_t>& sizes,
+                           const std::vector<const int64_t*>& strides) {
   for (const int64_t* s : strides) {
     if (kept.empty() || s[kept.back()] == 1 || s[kept.back()] == 0) continue;
     const auto along = std::find_if(kept.begin(), kept.end(), [&](int d) { return s[d] == 1; });
     if (along == kept.end()) continue;
-    const auto from = along - kept.begin();
-    const size_t next = kept.size() - 2;
-    if (along < kept.begin() + next && sizes.back() < kShortColumns && sizes[next] > sizes.back()) {
-      std::swap(kept.back(), kept[next]);
-      std::swap(sizes.back(), sizes[next]);
-    }
-    std::rotate(kept.begin() + from, kept.begin() + from + 1, kept.end() - 1);
-    std::rotate(sizes.begin() + from, sizes.begin() + from + 1, sizes.end() - 1);
+    const size_t from = along - kept.begin();
+    size_t to = kept.size() - 1;
+    if (from + 1 < to && sizes[to] < kShortColumns && sizes[to - 1] > sizes[to]) --to;
+    std::rotate(kept.begin() + from, kept.begin() + from + 1, kept.begin() + to);
+    std::rotate(sizes.begin() + from, sizes.begin() + from + 1, sizes.begin() + to);
     return;
   }
 }
@@ -83,7 +78,7 @@ inline LayoutBuffer make_layout(int ndim, const int64_t* sizes,
       merged.push_back(sizes[d]);
     }
   }
-  put_columns_last_but_one(kept, merged, strides);
+  put_block_last(kept, merged, strides);
   LayoutBuffer layout;
   if (kept.empty()) {  // a single element
     layout.ndim = 1;

@@ -164,8 +164,7 @@ void test_layouts_pair_the_same_elements() {
       expected.emplace_back(a, b);
     }
     for (int d = 0; d < layout.ndim; ++d) {  // the first operand is walked along its memory
-      const bool is_short = layout.sizes[d] < kShortColumns;
-      CHECK(is_short || layout.strides[layout.ndim - 1] <= layout.strides[d]);
+      CHECK(layout.strides[layout.ndim - 1] <= layout.strides[d]);
     }
     std::sort(found.begin(), found.end());
     std::sort(expected.begin(), expected.end());
@@ -185,14 +184,17 @@ void test_layouts_merge() {
   CHECK(make_layout(0, nullptr, {nullptr, nullptr}).ndim == 1);
 }
 
-// Blocks are of the dimensions along which an operand lies side by side, if they are long enough.
+// Blocks are of the dimensions along which an operand lies side by side, and a short one.
 void test_layouts_put_the_dimensions_of_blocks_last() {
-  const int64_t sizes[] = {10, 20, 2};
-  const int64_t rows[] = {60, 3, 2}, columns[] = {1, 10, 200};
-  const LayoutBuffer buffer = make_layout(3, sizes, {rows, columns});
-  const Layout layout = buffer.view();
-  const int64_t expected[] = {2, 10, 20, 2, 60, 3, 200, 1, 10};
-  CHECK(layout.ndim == 3 && std::equal(layout.sizes, layout.sizes + 9, expected));
+  const int64_t rows[] = {960, 48, 3, 2};
+  for (const int64_t columns : {2, 9}) {
+    const int64_t sizes[] = {10, 20, 16, columns};
+    const int64_t across[] = {1, 10, 200, 3200};
+    const LayoutBuffer buffer = make_layout(4, sizes, {rows, across});
+    const std::vector<int64_t> expected =
+        columns == 2 ? std::vector<int64_t>{20, 10, 16, 2} : std::vector<int64_t>{20, 16, 10, 9};
+    CHECK(std::vector<int64_t>(buffer.numbers.begin(), buffer.numbers.begin() + 4) == expected);
+  }
 }
 
 // Where the second operand lies side by side comes last but one.
