@@ -17,7 +17,8 @@ inline constexpr int kBlockTile = 1024;
 inline constexpr int kBlockRows = 16;
 inline constexpr int64_t kShortRow = 32;
 
-// A last dimension of fewer elements makes no block with another: blocks have three dimensions then.
+// A last dimension of fewer elements makes no block with another: blocks have three dimensions
+// then.
 inline constexpr int64_t kShortColumns = 8;
 
 // How many tiles before it is needed memory is asked for.
