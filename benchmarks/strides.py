@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import math
 import sys
 from collections.abc import Callable, Sequence
 
@@ -56,23 +57,27 @@ LAYOUTS: dict[str, Callable[[Make], tuple[Tensor, Tensor]]] = {
         make(SIDE * SIDE // 2, 3)[:, :2],
         make(SIDE * SIDE // 2, 2),
     ),
-    "parameter with three of four channels": lambda make: (
-        make(SIDE // 2, SIDE * 2 // 3, 4)[:, :, :3],
-        make(SIDE // 2, SIDE * 2 // 3, 3),
+    "parameter with four of five channels": lambda make: (
+        make(SIDE // 2, SIDE // 2, 5)[:, :, :4],
+        make(SIDE // 2, SIDE // 2, 4),
     ),
     "parameter with two of three channels, gradient transposed": lambda make: (
         make(SIDE // 2, SIDE, 3)[:, :, ::2],
         make(2, SIDE, SIDE // 2).permute(2, 1, 0),
     ),
     "gradient with dimensions of two shuffled": lambda make: (
-        make(*(2,) * 20),
-        make(*(2,) * 20).permute(*_shuffled(20)),
+        make(*_twos()),
+        make(*_twos()).permute(_shuffled(len(_twos()))),
     ),
 }
 
 
 def _nhwc(values: Tensor) -> Tensor:
     return values.contiguous(memory_format=torch.channels_last)
+
+
+def _twos() -> tuple[int, ...]:
+    return (2,) * int(math.log2(SIDE * SIDE))
 
 
 def _shuffled(ndim: int) -> list[int]:
