@@ -72,8 +72,8 @@ inline constexpr int64_t kMaxChunks = 1024;
 
 // Up to this many elements each thread begins with a part of its own. On an EPYC with 1 MB of L2
 // cache per core and 32 MB of L3, two threads, us with a part of its own and with the next chunk
-// that is free: 256 Ki elements without state 17 and 18 to 30, 1 Mi 51 to 57 and 53 to 88; 4 Mi with
-// two states 1454 to 1662 and 1345 to 1414.
+// that is free: 256 Ki elements without state 17 and 18 to 30, 1 Mi 51 to 57 and 53 to 88; 4 Mi
+// with two states 1454 to 1662 and 1345 to 1414.
 inline constexpr int64_t kCachedElements = 1 << 21;
 
 // How many parameters before they are needed their objects, counters and first elements are asked
