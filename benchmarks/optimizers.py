@@ -8,6 +8,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from fusedopt import _C
+
 
 @dataclass(frozen=True, eq=False)
 class Choice:
@@ -46,8 +48,11 @@ _ALL = (
     Choice("adam", "Adam", states=2),
     Choice("adamw", "AdamW", states=2),
     Choice("adamw-amsgrad", "AdamW", {"amsgrad": True}, states=3),
-    Choice("adamax", "Adamax", states=2),
-    Choice("radam", "RAdam", states=2),
+    *(
+        Choice(cls.lower(), cls, states=len(described["states"]))
+        for cls, described in _C.optimizers().items()
+        if cls not in ("SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW")
+    ),
 )  # fmt: skip
 OPTIMIZERS = {choice.name: choice for choice in _ALL}
 

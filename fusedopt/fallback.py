@@ -32,9 +32,14 @@ def step_by_torch(
             as it is, since its step runs code of the user's.
         grad_scale: What a GradScaler has multiplied the loss by, if it leaves that to `step`.
         found_inf: One number; if it isn't 0, nothing is done.
+
+    Raises:
+        RuntimeError: If torch has no such optimizer.
     """
     if found_inf is not None and float(found_inf):
         return
+    if torch_class(type(optimizer)) is None:
+        raise RuntimeError(_why_not(optimizer, places))
     if places is True:
         with _unscaled(optimizer.param_groups, grad_scale):
             _step_as_it_is(optimizer)
@@ -107,7 +112,7 @@ def _step_as_it_is(optimizer: Optimizer) -> None:
     attributes = optimizer.__dict__
     hidden = {key: attributes.pop(key) for key in SCALERS if key in attributes}
     try:
-        _step_function(_torch_class(type(optimizer)))(optimizer)
+        _step_function(type(optimizer))(optimizer)
     finally:
         attributes.update(hidden)
 
@@ -118,7 +123,8 @@ def _step(optimizer: Optimizer, groups: list[dict[str, Any]]) -> None:
     An object of torch's class stands for the optimizer. It shares all with it but its groups and
     what a GradScaler has put there. What the step notes in it is noted in the optimizer.
     """
-    cls = _torch_class(type(optimizer))
+    cls = torch_class(type(optimizer))
+    assert cls is not None
     stand_in = object.__new__(cls)
     attributes = {k: v for k, v in optimizer.__dict__.items() if k not in SCALERS}
     stand_in.__dict__.update(attributes, param_groups=groups)
@@ -128,15 +134,26 @@ def _step(optimizer: Optimizer, groups: list[dict[str, Any]]) -> None:
             optimizer.__dict__[key] = value
 
 
-def _torch_class(cls: type) -> type[Optimizer]:
-    """Returns the torch.optim class that an optimizer's is derived from."""
+def torch_class(cls: type) -> type[Optimizer] | None:
+    """Returns the torch.optim class that an optimizer's is derived from, if there is one."""
     for base in cls.__mro__:
         if base.__module__.startswith("torch.optim") and "step" in base.__dict__:
-            return base
-    raise TypeError(f"{cls.__name__} has no torch.optim base class")
+            return None if base is Optimizer else base
+    return None
 
 
-def _step_function(cls: type[Optimizer]) -> Callable[[Optimizer], Any]:
-    """Returns its step without the hooks and profiling that ours runs."""
-    step = cls.__dict__["step"]
+def _why_not(optimizer: Any, places: Places | Literal[True]) -> str:
+    """Says which parameter no kernel takes, of an optimizer that torch doesn't have."""
+    first = (0, 0) if places is True else (places[0][0], places[0][1][0])
+    found = optimizer.__dict__[optimizer._plan_key].explain(optimizer)
+    why = next((reason for *place, reason in found if tuple(place) == first), "")
+    return (
+        f"param_groups[{first[0]}]['params'][{first[1]}]: {type(optimizer).__name__} has kernels"
+        f" only, and torch.optim no step in their place ({why or 'see fusedopt.explain'})"
+    )
+
+
+def _step_function(cls: type) -> Callable[[Optimizer], Any]:
+    """Returns torch's step without the hooks and profiling that ours runs."""
+    step = torch_class(cls).__dict__["step"]
     return step.__wrapped__ if getattr(step, "hooked", False) else step

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 import fusedopt
+from partners import partner
 
 OPTIMIZERS = fusedopt._C.optimizers()
 NAMES = tuple(OPTIMIZERS)
@@ -33,6 +34,11 @@ class Case:
     def id(self) -> str:
         """What pytest prints."""
         return f"{self.name}-{self.label}"
+
+    @property
+    def has_fallback(self) -> bool:
+        """Whether torch.optim has such an optimizer, which steps what the kernels don't cover."""
+        return hasattr(torch.optim, self.name)
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -57,14 +63,15 @@ class Case:
     @property
     def makes_state_early(self) -> bool:
         """Whether the constructor makes it, as Adagrad's, and not the first step."""
-        return OPTIMIZERS[self.name]["initial_value"] is not None
+        return OPTIMIZERS[self.name]["makes_state_early"]
 
     def make(
         self, params: Iterable[Any], module: ModuleType = fusedopt, **overrides: Any
     ) -> Optimizer:
         """Makes the optimizer from `module`; tensor options are copied, so runs share nothing."""
         kwargs = {**copy.deepcopy(dict(self.kwargs)), **overrides}
-        return getattr(module, self.name)(params, **kwargs)
+        cls = partner(self.name) if module is torch.optim else getattr(module, self.name)
+        return cls(params, **kwargs)
 
 
 def _tensor(value: float) -> Tensor:
@@ -162,6 +169,27 @@ _OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "tensor_lr": {"lr": _tensor(0.02)},
     },
+    "Lion": {
+        "default": {},
+        "lr": {"lr": 0.05},
+        "betas": {"betas": (0.6, 0.8)},
+        "no_momentum": {"betas": (0.9, 0.0)},
+        "weight_decay": {"weight_decay": 0.2},
+        "maximize": {"maximize": True},
+        "all": {"lr": 0.03, "betas": (0.8, 0.9), "weight_decay": 0.1, "maximize": True},
+        "tensor_lr": {"lr": _tensor(0.02)},
+    },
+    "Rprop": {
+        "default": {},
+        "lr": {"lr": 0.05},
+        "etas": {"etas": (0.3, 1.5)},
+        "step_sizes": {"lr": 0.05, "step_sizes": (0.02, 0.06)},
+        "maximize": {"maximize": True},
+        "all": {
+            "lr": 0.03, "etas": (0.4, 1.3), "step_sizes": (0.01, 0.05), "maximize": True,
+        },
+        "tensor_lr": {"lr": _tensor(0.02)},
+    },
     "RAdam": {
         "default": {},
         "lr": {"lr": 0.05},
@@ -181,21 +209,14 @@ _OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
 
 CASES = tuple(Case(n, label, kw) for n in NAMES for label, kw in _OPTIONS[n].items())
 _BY_ID = {case.id: case for case in CASES}
-# One case for each set of states a kernel can have, with as many options on as go together.
-MAIN_CASES = tuple(
+# One case per class, with as many options on as go together.
+CLASS_CASES = tuple(_BY_ID[f"{name}-all"] for name in NAMES)
+# And more for each set of states a kernel can have.
+MAIN_CASES = CLASS_CASES + tuple(
     _BY_ID[i]
     for i in (
-        "SGD-weight_decay", "SGD-dampening", "SGD-all", "Adagrad-all", "RMSprop-weight_decay",
-        "RMSprop-momentum", "RMSprop-centered", "RMSprop-all", "Adadelta-all", "Adam-weight_decay",
-        "Adam-all", "AdamW-default", "AdamW-all", "Adamax-all", "RAdam-all",
-    )
-)  # fmt: skip
-# One case per class.
-CLASS_CASES = tuple(
-    _BY_ID[i]
-    for i in (
-        "SGD-all", "Adagrad-all", "RMSprop-all", "Adadelta-all", "Adam-all", "AdamW-all",
-        "Adamax-all", "RAdam-all",
+        "SGD-weight_decay", "SGD-dampening", "RMSprop-weight_decay", "RMSprop-momentum",
+        "RMSprop-centered", "Adam-weight_decay", "AdamW-default",
     )
 )  # fmt: skip
 

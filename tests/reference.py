@@ -111,6 +111,27 @@ def adamax(p: Array, g: Array, s: State, o: Mapping[str, Any]) -> Array:
     return p - real(o["lr"]) / (1 - beta1**t) * s["exp_avg"] / s["exp_inf"]
 
 
+def rprop(p: Array, g: Array, s: State, o: Mapping[str, Any]) -> Array:
+    """Riedmiller and Braun 1993, as torch does it: no step back where the sign changed."""
+    s["step"] = s.get("step", 0) + 1
+    minus, plus = (real(eta) for eta in o["etas"])
+    least, most = (real(size) for size in o["step_sizes"])
+    direction = np.sign(g) * np.sign(s.get("prev", 0 * g))
+    factor = np.where(direction > 0, plus, np.where(direction < 0, minus, 1))
+    s["step_size"] = np.clip(s.get("step_size", real(o["lr"])) * factor, least, most)
+    s["prev"] = np.where(direction < 0, 0, g)
+    return p - np.sign(s["prev"]) * s["step_size"]
+
+
+def lion(p: Array, g: Array, s: State, o: Mapping[str, Any]) -> Array:
+    """Chen et al. 2023, algorithm 2."""
+    beta1, beta2 = (real(b) for b in o["betas"])
+    m = s.get("exp_avg", 0 * g)
+    s["exp_avg"] = beta2 * m + (1 - beta2) * g
+    update = np.sign(beta1 * m + (1 - beta1) * g)
+    return p - real(o["lr"]) * (update + real(o["weight_decay"]) * p)
+
+
 def radam(p: Array, g: Array, s: State, o: Mapping[str, Any]) -> Array:
     """Liu et al. 2020."""
     beta1, beta2 = (real(b) for b in o["betas"])
@@ -142,6 +163,8 @@ RULES: dict[str, Callable[[Array, Array, State, Mapping[str, Any]], Array]] = {
     "AdamW": adam,
     "Adamax": adamax,
     "RAdam": radam,
+    "Lion": lion,
+    "Rprop": rprop,
 }
 
 

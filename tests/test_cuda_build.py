@@ -15,7 +15,14 @@ SOURCES = sorted(
 # In a mangled name: the kernel, the rule, float or double, and the rule's template options.
 KERNEL = re.compile(r"(sweep|prepare)INS_\d+([A-Z][a-z]+)I([fd])((?:Lb[01]E)*)E")
 # States of each rule; each of its template options that is set adds one.
-STATES = {"Sgd": 0, "Adagrad": 1, "Rmsprop": 1, "Adadelta": 2, "Adam": 2, "Adamax": 2, "Radam": 2}
+STATES = {
+    rule: int(states)
+    for path in (ROOT / "csrc" / "rules").glob("*.h")
+    for rule, states in re.findall(
+        r"^struct (\w+) \{\n  static constexpr int kStates = (?:\w+ \? \d : )?(\d)",
+        path.read_text(), re.MULTILINE
+    )
+}  # fmt: skip
 
 
 def report(source: Path) -> str:

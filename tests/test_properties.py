@@ -49,6 +49,10 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "eps": eps,
         "decoupled_weight_decay": booleans,
     },
+    "Rprop": {
+        "etas": st.tuples(st.sampled_from([0.3, 0.5]), st.sampled_from([1.2, 2.0])),
+        "step_sizes": st.sampled_from([(1e-6, 50.0), (0.01, 0.02)]),
+    },
 }
 COMMON = {"lr": rates, "weight_decay": small, "maximize": booleans}
 shapes = st.lists(st.integers(0, 9), max_size=3).map(tuple)
@@ -58,7 +62,8 @@ shapes = st.lists(st.integers(0, 9), max_size=3).map(tuple)
 def configurations(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     """A class and its options, of which any may be left at the default."""
     name = draw(st.sampled_from(NAMES))
-    options = {**COMMON, **OPTIONS[name]}
+    common = {key: value for key, value in COMMON.items() if takes(fusedopt, name, key)}
+    options = {**common, **OPTIONS[name]}
     chosen = draw(st.sets(st.sampled_from(sorted(options))))
     kwargs = {key: draw(options[key]) for key in sorted(chosen)}
     if name == "SGD" and kwargs.get("momentum") and not kwargs.get("dampening"):

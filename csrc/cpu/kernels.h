@@ -12,5 +12,7 @@ extern const Kernel kAdadelta;
 extern const Kernel kAdam[2];  // [amsgrad]; AdamW too
 extern const Kernel kAdamax;
 extern const Kernel kRadam;
+extern const Kernel kRprop;
+extern const Kernel kLion;
 
 }  // namespace fusedopt::cpu

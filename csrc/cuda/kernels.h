@@ -13,5 +13,7 @@ extern const Kernel kAdadelta;
 extern const Kernel kAdam[2];  // [amsgrad]; AdamW too
 extern const Kernel kAdamax;
 extern const Kernel kRadam;
+extern const Kernel kRprop;
+extern const Kernel kLion;
 
 }  // namespace fusedopt::cuda

@@ -71,6 +71,13 @@ FUSEDOPT_HD T maximum(T a, T b) {
   return (a > b || a != a) ? a : b;
 }
 
+// torch.clamp: any NaN wins, and the greatest over the least.
+template <typename T>
+FUSEDOPT_HD T clamp(T x, T least, T greatest) {
+  x = (x < least || least != least) ? least : x;
+  return (x > greatest || greatest != greatest) ? greatest : x;
+}
+
 // An unevaluated sum of two doubles: about 106 bits of mantissa.
 struct DoubleDouble {
   double high;

@@ -48,6 +48,12 @@ struct DecoupledWeightDecay {
   FUSEDOPT_HD T operator()(T p) const { return p * keep; }
 };
 
+// torch.sign: 0 of NaN.
+template <typename T>
+FUSEDOPT_HD T sign(T x) {
+  return T(x > T(0)) - T(x < T(0));
+}
+
 // a + weight * (b - a), in the two forms that torch.lerp uses: exact at weight = 1, accurate near
 // 0.
 template <typename T>

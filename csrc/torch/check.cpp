@@ -103,7 +103,7 @@ bool is_promoted(const Reading& reading, const Slot& slot, const c10::TensorImpl
   const Variant& variant = reading.groups[slot.group].variant;
   if (!is_real(grad)) return false;
   if (variant.lerp < 0) return true;
-  const char* key = reading.keys.optimizer->keys[variant.keys[variant.lerp]];
+  const char* key = reading.keys.optimizer->states[variant.keys[variant.lerp]].key;
   PyObject* value =
       slot.state != nullptr && PyDict_Check(slot.state) ? find_text(slot.state, key) : nullptr;
   const auto state = value != nullptr && is_tensor(value) ? impl_of(value).dtype() : param.dtype();
@@ -240,7 +240,7 @@ const char* check_state(Reading& reading, const Slot& slot, const Shape& shape, 
       work.first = work.fresh = true;
       return forget();
     }
-    const char* key = keys.optimizer->keys[variant.keys[k]];
+    const char* key = keys.optimizer->states[variant.keys[k]].key;
     if (value == nullptr) {
       throw py::key_error(name_of(reading, slot) + ": its state has no '" + key +
                           "', which these options need");

@@ -242,7 +242,7 @@ const char* why_transformed() {
 Keys::Keys(const std::string& name) : optimizer(find_optimizer(name.c_str())) {
   if (optimizer == nullptr) throw py::value_error("no kernels for an optimizer called " + name);
   for (const Option& option : optimizer->options) options.push_back(intern(option.key));
-  for (const char* key : optimizer->keys) states.push_back(intern(key));
+  for (const State& state : optimizer->states) states.push_back(intern(state.key));
   step = intern("step");
   entries = states;
   entries.push_back(step);

@@ -27,14 +27,19 @@ py::list isa_names(bool only_detected) {
 py::dict optimizers() {
   py::dict all;
   for (const Optimizer& optimizer : all_optimizers()) {
-    py::list options;
+    py::list options, states;
+    bool makes_state_early = false;  // in the constructor, as Adagrad
     for (const Option& option : optimizer.options) options.append(option.key);
+    for (const State& state : optimizer.states) {
+      states.append(state.key);
+      makes_state_early = makes_state_early || state.from_default != nullptr;
+    }
     py::dict description;
     description["options"] = py::tuple(options);
-    description["states"] = py::tuple(py::cast(optimizer.keys));
+    description["states"] = py::tuple(states);
     description["counts_steps"] = optimizer.counts_steps;
     description["computes_with_step"] = optimizer.computes_with_step;
-    description["initial_value"] = optimizer.initial_value;
+    description["makes_state_early"] = makes_state_early;
     all[optimizer.name] = description;
   }
   return all;

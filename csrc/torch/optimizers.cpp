@@ -10,8 +10,10 @@
 #include "rules/adagrad.h"
 #include "rules/adam.h"
 #include "rules/adamax.h"
+#include "rules/lion.h"
 #include "rules/radam.h"
 #include "rules/rmsprop.h"
+#include "rules/rprop.h"
 #include "rules/sgd.h"
 
 namespace fusedopt {
@@ -48,6 +50,12 @@ struct AdamaxGroup {
 };
 struct RadamGroup {
   RadamOptions rule;
+};
+struct RpropGroup {
+  RpropOptions rule;
+};
+struct LionGroup {
+  LionOptions rule;
 };
 
 // A key of a group and the member that has its name, so that their order is only that of messages.
@@ -101,6 +109,18 @@ constexpr Option kRadamOptions[] = {
     FUSEDOPT_NUMBER(RadamGroup, eps),
     FUSEDOPT_NUMBER(RadamGroup, weight_decay),
     FUSEDOPT_FLAG(RadamGroup, decoupled_weight_decay),
+};
+
+constexpr Option kRpropOptions[] = {
+    FUSEDOPT_NUMBER(RpropGroup, lr),
+    FUSEDOPT_PAIR(RpropGroup, etas, etaminus, etaplus),
+    FUSEDOPT_PAIR(RpropGroup, step_sizes, step_size_min, step_size_max),
+};
+
+constexpr Option kLionOptions[] = {
+    FUSEDOPT_NUMBER(LionGroup, lr),
+    FUSEDOPT_PAIR(LionGroup, betas, beta1, beta2),
+    FUSEDOPT_NUMBER(LionGroup, weight_decay),
 };
 
 // How many numbers the options fill: all of the group's, each once, or it doesn't compile.
@@ -167,53 +187,58 @@ Variant radam(const double* numbers) {
   return {FUSEDOPT_KERNELS(kRadam), {0, 1}, 0, coupled && rule.weight_decay != 0};
 }
 
-const std::vector<const char*> kAdamKeys = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
+Variant rprop(const double*) { return {FUSEDOPT_KERNELS(kRprop), {0, 1}, -1, false}; }
+
+Variant lion(const double*) { return {FUSEDOPT_KERNELS(kLion), {0}, 0, false}; }
+
+const std::vector<State> kAdamStates = {{"exp_avg"}, {"exp_avg_sq"}, {"max_exp_avg_sq"}};
 
 const Optimizer kOptimizers[] = {
     {"SGD",
      FUSEDOPT_OPTIONS(SgdGroup, kSgdOptions),
-     {"momentum_buffer"},
+     {{"momentum_buffer"}},
      false,
      false,
-     nullptr,
      sgd},
     {"Adagrad",
      FUSEDOPT_OPTIONS(AdagradGroup, kAdagradOptions),
-     {"sum"},
+     {{"sum", "initial_accumulator_value"}},
      true,
      true,
-     "initial_accumulator_value",
      adagrad},
     {"RMSprop",
      FUSEDOPT_OPTIONS(RmspropGroup, kRmspropOptions),
-     {"square_avg", "momentum_buffer", "grad_avg"},
+     {{"square_avg"}, {"momentum_buffer"}, {"grad_avg"}},
      true,
      false,
-     nullptr,
      rmsprop},
     {"Adadelta",
      FUSEDOPT_OPTIONS(AdadeltaGroup, kAdadeltaOptions),
-     {"square_avg", "acc_delta"},
+     {{"square_avg"}, {"acc_delta"}},
      true,
      false,
-     nullptr,
      adadelta},
-    {"Adam", FUSEDOPT_OPTIONS(AdamGroup, kAdamOptions), kAdamKeys, true, true, nullptr, adam},
-    {"AdamW", FUSEDOPT_OPTIONS(AdamGroup, kAdamOptions), kAdamKeys, true, true, nullptr, adam},
+    {"Adam", FUSEDOPT_OPTIONS(AdamGroup, kAdamOptions), kAdamStates, true, true, adam},
+    {"AdamW", FUSEDOPT_OPTIONS(AdamGroup, kAdamOptions), kAdamStates, true, true, adam},
     {"Adamax",
      FUSEDOPT_OPTIONS(AdamaxGroup, kAdamaxOptions),
-     {"exp_avg", "exp_inf"},
+     {{"exp_avg"}, {"exp_inf"}},
      true,
      true,
-     nullptr,
      adamax},
     {"RAdam",
      FUSEDOPT_OPTIONS(RadamGroup, kRadamOptions),
-     {"exp_avg", "exp_avg_sq"},
+     {{"exp_avg"}, {"exp_avg_sq"}},
      true,
      true,
-     nullptr,
      radam},
+    {"Rprop",
+     FUSEDOPT_OPTIONS(RpropGroup, kRpropOptions),
+     {{"prev"}, {"step_size", nullptr, "lr"}},
+     true,
+     false,
+     rprop},
+    {"Lion", FUSEDOPT_OPTIONS(LionGroup, kLionOptions), {{"exp_avg"}}, false, false, lion},
 };
 
 }  // namespace

@@ -25,7 +25,7 @@ struct Option {
 struct Variant {
   const cpu::Kernel* cpu;
   const cuda::Kernel* cuda;  // null: not in this build
-  int keys[kMaxStates];      // indices into Optimizer::keys, in the order of the rule's state
+  int keys[kMaxStates];      // indices into Optimizer::states, in the order of the rule's state
   // torch's own step promotes dtypes where gradient, state and parameter differ, but for lerp_,
   // which takes a state only together with a gradient of its dtype: the state's number, or -1.
   int lerp;
@@ -33,19 +33,23 @@ struct Variant {
   bool adds_parameter;
 };
 
+// Of full size. Fresh, it is filled with a default of the optimizer, an option of its group, or zero.
+struct State {
+  const char* key;
+  const char* from_default = nullptr;
+  const char* from_group = nullptr;
+};
+
 struct Optimizer {
   const char* name;
   std::span<const Option> options;
   int numbers;  // that they fill
-  // State keys of full-sized tensors, in the order in which torch creates them.
-  std::vector<const char*> keys;
+  std::vector<State> states;  // in the order in which torch creates them
   // Is there a state["step"]? Without it (SGD) the rule is told 0 earlier steps or 1, and state
   // that is not there yet is nothing unusual.
   bool counts_steps;
   // Does the rule depend on it?
   bool computes_with_step;
-  // The group's or optimizer's default that fresh state is filled with; null: zero.
-  const char* initial_value;
   Variant (*variant)(const double* numbers);
 };
 

@@ -29,7 +29,16 @@ at::Tensor step_on_device(const at::Tensor& step, c10::Device device) {
   return at::full({}, step.item(), at::TensorOptions().dtype(dtype).device(device));
 }
 
-void fill_state(const Keys& keys, Fresh& fresh, double initial) {
+double initial_value(const State& state, const Group& group, const py::object& optimizer) {
+  if (state.from_default != nullptr) {
+    return optimizer.attr("defaults")[state.from_default].cast<double>();
+  }
+  if (state.from_group == nullptr) return 0;
+  const auto options = py::reinterpret_borrow<py::object>(group.dict);
+  return py::float_(options[state.from_group]);
+}
+
+void fill_state(const Keys& keys, Fresh& fresh, const py::object& optimizer) {
   const Group& group = *fresh.group;
   if (fresh.step) {
     const at::Tensor& step = THPVariable_Unpack(fresh.step.ptr());
@@ -43,20 +52,23 @@ void fill_state(const Keys& keys, Fresh& fresh, double initial) {
   }
   const at::Tensor param = THPVariable_Unpack(fresh.param.ptr());
   for (int k = 0; k < group.variant.cpu->states; ++k) {
-    fresh.entries.emplace_back(keys.states[group.variant.keys[k]],
+    const int which = group.variant.keys[k];
+    const double initial = initial_value(keys.optimizer->states[which], group, optimizer);
+    fresh.entries.emplace_back(keys.states[which],
                                at::full_like(param, initial, {}, at::MemoryFormat::Preserve));
   }
 }
 
 // The same state of small parameters once more, to be dropped when the other is made: it takes the
 // holes that other code has left all over the heap, so that the other lies together.
-std::vector<Fresh> fill_holes(const Keys& keys, std::vector<Fresh> made, double initial) {
+std::vector<Fresh> fill_holes(const Keys& keys, std::vector<Fresh> made,
+                              const py::object& optimizer) {
   const auto elsewhere = [](const Fresh& fresh) {
     const c10::TensorImpl& param = impl_of(fresh.param.ptr());
     return !is_plain_cpu(param) || param.numel() > kSmallStateBytes / int64_t(param.itemsize());
   };
   made.erase(std::remove_if(made.begin(), made.end(), elsewhere), made.end());
-  for (Fresh& fresh : made) fill_state(keys, fresh, initial);
+  for (Fresh& fresh : made) fill_state(keys, fresh, optimizer);
   return made;
 }
 
@@ -102,12 +114,8 @@ void put_in_place(const py::object& state, Fresh& fresh) {
 // half done.
 void create_states(const Keys& keys, std::vector<Fresh> missing, const py::object& state,
                    const py::object& optimizer, std::vector<Fresh>& made) {
-  double initial = 0;
-  if (keys.optimizer->initial_value != nullptr) {
-    initial = optimizer.attr("defaults")[keys.optimizer->initial_value].cast<double>();
-  }
-  const std::vector<Fresh> filling = fill_holes(keys, missing, initial);
-  for (Fresh& fresh : missing) fill_state(keys, fresh, initial);
+  const std::vector<Fresh> filling = fill_holes(keys, missing, optimizer);
+  for (Fresh& fresh : missing) fill_state(keys, fresh, optimizer);
   for (Fresh& fresh : missing) {
     made.push_back(std::move(fresh));
     put_in_place(state, made.back());

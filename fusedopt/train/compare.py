@@ -18,7 +18,14 @@ from fusedopt.train.flags import add_options
 from fusedopt.train.folder import write_csv
 from fusedopt.train.interrupts import Interrupted
 from fusedopt.train.loop import CLASSES, optimizer_class
-from fusedopt.train.options import DEFAULTS, Diverged, Options, UserError, make_options
+from fusedopt.train.options import (
+    DEFAULTS,
+    Diverged,
+    Options,
+    UserError,
+    make_options,
+    no_option,
+)
 from fusedopt.train.run import open_folder, train
 from fusedopt.train.source import find_splits, load_splits
 from fusedopt.train.start import start
@@ -58,15 +65,15 @@ def compare(arguments: argparse.Namespace) -> None:
     """
     given = vars(arguments)
     out, optimizers, impls = (given.pop(name) for name in ("out", "optimizers", "impl"))
-    momentum = given.pop("momentum", None)
-    if momentum is not None and not any("momentum" in DEFAULTS[name] for name in optimizers):
-        raise UserError("--momentum: none of these optimizers has one; sgd and rmsprop do")
+    of_some = {key: given.pop(key, None) for key in ("momentum", "weight_decay")}
+    for key, value in of_some.items():
+        if value is not None and not any(key in DEFAULTS[name] for name in optimizers):
+            raise no_option(key, "none of these optimizers has one")
     runs = []
     for optimizer in optimizers:
         for impl in impls:
             own = {"optimizer": optimizer, "impl": impl, "out": out / f"{optimizer}-{impl}"}
-            if "momentum" in DEFAULTS[optimizer]:
-                own["momentum"] = momentum
+            own |= {key: value for key, value in of_some.items() if key in DEFAULTS[optimizer]}
             options = make_options(given | own)
             if optimizer_class(options, impl) is None:
                 say(f"{optimizer} is left out with torch: torch.optim has no {CLASSES[optimizer]}")

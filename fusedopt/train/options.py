@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 
+import fusedopt
+from fusedopt import _C
 from fusedopt.train import world
 
 # What each optimizer gets where the command line doesn't say otherwise. The keys are also the
@@ -24,6 +27,12 @@ DEFAULTS: dict[str, dict[str, float]] = {
     "adamax": {"lr": 3e-3, "weight_decay": 0.0},
     "radam": {"lr": 3e-3, "weight_decay": 0.0},
 }
+for _name in _C.optimizers():  # the others: what the class says
+    _options = inspect.signature(getattr(fusedopt, _name)).parameters
+    DEFAULTS.setdefault(
+        _name.lower(),
+        {key: _options[key].default for key in ("lr", "weight_decay") if key in _options},
+    )
 IMPLEMENTATIONS = ("fusedopt", "torch")
 AUGMENTATION = {"cifar10": "crop,flip", "cifar100": "crop,flip", "folder": "resized-crop,flip"}
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -124,6 +133,14 @@ class Options:
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
 
+def no_option(name: str, reason: str) -> UserError:
+    """Returns the error that an optimizer's option was given to one that doesn't have it."""
+    having = [optimizer for optimizer, own in DEFAULTS.items() if name in own]
+    return UserError(
+        f"--{name.replace('_', '-')}: {reason}; {', '.join(having[:-1])} and {having[-1]} do"
+    )
+
+
 def make_options(given: dict[str, Any]) -> Options:
     """Returns the checked options.
 
@@ -135,8 +152,9 @@ def make_options(given: dict[str, Any]) -> Options:
     """
     values = {field.name: None for field in fields(Options)} | given
     own = DEFAULTS[values["optimizer"]]
-    if values["momentum"] is not None and "momentum" not in own:
-        raise UserError(f"--momentum: {values['optimizer']} has none; sgd and rmsprop do")
+    for name in ("momentum", "weight_decay"):
+        if values[name] is not None and name not in own:
+            raise no_option(name, f"{values['optimizer']} has none")
     for name, default in own.items():
         if values[name] is None:
             values[name] = default
