@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from partners import partner
 from torch import Tensor
 from torch.optim import Optimizer
 
 import fusedopt
-from partners import partner
 
 OPTIMIZERS = fusedopt._C.optimizers()
 NAMES = tuple(OPTIMIZERS)
@@ -226,9 +226,15 @@ def case(case_id: str) -> Case:
     return _BY_ID[case_id]
 
 
+def with_torch(cases: Iterable[Case]) -> list[Case]:
+    """Those of the optimizers that torch has too, so that its step runs where no kernel can."""
+    return [case for case in cases if case.has_fallback]
+
+
 def takes(module: ModuleType, name: str, option: str) -> bool:
-    """Whether a constructor has that option (torch's RMSprop has no `fused`)."""
-    return option in inspect.signature(getattr(module, name)).parameters
+    """Whether a constructor has that option (torch's RMSprop has no `fused`, and no Lion)."""
+    cls = getattr(module, name, None)
+    return cls is not None and option in inspect.signature(cls).parameters
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What an optimizer is compared with: torch.optim's class, or one that steps as the reference does."""
+"""What an optimizer is compared with: torch.optim's class, or one that steps by the reference."""
 
 from __future__ import annotations
 

@@ -24,6 +24,11 @@ def real(value: float | Tensor) -> Any:
     return REAL(float(value))
 
 
+def sign(values: Array) -> Array:
+    """torch's: 0 of NaN."""
+    return np.where(values > 0, REAL(1), np.where(values < 0, REAL(-1), REAL(0)))
+
+
 def to_array(tensor: Tensor) -> Array:
     """A copy of a tensor's values; every dtype's values are exact in float64."""
     return tensor.detach().to(torch.float64).numpy().astype(REAL)
@@ -116,11 +121,11 @@ def rprop(p: Array, g: Array, s: State, o: Mapping[str, Any]) -> Array:
     s["step"] = s.get("step", 0) + 1
     minus, plus = (real(eta) for eta in o["etas"])
     least, most = (real(size) for size in o["step_sizes"])
-    direction = np.sign(g) * np.sign(s.get("prev", 0 * g))
+    direction = sign(g) * sign(s.get("prev", 0 * g))
     factor = np.where(direction > 0, plus, np.where(direction < 0, minus, 1))
     s["step_size"] = np.clip(s.get("step_size", real(o["lr"])) * factor, least, most)
     s["prev"] = np.where(direction < 0, 0, g)
-    return p - np.sign(s["prev"]) * s["step_size"]
+    return p - sign(s["prev"]) * s["step_size"]
 
 
 def lion(p: Array, g: Array, s: State, o: Mapping[str, Any]) -> Array:
@@ -128,7 +133,7 @@ def lion(p: Array, g: Array, s: State, o: Mapping[str, Any]) -> Array:
     beta1, beta2 = (real(b) for b in o["betas"])
     m = s.get("exp_avg", 0 * g)
     s["exp_avg"] = beta2 * m + (1 - beta2) * g
-    update = np.sign(beta1 * m + (1 - beta1) * g)
+    update = sign(beta1 * m + (1 - beta1) * g)
     return p - real(o["lr"]) * (update + real(o["weight_decay"]) * p)
 
 

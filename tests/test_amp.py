@@ -6,7 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, DTYPES, LAYOUTS, MAIN_CASES, NAMES, Case, Layout, case, over, sliced
+from cases import (
+    CASES,
+    DTYPES,
+    LAYOUTS,
+    MAIN_CASES,
+    NAMES,
+    Case,
+    Layout,
+    case,
+    over,
+    sliced,
+    with_torch,
+)
 from helpers import (
     Make,
     all_params,
@@ -152,7 +164,7 @@ def test_step_supports_amp_scaling(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["fused_false", "complex"])
-@over(MAIN_CASES, "case")
+@over(with_torch(MAIN_CASES), "case")
 def test_fallback_is_scaled_too(case: Case, kind: str) -> None:
     """Parameters that torch's own code steps, beside ones that ours does."""
     results = []

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import MAIN_CASES, NAMES, Case, case, over
+from cases import MAIN_CASES, NAMES, Case, case, over, with_torch
 from helpers import assert_same, assert_unchanged, contents, make_params, random, set_grads, step
 from torch import Tensor
 from torch.nn import Parameter
@@ -79,7 +79,7 @@ def test_gradient_does_not_fit(case: Case, steps: int, spoil: Callable[[Tensor],
 
 @pytest.mark.parametrize("spoil", [wrong_dtype, wrong_grad_dtype])
 @pytest.mark.parametrize("steps", [0, 2])
-@over(MAIN_CASES, "case")
+@over(with_torch(MAIN_CASES), "case")
 def test_gradient_of_another_dtype(case: Case, steps: int, spoil: Callable[[Tensor], None]) -> None:
     """torch's step where torch promotes dtypes, and an error where it uses `lerp_`."""
     ours, param = two_groups(case, steps)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CLASS_CASES, MAIN_CASES, NAMES, Case, case, over
+from cases import CLASS_CASES, MAIN_CASES, NAMES, Case, case, over, with_torch
 from helpers import (
     Make,
     assert_identical,
@@ -85,7 +85,7 @@ def test_sparse_with_weight_decay_is_torchs_error() -> None:
     assert torch.equal(dense, start)
 
 
-@over(MAIN_CASES, "case")
+@over(with_torch(MAIN_CASES), "case")
 def test_complex_parameters(case: Case) -> None:
     def scenario(make: Make) -> Optimizer:
         params = make_params([(4,), (5,), (6,)])
@@ -101,7 +101,7 @@ def test_complex_parameters(case: Case) -> None:
     assert kernels(ours) == {case.name.lower(), "torch"}
 
 
-@over(CLASS_CASES, "case")
+@over(with_torch(CLASS_CASES), "case")
 def test_differentiable(case: Case) -> None:
     """Autograd goes through the step, as through torch's."""
     found = []
@@ -116,7 +116,7 @@ def test_differentiable(case: Case) -> None:
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
 
 
-@over(MAIN_CASES, "case")
+@over(with_torch(MAIN_CASES), "case")
 def test_fused_false_is_torchs_own_code(case: Case) -> None:
     """The same bits as torch's, and none of our kernels."""
     params = [make_params(dtype=torch.float32) for _ in range(2)]
@@ -166,7 +166,7 @@ class Wrapper(torch.Tensor):
         return torch.utils._pytree.tree_map_only(Tensor, Wrapper, out)
 
 
-@over(MAIN_CASES, "case")
+@over(with_torch(MAIN_CASES), "case")
 def test_wrapper_subclass(case: Case) -> None:
     results = []
     for module in (fusedopt, torch.optim):
@@ -201,7 +201,7 @@ def test_plain_subclass_runs_on_the_kernels(case: Case) -> None:
     assert kernels(ours) == {case.name.lower()}
 
 
-@over(MAIN_CASES, "case")
+@over(with_torch(MAIN_CASES), "case")
 def test_lazily_negated_gradients(case: Case) -> None:
     """`x.conj().imag` is a view with a bit that says: the memory holds the negated values."""
 
@@ -218,7 +218,7 @@ def test_lazily_negated_gradients(case: Case) -> None:
     twins(case, scenario)
 
 
-@over(MAIN_CASES, "case")
+@over(with_torch(MAIN_CASES), "case")
 def test_lazily_negated_parameters(case: Case) -> None:
     def scenario(make: Make) -> Optimizer:
         params = [Parameter(torch._neg_view(random((6,), 0))), *make_params([(3,)])]
@@ -231,7 +231,7 @@ def test_lazily_negated_parameters(case: Case) -> None:
     twins(case, scenario)
 
 
-@over(CLASS_CASES, "case")
+@over(with_torch(CLASS_CASES), "case")
 def test_meta_parameters(case: Case) -> None:
     """Another device than the CPU: torch's own step, whatever that device is."""
     params = [Parameter(torch.randn(3)), Parameter(torch.randn(4, device="meta"))]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import CLASS_CASES, MAIN_CASES, NAMES, Case, over
+from cases import CLASS_CASES, MAIN_CASES, NAMES, Case, over, with_torch
 from helpers import Make, make_params, random, set_grads, step, twins
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -34,7 +34,7 @@ def torchs_step_is_patched() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("flags", FLAGS, ids=str)
-@over(CLASS_CASES, "case")
+@over(with_torch(CLASS_CASES), "case")
 def test_closure(case: Case, flags: dict[str, bool]) -> None:
     """Called once, with gradients enabled, before anything is read; its value is returned."""
     param = Parameter(random((4,), 0))
@@ -82,7 +82,7 @@ def test_closure_may_change_everything(case: Case) -> None:
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["ours", "with_fallback"])
 @pytest.mark.parametrize("flags", FLAGS, ids=str)
-@over(CLASS_CASES, "case")
+@over(with_torch(CLASS_CASES), "case")
 def test_step_hooks_fire_once(
     case: Case, flags: dict[str, bool], mixed: bool, torchs_step_is_patched: None
 ) -> None:

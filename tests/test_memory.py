@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import CLASS_CASES, MAIN_CASES, Case, over
+from cases import CLASS_CASES, MAIN_CASES, Case, over, with_torch
 from helpers import (
     Make,
     assert_unchanged,
@@ -22,7 +22,7 @@ import fusedopt
 
 
 @pytest.mark.filterwarnings("ignore:.*duplicate parameters")
-@over(MAIN_CASES, "case")
+@over(with_torch(MAIN_CASES), "case")
 def test_parameter_listed_twice(case: Case) -> None:
     def scenario(make: Make) -> Optimizer:
         a, b = make_params([(4,), (5,)])
@@ -36,7 +36,7 @@ def test_parameter_listed_twice(case: Case) -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-@over(MAIN_CASES, "case")
+@over(with_torch(MAIN_CASES), "case")
 def test_parameters_that_share_memory(case: Case, groups: int) -> None:
     """One after the other, as torch's loop does it."""
 
@@ -52,7 +52,7 @@ def test_parameters_that_share_memory(case: Case, groups: int) -> None:
     twins(case, scenario)
 
 
-@over(MAIN_CASES, "case")
+@over(with_torch(MAIN_CASES), "case")
 def test_interleaved_parameters_are_separate(case: Case) -> None:
     """Even and odd columns of a matrix: the same range of memory, no common element."""
 

@@ -14,7 +14,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from cases import CLASS_CASES, NAMES, Case, case, over
+from cases import CLASS_CASES, NAMES, Case, case, over, with_torch
 from helpers import kernels, make_params, random, set_grads
 from torch import Tensor
 from torch.nn import Parameter
@@ -121,7 +121,7 @@ def test_a_mock_in_the_place_of_the_scalers_tensors(name: str) -> None:
 
 
 @pytest.mark.parametrize("place", ["group", "state", "params"])
-@over(CLASS_CASES, "case")
+@over(with_torch(CLASS_CASES), "case")
 def test_containers_behind_proxies(case: Case, place: str) -> None:
     class Group(dict):  # type: ignore[type-arg]
         pass
@@ -195,7 +195,7 @@ def test_torch_function_alone(case: Case, where: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["add_", "addcdiv_", "__hash__", "data", "is_sparse", "mul_"])
-@over(CLASS_CASES, "case")
+@over(with_torch(CLASS_CASES), "case")
 def test_a_parameter_class_that_overrides_something(case: Case, name: str) -> None:
     calls: list[str] = []
 
@@ -224,7 +224,7 @@ def test_a_parameter_class_that_overrides_something(case: Case, name: str) -> No
     assert kernels(case.make([derived(random((3,), 0))])) == {"torch"}
 
 
-@over(CLASS_CASES, "case")
+@over(with_torch(CLASS_CASES), "case")
 def test_a_gradient_that_is_a_property(case: Case) -> None:
     class Derived(Parameter):
         @property
@@ -294,7 +294,7 @@ class Making(dict):  # type: ignore[type-arg]
 
 
 @pytest.mark.parametrize("make", [Halving, Making, collections.UserDict])
-@over(CLASS_CASES, "case")
+@over(with_torch(CLASS_CASES), "case")
 def test_a_group_that_is_no_plain_dict(case: Case, make: Callable[[Any], Any]) -> None:
     def program(module: ModuleType) -> Any:
         optimizer, params = two(case, module)
@@ -308,7 +308,7 @@ def test_a_group_that_is_no_plain_dict(case: Case, make: Callable[[Any], Any]) -
     assert_same_outcome(program)
 
 
-@over(CLASS_CASES, "case")
+@over(with_torch(CLASS_CASES), "case")
 def test_a_list_that_iterates_otherwise(case: Case) -> None:
     class First(list):  # type: ignore[type-arg]
         def __iter__(self) -> Any:

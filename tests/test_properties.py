@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from cases import LAYOUTS, NAMES
+from cases import LAYOUTS, NAMES, takes
 from helpers import (
     all_params,
     assert_identical,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, CLASS_CASES, MAIN_CASES, Case, case, over
+from cases import CASES, CLASS_CASES, MAIN_CASES, Case, case, over, with_torch
 from helpers import Make, all_params, assert_same, make_params, random, set_grads, step, twins
 from torch import Tensor
 from torch.nn import Parameter
@@ -197,7 +197,7 @@ def test_tied_weights(case: Case) -> None:
     twins(case, scenario)
 
 
-@over(MAIN_CASES, "case")
+@over(with_torch(MAIN_CASES), "case")
 def test_shared_gradients(case: Case) -> None:
     """Two parameters may read the same gradient, and a gradient may be its parameter's memory."""
 
@@ -233,7 +233,7 @@ def test_default_dtype_float64(case: Case) -> None:
             assert ours.state[p]["step"].dtype == torch.float64
 
 
-@over(MAIN_CASES, "case")
+@over(with_torch(MAIN_CASES), "case")
 def test_efficient_zero_gradient(case: Case) -> None:
     """A zero tensor of autograd's has no memory at all."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, CLASS_CASES, DTYPES, MAIN_CASES, NAMES, Case, case, over, takes
+from cases import CASES, CLASS_CASES, DTYPES, MAIN_CASES, NAMES, Case, case, over, takes, with_torch
 from helpers import (
     all_params,
     assert_identical,
@@ -117,7 +117,7 @@ def test_constructor_state_is_torchs(case: Case) -> None:
 
 @pytest.mark.parametrize("source", IMPLEMENTATIONS)
 @pytest.mark.parametrize("live", [{}, {"fused": True}, {"fused": False}, {"foreach": True}])
-@over(CLASS_CASES, "case")
+@over(with_torch(CLASS_CASES), "case")
 def test_load_keeps_the_live_flags(case: Case, live: dict[str, Any], source: str) -> None:
     """A checkpoint's `fused=None` or `False` doesn't switch our kernels off, nor `True` on."""
     flags = IMPLEMENTATIONS[source]

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from cases import MAIN_CASES, Case, over
+from cases import MAIN_CASES, Case, over, with_torch
 from helpers import make_params, random, set_grads, step
 from torch.nn import Parameter
 
@@ -54,7 +54,7 @@ def test_strided_parameter(case: Case) -> None:
     assert (base[:, 1::2] == 0).all()
 
 
-@over(MAIN_CASES, "case")
+@over(with_torch(MAIN_CASES), "case")
 def test_gradient_laid_out_unlike_its_parameter(case: Case) -> None:
     grad = random((6, 5), 1)
     results = []
@@ -66,7 +66,7 @@ def test_gradient_laid_out_unlike_its_parameter(case: Case) -> None:
     assert torch.equal(results[0], results[1])
 
 
-@over(MAIN_CASES, "case")
+@over(with_torch(MAIN_CASES), "case")
 def test_checkpoint_that_is_not_fused(case: Case) -> None:
     source = case.make(make_params(), torch.optim)
     step(source, 0)
