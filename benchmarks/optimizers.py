@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
 from fusedopt import _C
@@ -52,6 +53,7 @@ _ALL = (
         Choice(cls.lower(), cls, states=len(described["states"]))
         for cls, described in _C.optimizers().items()
         if cls not in ("SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW")
+        and hasattr(torch.optim, cls)
     ),
 )  # fmt: skip
 OPTIMIZERS = {choice.name: choice for choice in _ALL}

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from partners import partner
+from reference import DISCONTINUOUS
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -65,13 +66,27 @@ class Case:
         """Whether the constructor makes it, as Adagrad's, and not the first step."""
         return OPTIMIZERS[self.name]["makes_state_early"]
 
+    @property
+    def continuous(self) -> bool:
+        """Whether nearly the same gradients always make nearly the same step."""
+        return self.name not in DISCONTINUOUS
+
+    @property
+    def filled_from(self) -> Mapping[str, str]:
+        """Which option of the group each fresh state is filled with, that isn't 0."""
+        return OPTIMIZERS[self.name]["filled_from"]
+
     def make(
         self, params: Iterable[Any], module: ModuleType = fusedopt, **overrides: Any
     ) -> Optimizer:
         """Makes the optimizer from `module`; tensor options are copied, so runs share nothing."""
         kwargs = {**copy.deepcopy(dict(self.kwargs)), **overrides}
-        cls = partner(self.name) if module is torch.optim else getattr(module, self.name)
-        return cls(params, **kwargs)
+        return class_of(module, self.name)(params, **kwargs)
+
+
+def class_of(module: ModuleType, name: str) -> Callable[..., Optimizer]:
+    """The class of that name; in torch.optim's place, where it has none, one of our own."""
+    return partner(name) if module is torch.optim else getattr(module, name)
 
 
 def _tensor(value: float) -> Tensor:

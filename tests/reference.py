@@ -31,7 +31,7 @@ def sign(values: Array) -> Array:
 
 def to_array(tensor: Tensor) -> Array:
     """A copy of a tensor's values; every dtype's values are exact in float64."""
-    return tensor.detach().to(torch.float64).numpy().astype(REAL)
+    return tensor.detach().to(torch.float64, copy=True).numpy().astype(REAL)
 
 
 def from_array(values: Array, dtype: torch.dtype) -> Tensor:
@@ -134,7 +134,7 @@ def lion(p: Array, g: Array, s: State, o: Mapping[str, Any]) -> Array:
     m = s.get("exp_avg", 0 * g)
     s["exp_avg"] = beta2 * m + (1 - beta2) * g
     update = sign(beta1 * m + (1 - beta1) * g)
-    return p - real(o["lr"]) * (update + real(o["weight_decay"]) * p)
+    return p * (1 - real(o["lr"]) * real(o["weight_decay"])) - real(o["lr"]) * update
 
 
 def radam(p: Array, g: Array, s: State, o: Mapping[str, Any]) -> Array:
@@ -171,6 +171,8 @@ RULES: dict[str, Callable[[Array, Array, State, Mapping[str, Any]], Array]] = {
     "Lion": lion,
     "Rprop": rprop,
 }
+
+DISCONTINUOUS = ("Lion", "Rprop")  # they take signs
 
 
 def update(

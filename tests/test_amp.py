@@ -8,10 +8,10 @@ import pytest
 import torch
 from cases import (
     CASES,
+    CLASS_CASES,
     DTYPES,
     LAYOUTS,
     MAIN_CASES,
-    NAMES,
     Case,
     Layout,
     case,
@@ -151,10 +151,10 @@ def test_scale_as_a_one_element_vector(shape: tuple[int, ...]) -> None:
     assert param.grad.tolist() == [1.0] * 3
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_step_supports_amp_scaling(name: str) -> None:
+@over(with_torch(CLASS_CASES), "case")
+def test_step_supports_amp_scaling(case: Case) -> None:
     """GradScaler asks this; torch's own code can't scale, so not where all groups run it."""
-    cls = getattr(fusedopt, name)
+    cls = getattr(fusedopt, case.name)
     a, b = make_params([(3,), (3,)])
     assert cls([a])._step_supports_amp_scaling
     assert cls([a], foreach=True)._step_supports_amp_scaling

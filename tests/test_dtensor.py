@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from cases import CLASS_CASES, Case, case, channels_last, over
+from cases import CLASS_CASES, Case, case, channels_last, over, with_torch
 from helpers import assert_identical, assert_unchanged, contents, kernels, random
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -100,7 +100,7 @@ def test_pieces_get_the_bits_of_plain_tensors(case: Case, mesh: DeviceMesh) -> N
                 assert key == "step" or value.shape == p.shape
 
 
-@over(CLASS_CASES, "case")
+@over(with_torch(CLASS_CASES), "case")
 def test_same_state_as_torch(case: Case, mesh: DeviceMesh) -> None:
     def scenario(module: Any) -> Optimizer:
         optimizer = case.make(make_params(mesh), module=module, foreach=False)
@@ -109,7 +109,11 @@ def test_same_state_as_torch(case: Case, mesh: DeviceMesh) -> None:
             optimizer.step()
         return optimizer
 
-    ours, theirs = scenario(fusedopt), scenario(torch.optim)
+    try:
+        theirs = scenario(torch.optim)
+    except RuntimeError as error:
+        pytest.skip(f"torch doesn't step DTensors with it: {error}")
+    ours = scenario(fusedopt)
     params = zip(*(o.param_groups[0]["params"] for o in (ours, theirs)), strict=True)
     for p, q in params:
         assert list(ours.state[p]) == list(theirs.state[q])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CLASS_CASES, MAIN_CASES, NAMES, Case, case, over, with_torch
+from cases import CLASS_CASES, MAIN_CASES, Case, case, over, with_torch
 from helpers import (
     Make,
     assert_identical,
@@ -242,7 +242,7 @@ def test_meta_parameters(case: Case) -> None:
     assert params[0].isfinite().all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [c.name for c in with_torch(CLASS_CASES)])
 def test_integer_parameters_as_torch(name: str) -> None:
     """Whatever torch's loop says about integers, ours says too."""
     outcomes = []

@@ -28,8 +28,8 @@ FLAGS = [{}, {"fused": False}, {"foreach": True}]
 @pytest.fixture
 def torchs_step_is_patched() -> Iterator[None]:
     """torch puts its hooks around a class's step() when the class is first used."""
-    for name in NAMES:
-        getattr(torch.optim, name)(make_params())
+    for case in with_torch(CLASS_CASES):
+        case.make(make_params(), torch.optim)
     yield
 
 
@@ -281,7 +281,7 @@ def test_a_hook_from_within_the_closure(module: types.ModuleType) -> None:
     assert called == ["after"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [c.name for c in with_torch(CLASS_CASES)])
 def test_class_is_a_subclass_with_the_same_signature(name: str) -> None:
     ours, theirs = getattr(fusedopt, name), getattr(torch.optim, name)
     assert issubclass(ours, theirs)

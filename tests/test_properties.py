@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from cases import LAYOUTS, NAMES, takes
+from cases import LAYOUTS, NAMES, class_of, takes
 from helpers import (
     all_params,
     assert_identical,
@@ -49,6 +49,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "eps": eps,
         "decoupled_weight_decay": booleans,
     },
+    "Lion": {"betas": st.tuples(decay, decay)},
     "Rprop": {
         "etas": st.tuples(st.sampled_from([0.3, 0.5]), st.sampled_from([1.2, 2.0])),
         "step_sizes": st.sampled_from([(1e-6, 50.0), (0.01, 0.02)]),
@@ -81,7 +82,7 @@ class Pair:
         self.both = [self.make(m, self.params(shapes)) for m in (fusedopt, torch.optim)]
 
     def make(self, module: Any, groups: Any) -> Optimizer:
-        return getattr(module, self.name)(groups, **self.kwargs)
+        return class_of(module, self.name)(groups, **self.kwargs)
 
     def params(self, shapes: list[tuple[int, ...]]) -> list[Parameter]:
         return [Parameter(random(s, self.seed + i)) for i, s in enumerate(shapes)]

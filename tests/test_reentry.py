@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CLASS_CASES, Case, case, over
+from cases import CLASS_CASES, Case, case, over, with_torch
 from helpers import assert_identical, contents, make_params, random, set_grads, step
 from torch import Tensor
 from torch.nn import Parameter
@@ -88,7 +88,7 @@ def test_separated_gradients_are_unscaled_once() -> None:
 
 
 @pytest.mark.parametrize("action", ["collect", "allocate", "step", "new gradients"])
-@over(STATEFUL, "case")
+@over([c for c in STATEFUL if "lr" in c.options], "case")
 def test_finalisers_of_what_a_step_lets_go(case: Case, action: str) -> None:
     """A list, a number or a dict that was replaced while the step read the options."""
     params = make_params([(4,), (3,)])
@@ -303,7 +303,7 @@ def test_state_dicts_in_another_thread_while_torch_steps() -> None:
 
 @pytest.mark.parametrize("foreach", [None, True, False])
 @pytest.mark.parametrize("maximize", [False, True])
-@over(CLASS_CASES + (case("SGD-nesterov"), case("SGD-momentum")), "case")
+@over([*with_torch(CLASS_CASES), case("SGD-nesterov"), case("SGD-momentum")], "case")
 def test_torchs_step_leaves_gradients_as_they_are(
     case: Case, maximize: bool, foreach: bool | None
 ) -> None:

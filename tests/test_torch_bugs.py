@@ -44,7 +44,7 @@ def test_sgd_momentum_with_a_late_gradient() -> None:
     assert torch.equal(optimizer.state[b]["momentum_buffer"], b.grad)
 
 
-@over(MAIN_CASES, "case")
+@over(with_torch(MAIN_CASES), "case")
 def test_strided_parameter(case: Case) -> None:
     base = torch.zeros(10, 10)
     p = Parameter(base[:, ::2])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CLASS_CASES, Case, case, over
+from cases import CLASS_CASES, Case, case, over, with_torch
 from helpers import random
 from torch import Tensor
 from torch.amp import GradScaler
@@ -88,14 +88,14 @@ class TestLightning:
         assert type(optimizer).__module__.startswith(module.__name__)
         return outcome(task.model, optimizer)
 
-    @over(CLASS_CASES, "case")
+    @over(with_torch(CLASS_CASES), "case")
     def test_clipping_and_accumulation(self, case: Case) -> None:
         options = {"gradient_clip_val": 0.1, "accumulate_grad_batches": 2}
         ours, theirs = (self.fit(module, case, **options) for module in BOTH)
         assert_close(ours, theirs)
 
     @pytest.mark.parametrize("clip", [None, 0.1], ids=["plain", "clipped"])
-    @over(CLASS_CASES, "case")
+    @over(with_torch(CLASS_CASES), "case")
     def test_fp16_mixed(self, case: Case, clip: float | None) -> None:
         """With a step that overflows; the float16 forward passes round differences up."""
         results = []

@@ -16,24 +16,25 @@ struct Lion {
   static constexpr int kStates = 1;
   using Options = LionOptions;
 
-  T lr;
-  Lerp<T> update, average;
+  T lr, beta1, one_minus_beta1, beta2, one_minus_beta2;
   DecoupledWeightDecay<T> decay;
 
   FUSEDOPT_HD Lion(const Options& o, double)
       : lr(T(o.lr)),
-        update(1.0 - o.beta1),
-        average(1.0 - o.beta2),
+        beta1(T(o.beta1)),
+        one_minus_beta1(T(1.0 - o.beta1)),
+        beta2(T(o.beta2)),
+        one_minus_beta2(T(1.0 - o.beta2)),
         decay(o.lr, o.weight_decay) {}
 
   FUSEDOPT_HD bool valid(double largest) const {
-    return within(lr, largest) && is_finite(update.weight) && is_finite(average.weight);
+    return within(lr, largest) && is_finite(one_minus_beta1) && is_finite(one_minus_beta2);
   }
 
   FUSEDOPT_HD void operator()(T& p, T g, T* state) const {
     T& m = state[0];
-    p = decay(p) - lr * sign(update(m, g));
-    m = average(m, g);
+    p = decay(p) - lr * sign(beta1 * m + one_minus_beta1 * g);
+    m = beta2 * m + one_minus_beta2 * g;
   }
 };
 

@@ -5,9 +5,8 @@
 
 namespace fusedopt {
 
-// lr is what fresh step sizes are filled with.
 struct RpropOptions {
-  double lr, etaminus, etaplus, step_size_min, step_size_max;
+  double etaminus, etaplus, step_size_min, step_size_max;
 };
 
 // d <- sign(g prev)

@@ -28,10 +28,12 @@ py::dict optimizers() {
   py::dict all;
   for (const Optimizer& optimizer : all_optimizers()) {
     py::list options, states;
+    py::dict filled_from;  // fresh state, from which option of the group
     bool makes_state_early = false;  // in the constructor, as Adagrad
     for (const Option& option : optimizer.options) options.append(option.key);
     for (const State& state : optimizer.states) {
       states.append(state.key);
+      if (state.from_group != nullptr) filled_from[state.key] = state.from_group;
       makes_state_early = makes_state_early || state.from_default != nullptr;
     }
     py::dict description;
@@ -39,6 +41,7 @@ py::dict optimizers() {
     description["states"] = py::tuple(states);
     description["counts_steps"] = optimizer.counts_steps;
     description["computes_with_step"] = optimizer.computes_with_step;
+    description["filled_from"] = filled_from;
     description["makes_state_early"] = makes_state_early;
     all[optimizer.name] = description;
   }

@@ -112,7 +112,6 @@ constexpr Option kRadamOptions[] = {
 };
 
 constexpr Option kRpropOptions[] = {
-    FUSEDOPT_NUMBER(RpropGroup, lr),
     FUSEDOPT_PAIR(RpropGroup, etas, etaminus, etaplus),
     FUSEDOPT_PAIR(RpropGroup, step_sizes, step_size_min, step_size_max),
 };

@@ -68,7 +68,7 @@ const std::vector<Case> kCases = {
     CASE(Adamax)(cpu::kAdamax, {2e-3, 0.9, 0.999, 1e-8, 0.01}),
     CASE(Radam)(cpu::kRadam, {1e-3, 0.9, 0.999, 1e-8, 0.01, 0}),
     CASE(Radam)(cpu::kRadam, {1e-3, 0.9, 0.5, 1e-8, 0.01, 1}),
-    CASE(Rprop)(cpu::kRprop, {1e-2, 0.5, 1.2, 1e-6, 50}),
+    CASE(Rprop)(cpu::kRprop, {0.5, 1.2, 1e-6, 50}),
     CASE(Lion)(cpu::kLion, {1e-4, 0.9, 0.99, 0.1}, false),
 };
 

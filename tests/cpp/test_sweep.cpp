@@ -50,7 +50,7 @@ const std::vector<Case> kCases = {
     {&cpu::kAdamax, {2e-3, 0.9, 0.999, 1e-8, 0.01}},
     {&cpu::kRadam, {1e-3, 0.9, 0.999, 1e-8, 0.01, 0}},
     {&cpu::kRadam, {1e-3, 0.9, 0.5, 1e-8, 0.01, 1}},
-    {&cpu::kRprop, {1e-2, 0.5, 1.2, 1e-6, 50}},
+    {&cpu::kRprop, {0.5, 1.2, 1e-6, 50}},
     {&cpu::kLion, {1e-4, 0.9, 0.99, 0.1}},
 };
 
