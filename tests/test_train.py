@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import CLASS_CASES, with_torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -18,7 +19,6 @@ pytest.importorskip("tqdm", reason="the training script needs fusedopt[train]")
 from train_runs import SMALL, assert_same, error_of, short_measurement, train  # noqa: F401
 
 from fusedopt.train import cost, loop, run
-from fusedopt.train.options import DEFAULTS
 from fusedopt.train.state import StepTimer
 
 
@@ -73,7 +73,7 @@ class Shadow:
             torch.testing.assert_close(ours.detach(), torchs.detach(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("optimizer", DEFAULTS)
+@pytest.mark.parametrize("optimizer", [c.name.lower() for c in with_torch(CLASS_CASES)])
 def test_both_implementations_train_alike(optimizer: str) -> None:
     shadows: dict[Optimizer, Shadow] = {}
 
@@ -145,7 +145,7 @@ def test_the_loaders_workers_change_nothing() -> None:
     [
         (["--model", "vgg"], "--model vgg: there is no model 'vgg'"),
         (["--data", "imagenet"], "--data imagenet: there is no data set 'imagenet'"),
-        (["--optimizer", "lion"], "argument --optimizer: invalid choice: 'lion'"),
+        (["--optimizer", "lamb"], "argument --optimizer: invalid choice: 'lamb'"),
         (["--impl", "apex"], "argument --impl: invalid choice: 'apex'"),
         (["--epochs", "0"], "argument --epochs: must be a whole number, at least 1, not 0"),
         (["--epochs", "1.5"], "argument --epochs: '1.5' is not a whole number"),

@@ -26,6 +26,7 @@ DEFAULTS: dict[str, dict[str, float]] = {
     "adamw": {"lr": 3e-3, "weight_decay": 1e-2},
     "adamax": {"lr": 3e-3, "weight_decay": 0.0},
     "radam": {"lr": 3e-3, "weight_decay": 0.0},
+    "lion": {"lr": 1e-3, "weight_decay": 1e-2},
 }
 for _name in _C.optimizers():  # the others: what the class says
     _options = inspect.signature(getattr(fusedopt, _name)).parameters
