@@ -113,5 +113,6 @@ def test_a_schedule_and_a_scaler() -> None:
     for grad in ([1.0, -1.0], [torch.inf, 1.0], [1.0, -1.0]):
         param.grad = 4 * torch.tensor(grad)
         scaler.step(optimizer)
+        scaler.update(4.0)
         scheduler.step()
     assert param.tolist() == [-0.625, 0.625]

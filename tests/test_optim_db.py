@@ -105,7 +105,7 @@ def test_error(name: str, error_input: Any) -> None:
 
 
 @pytest.mark.parametrize("index", range(4))
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", INFOS)
 def test_training_with_the_listed_schedulers(name: str, index: int) -> None:
     """PyTorch's scheduler combinations make the loss smaller, as its own test demands."""
     combinations = INFOS[name].scheduler_inputs

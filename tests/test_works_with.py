@@ -217,7 +217,7 @@ class TestTransformers:
         optimizer = case.make(model.parameters(), module=module)
         return self.train(folder, model, resume, optimizers=(optimizer, None))
 
-    @over(CLASS_CASES, "case")
+    @over(with_torch(CLASS_CASES), "case")
     def test_trainer(self, case: Case) -> None:
         ours, theirs = (self.train_with(module, case, module.__name__) for module in BOTH)
         assert_close(ours, theirs, LOSS_IN_FLOAT32)

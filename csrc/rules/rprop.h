@@ -34,9 +34,7 @@ struct Rprop {
     }
   }
 
-  FUSEDOPT_HD bool valid(double largest) const {
-    return greatest <= largest;
-  }
+  FUSEDOPT_HD bool valid(double largest) const { return greatest <= largest; }
 
   FUSEDOPT_HD void operator()(T& p, T g, T* state) const {
     T& prev = state[0];

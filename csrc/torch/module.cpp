@@ -28,7 +28,7 @@ py::dict optimizers() {
   py::dict all;
   for (const Optimizer& optimizer : all_optimizers()) {
     py::list options, states;
-    py::dict filled_from;  // fresh state, from which option of the group
+    py::dict filled_from;            // fresh state, from which option of the group
     bool makes_state_early = false;  // in the constructor, as Adagrad
     for (const Option& option : optimizer.options) options.append(option.key);
     for (const State& state : optimizer.states) {

@@ -193,12 +193,7 @@ Variant lion(const double*) { return {FUSEDOPT_KERNELS(kLion), {0}, 0, false}; }
 const std::vector<State> kAdamStates = {{"exp_avg"}, {"exp_avg_sq"}, {"max_exp_avg_sq"}};
 
 const Optimizer kOptimizers[] = {
-    {"SGD",
-     FUSEDOPT_OPTIONS(SgdGroup, kSgdOptions),
-     {{"momentum_buffer"}},
-     false,
-     false,
-     sgd},
+    {"SGD", FUSEDOPT_OPTIONS(SgdGroup, kSgdOptions), {{"momentum_buffer"}}, false, false, sgd},
     {"Adagrad",
      FUSEDOPT_OPTIONS(AdagradGroup, kAdagradOptions),
      {{"sum", "initial_accumulator_value"}},

@@ -33,7 +33,8 @@ struct Variant {
   bool adds_parameter;
 };
 
-// Of full size. Fresh, it is filled with a default of the optimizer, an option of its group, or zero.
+// Of full size. Fresh, it is filled with a default of the optimizer, an option of its group, or
+// zero.
 struct State {
   const char* key;
   const char* from_default = nullptr;
@@ -43,7 +44,7 @@ struct State {
 struct Optimizer {
   const char* name;
   std::span<const Option> options;
-  int numbers;  // that they fill
+  int numbers;                // that they fill
   std::vector<State> states;  // in the order in which torch creates them
   // Is there a state["step"]? Without it (SGD) the rule is told 0 earlier steps or 1, and state
   // that is not there yet is nothing unusual.
