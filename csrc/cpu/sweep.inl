@@ -160,7 +160,7 @@ __attribute__((noinline)) int64_t blocks([[maybe_unused]] const TensorEntry& ten
   for (; begin + kBlock <= end; begin += kBlock) {
     alignas(64) float values[kOperands][kBlock];
     for (int k = 0; k < kOperands; ++k) {
-      __builtin_prefetch(at[k] + kBlocksAhead * 2 * kBlock, 1);
+      for (int i = 0; i < 2 * kBlock; i += 64) __builtin_prefetch(at[k] + kBlockBytesAhead + i, 1);
       for (int i = 0; i < kBlock; i += kGroup) load_group<kDtype>(values[k] + i, at[k] + 2 * i);
     }
     FUSEDOPT_VECTORIZE
