@@ -8,6 +8,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from fusedopt import _C
+from fusedopt.fallback import torch_class
 from fusedopt.optimizer import FusedOptimizer, plan_of
 
 
@@ -20,7 +21,8 @@ class Row:
         dtype: Their dtype, such as ``float32``.
         tensors: How many there are.
         elements: Their elements in all.
-        kernel: The kernel, such as ``adamw``, or ``torch`` for torch's own step.
+        kernel: The kernel, such as ``adamw``, or ``torch`` for torch's own step, or ``none`` where
+            torch has no such optimizer.
         isa: The kernel's instruction set, or empty.
         reason: Why torch's own step takes them, or what `step` would raise; empty for a kernel.
     """
@@ -70,9 +72,10 @@ def explain(optimizer: Optimizer) -> Explanation:
         raise TypeError(f"explain takes an optimizer, got {type(optimizer).__name__}")
     if isinstance(optimizer, FusedOptimizer):
         kernel = optimizer._kernels.lower()
+        instead = "torch" if torch_class(type(optimizer)) else "none"
         found = plan_of(optimizer).explain(optimizer)
     else:
-        kernel = "torch"
+        kernel = instead = "torch"
         found = [
             (i, k, "not an optimizer of fusedopt")
             for i, group in enumerate(optimizer.param_groups)
@@ -91,7 +94,7 @@ def explain(optimizer: Optimizer) -> Explanation:
             dtype,
             tensors,
             elements,
-            "torch" if why else kernel,
+            instead if why else kernel,
             "" if why or not device.startswith("cpu") else _C.isa(),
             why,
         )

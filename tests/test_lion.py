@@ -75,6 +75,8 @@ def test_what_no_kernel_steps(make: Callable[[Tensor], Parameter]) -> None:
         optimizer.step()
     assert_identical([p.detach() for p in params], before)
     assert not any(optimizer.state.values())
+    kernels = [row.kernel for row in fusedopt.explain(optimizer).rows]
+    assert kernels == ["lion", "none"]
 
 
 def test_under_a_mode() -> None:
