@@ -36,7 +36,7 @@ class Choice:
         return elements * element_size * (3 + 2 * self.states)
 
 
-_ALL = (
+_CHOSEN = (
     Choice("sgd", "SGD", {"lr": 1e-3}, states=0),
     Choice("sgd-momentum", "SGD", {"lr": 1e-3, "momentum": 0.9}),
     Choice("adagrad", "Adagrad"),
@@ -49,14 +49,14 @@ _ALL = (
     Choice("adam", "Adam", states=2),
     Choice("adamw", "AdamW", states=2),
     Choice("adamw-amsgrad", "AdamW", {"amsgrad": True}, states=3),
-    *(
-        Choice(cls.lower(), cls, states=len(described["states"]))
-        for cls, described in _C.optimizers().items()
-        if cls not in ("SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW")
-        and hasattr(torch.optim, cls)
-    ),
 )  # fmt: skip
-OPTIMIZERS = {choice.name: choice for choice in _ALL}
+# The others, as far as torch has them to compare with, as they are by default.
+_OTHERS = (
+    Choice(cls.lower(), cls, states=len(described["states"]))
+    for cls, described in _C.optimizers().items()
+    if hasattr(torch.optim, cls) and cls not in {choice.cls for choice in _CHOSEN}
+)
+OPTIMIZERS = {choice.name: choice for choice in (*_CHOSEN, *_OTHERS)}
 
 
 def parameter_sized_states(optimizer: Optimizer) -> int:

@@ -38,15 +38,16 @@ def step_by_torch(
     """
     if found_inf is not None and float(found_inf):
         return
-    if torch_class(type(optimizer)) is None:
+    cls = torch_class(type(optimizer))
+    if cls is None:
         raise RuntimeError(_why_not(optimizer, places))
     if places is True:
         with _unscaled(optimizer.param_groups, grad_scale):
-            _step_as_it_is(optimizer)
+            _step_as_it_is(optimizer, cls)
     else:
         groups = _groups(optimizer, places)
         with _unscaled(groups, grad_scale):
-            _step(optimizer, groups)
+            _step(optimizer, cls, groups)
 
 
 @contextmanager
@@ -108,23 +109,21 @@ def _fits_fused(optimizer: Optimizer, param: Tensor) -> bool:
     return torch.is_tensor(step) and step.device == param.device
 
 
-def _step_as_it_is(optimizer: Optimizer) -> None:
+def _step_as_it_is(optimizer: Optimizer, cls: type[Optimizer]) -> None:
     attributes = optimizer.__dict__
     hidden = {key: attributes.pop(key) for key in SCALERS if key in attributes}
     try:
-        _step_function(type(optimizer))(optimizer)
+        _step_function(cls)(optimizer)
     finally:
         attributes.update(hidden)
 
 
-def _step(optimizer: Optimizer, groups: list[dict[str, Any]]) -> None:
+def _step(optimizer: Optimizer, cls: type[Optimizer], groups: list[dict[str, Any]]) -> None:
     """Has torch step these groups, as if they were all that the optimizer has.
 
     An object of torch's class stands for the optimizer. It shares all with it but its groups and
     what a GradScaler has put there. What the step notes in it is noted in the optimizer.
     """
-    cls = torch_class(type(optimizer))
-    assert cls is not None
     stand_in = object.__new__(cls)
     attributes = {k: v for k, v in optimizer.__dict__.items() if k not in SCALERS}
     stand_in.__dict__.update(attributes, param_groups=groups)
@@ -153,7 +152,7 @@ def _why_not(optimizer: Any, places: Places | Literal[True]) -> str:
     )
 
 
-def _step_function(cls: type) -> Callable[[Optimizer], Any]:
-    """Returns torch's step without the hooks and profiling that ours runs."""
-    step = torch_class(cls).__dict__["step"]
+def _step_function(cls: type[Optimizer]) -> Callable[[Optimizer], Any]:
+    """Returns its step without the hooks and profiling that ours runs."""
+    step = cls.__dict__["step"]
     return step.__wrapped__ if getattr(step, "hooked", False) else step

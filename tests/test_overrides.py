@@ -14,7 +14,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from cases import CLASS_CASES, MAIN_CASES, Case, case, over, with_torch
+from cases import CLASS_CASES, Case, case, over, with_torch
 from helpers import kernels, make_params, random, set_grads
 from torch import Tensor
 from torch.nn import Parameter
@@ -345,7 +345,7 @@ def test_a_states_dict_that_sees_its_readers(case: Case) -> None:
     assert_same_outcome(program)
 
 
-@pytest.mark.parametrize("name", [c.name for c in with_torch(MAIN_CASES)])
+@pytest.mark.parametrize("name", [c.name for c in with_torch(CLASS_CASES)])
 def test_a_float_with_arithmetic_of_its_own(name: str) -> None:
     class Doubling(float):
         def __neg__(self) -> float:

@@ -31,7 +31,9 @@ void for_each_chunk(int64_t elements, Parallel parallel, const Body& body) {
         const int64_t own = all.elements <= kCachedElements ? first : 0;
         for (int64_t k = 0; k < all.chunks; ++k) {
           const int64_t chunk = (own + k) % all.chunks;
-          if (all.taken[chunk].exchange(true, std::memory_order_relaxed)) continue;
+          std::atomic<bool>& taken = all.taken[chunk];
+          if (taken.load(std::memory_order_relaxed)) continue;  // many threads may read at once
+          if (taken.exchange(true, std::memory_order_relaxed)) continue;
           const int64_t begin = chunk * all.chunk;
           all.body(begin, std::min(begin + all.chunk, all.elements));
         }

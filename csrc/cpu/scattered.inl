@@ -1,8 +1,7 @@
 // Tensors of many short dimensions: boxes of a few elements would take longer to find than to step.
 // Where the elements of the innermost dimensions lie is worked out once.
 struct Scattered {
-  int first;          // the first of those dimensions
-  int64_t count = 1;  // elements of them together
+  int64_t count = 1;  // elements of those dimensions together
   int64_t offsets[kMaxOperands][kRowTile];
   alignas(64) char tiles[kMaxOperands][kRowTile * 8 + 64];
 
@@ -11,7 +10,8 @@ struct Scattered {
     return layout.ndim > 2 && end[-1] * end[-2] < kRowTile / 8;
   }
 
-  Scattered(const Layout& layout, int operands) : first(layout.ndim) {
+  Scattered(const Layout& layout, int operands) {
+    int first = layout.ndim;
     while (first > 0 && count * layout.sizes[first - 1] <= kRowTile) {
       count *= layout.sizes[--first];
     }
@@ -42,7 +42,8 @@ inline void step_scattered(const Table& table, const TensorEntry& tensor, const 
       part.operands[k] = scattered.tiles[k];
       move(operands[k], scattered.offsets[k] + from, n, scattered.tiles[k], true);
     }
-    stepper.side_by_side(table, part, rule, n, 1, at);  // of one row, no step is read
+    stepper.side_by_side(table, part, rule, n, 1,
+                         at);  // one row: where another began plays no part
     for (int k = 0; k < stepper.operands; ++k) {
       if (k == 1 && !table.scaled) continue;
       move(operands[k], scattered.offsets[k] + from, n, scattered.tiles[k], false);
