@@ -1,8 +1,8 @@
 """Drop-in replacements of torch.optim's optimizers that do a whole step in one sweep over memory.
 
 Use it as `import fusedopt as optim` in place of `import torch.optim as optim`. `SGD`, `Adagrad`,
-`RMSprop`, `Adadelta`, `Adam`, `AdamW`, `Adamax`, `RAdam`, `Rprop` and `Lion` are fusedopt's; every
-other name is torch.optim's.
+`RMSprop`, `Adadelta`, `Adam`, `AdamW`, `Adamax`, `RAdam`, `NAdam`, `ASGD`, `Rprop` and `Lion` are
+fusedopt's; every other name is torch.optim's.
 """
 
 import sys as _sys
@@ -22,8 +22,10 @@ from fusedopt.adagrad import Adagrad  # noqa: E402, F401
 from fusedopt.adam import Adam  # noqa: E402, F401
 from fusedopt.adamax import Adamax  # noqa: E402, F401
 from fusedopt.adamw import AdamW  # noqa: E402, F401
+from fusedopt.asgd import ASGD  # noqa: E402, F401
 from fusedopt.explain import explain  # noqa: E402, F401
 from fusedopt.lion import Lion  # noqa: E402, F401
+from fusedopt.nadam import NAdam  # noqa: E402, F401
 from fusedopt.radam import RAdam  # noqa: E402, F401
 from fusedopt.rmsprop import RMSprop  # noqa: E402, F401
 from fusedopt.rprop import Rprop  # noqa: E402, F401

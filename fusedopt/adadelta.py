@@ -1,11 +1,9 @@
 """Adadelta with fusedopt's kernels."""
 
-from typing import Any
-
 from torch.optim import Adadelta as TorchAdadelta
 from torch.optim.adadelta import adadelta
 
-from fusedopt.optimizer import FusedOptimizer, add_option, signature_with
+from fusedopt.optimizer import FusedOptimizer
 
 __all__ = ["Adadelta", "adadelta"]
 
@@ -53,8 +51,3 @@ class Adadelta(FusedOptimizer, TorchAdadelta):
 
     _kernels = "Adadelta"
     _added_options = ("fused",)
-    __signature__ = signature_with("fused", TorchAdadelta)
-
-    def __init__(self, params: Any, *args: Any, fused: bool | None = None, **kwargs: Any) -> None:
-        super().__init__(params, *args, **kwargs)
-        add_option(self, "fused", fused)

@@ -1,11 +1,9 @@
 """Adagrad with fusedopt's kernels."""
 
-from typing import Any
-
 from torch.optim import Adagrad as TorchAdagrad
 from torch.optim.adagrad import adagrad
 
-from fusedopt.optimizer import FusedOptimizer, add_option, signature_with
+from fusedopt.optimizer import FusedOptimizer
 
 __all__ = ["Adagrad", "adagrad"]
 
@@ -52,10 +50,3 @@ class Adagrad(FusedOptimizer, TorchAdagrad):
 
     _kernels = "Adagrad"
     _added_options = ("capturable",)
-    __signature__ = signature_with("capturable", TorchAdagrad)
-
-    def __init__(
-        self, params: Any, *args: Any, capturable: bool | None = None, **kwargs: Any
-    ) -> None:
-        super().__init__(params, *args, **kwargs)
-        add_option(self, "capturable", capturable)

@@ -1,11 +1,9 @@
 """Adamax with fusedopt's kernels."""
 
-from typing import Any
-
 from torch.optim import Adamax as TorchAdamax
 from torch.optim.adamax import adamax
 
-from fusedopt.optimizer import FusedOptimizer, add_option, signature_with
+from fusedopt.optimizer import FusedOptimizer
 
 __all__ = ["Adamax", "adamax"]
 
@@ -52,8 +50,3 @@ class Adamax(FusedOptimizer, TorchAdamax):
 
     _kernels = "Adamax"
     _added_options = ("fused",)
-    __signature__ = signature_with("fused", TorchAdamax)
-
-    def __init__(self, params: Any, *args: Any, fused: bool | None = None, **kwargs: Any) -> None:
-        super().__init__(params, *args, **kwargs)
-        add_option(self, "fused", fused)

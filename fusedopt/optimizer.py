@@ -1,23 +1,23 @@
-"""What the optimizers share: `step`, which hands all to the plan, and its way back to torch."""
+"""What the optimizers share: `step`, which hands all to the plan."""
 
 from __future__ import annotations
 
-import functools
-import inspect
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
 from fusedopt import _C
+from fusedopt.amp import replaces_step, unscales_by_itself
+from fusedopt.checkpoint import keep_numbers, keeping_numbers
+from fusedopt.constructors import add_options
 from fusedopt.fallback import SCALERS, step_by_torch
+from fusedopt.hooks import around, has_step_hooks
 
 _TORCHS_WRAPPER = Optimizer.profile_hook_step
-_LIGHTNING = ("lightning", "lightning_fabric", "pytorch_lightning")
 
 
 class FusedOptimizer(Optimizer):
@@ -35,6 +35,12 @@ class FusedOptimizer(Optimizer):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._plan_key = f"_fusedopt_{cls._kernels}"
+        if "_added_options" in cls.__dict__:
+            add_options(cls, cls._added_options)
+
+    if TYPE_CHECKING:
+
+        def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None: ...
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -51,10 +57,9 @@ class FusedOptimizer(Optimizer):
         asking = sys._getframe(1)
         return (
             step is FusedOptimizer.step
-            and not _replaces_step(self)
-            and not _has_step_hooks(self)
-            and asking.f_globals.get("__name__", "").partition(".")[0] not in _LIGHTNING
-            and not _unscales_otherwise(asking.f_locals)
+            and not replaces_step(self)
+            and not has_step_hooks(self)
+            and not unscales_by_itself(asking)
             and any(_wants_kernels(group) for group in self.param_groups)
         )
 
@@ -64,30 +69,15 @@ class FusedOptimizer(Optimizer):
 
     @staticmethod
     def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
-        """Puts torch's wrapper around `step`, which calls its hooks in a range for the profiler.
+        """Puts torch's wrapper around `step`, where a call needs it (hooks.py).
 
-        It takes 25 µs, eight times as long as the step of one small tensor; so it is gone round
-        where there are no hooks, nobody is told of ranges, and no other code can change that: a
-        closure, a subclass's `step`, or what others have put in the place of torch's wrapper.
+        Each needs it in a subclass's `step`, and where others have replaced torch's wrapper.
         """
         torchs = Optimizer.profile_hook_step(func)
         if func is not FusedOptimizer.step or Optimizer.profile_hook_step is not _TORCHS_WRAPPER:
             return torchs
 
-        @functools.wraps(func)
-        def step(self: FusedOptimizer, *args: Any, **kwargs: Any) -> Any:
-            if (
-                args
-                or kwargs
-                or torch.compiler.is_compiling()
-                or _has_step_hooks(self)
-                or _is_recorded()
-                or type(self)._optimizer_step_code is not Optimizer._optimizer_step_code
-            ):
-                return torchs(self, *args, **kwargs)
-            return func(self)
-
-        return step
+        return around(torchs, func)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Performs a single optimization step.
@@ -128,6 +118,11 @@ class FusedOptimizer(Optimizer):
             raise
         return loss
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads the optimizer state, as torch.optim's; single numbers keep the dtype they have."""
+        with keeping_numbers(self, self._kernels):
+            super().load_state_dict(state_dict)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes over a state, keeping this optimizer's own choice of implementation.
 
@@ -138,6 +133,7 @@ class FusedOptimizer(Optimizer):
         groups_before = self.__dict__.get("param_groups")
         if groups_before is not None:
             groups_before = [dict(group) for group in groups_before]  # may be the same objects
+        keep_numbers(self, self._kernels, state)
         super().__setstate__(state)
         if groups_before is None:  # unpickled or copied
             return
@@ -157,88 +153,9 @@ def plan_of(optimizer: FusedOptimizer) -> Any:
     return plan
 
 
-def _has_step_hooks(optimizer: Optimizer) -> bool:
-    return bool(
-        optimizer._optimizer_step_pre_hooks
-        or optimizer._optimizer_step_post_hooks
-        or torch_optimizer._global_optimizer_pre_hooks
-        or torch_optimizer._global_optimizer_post_hooks
-    )
-
-
-def _is_recorded() -> bool:
-    """Whether a range of torch.autograd.profiler.record_function would reach anybody.
-
-    That is one of C++'s callbacks, which all profilers and observers are, a dispatch mode, to which
-    it is an operator, or the monitor of CUPTI that torch 2.13 tries out, which record_function
-    calls itself.
-    """
-    monitor = sys.modules.get("torch.profiler._cupti_monitor")
-    return (
-        _C.has_record_callbacks()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or getattr(monitor, "_monitor_singleton", None) is not None
-    )
-
-
-def _replaces_step(optimizer: Optimizer) -> bool:
-    """Whether the object has another `step` than its class, as Accelerate gives it to see calls.
-
-    A scheduler's, which only notes that it was called, doesn't count.
-    """
-    step = optimizer.__dict__.get("step")
-    if step is None:
-        return False
-    inside = "__wrapped__" if hasattr(step, "_wrapped_by_lr_sched") else "__func__"
-    return getattr(step, inside, None) is not type(optimizer).step
-
-
-def _unscales_otherwise(asking: Mapping[str, Any]) -> bool:
-    """Whether a GradScaler that asks unscales or looks for overflows by code of its own.
-
-    Or has a closure to hand on. It asks in its `step`, whose variables these are.
-    """
-    scaler = asking.get("self")
-    if not isinstance(scaler, GradScaler):
-        return False
-    if asking.get("args") or asking.get("kwargs"):
-        return True
-    own = getattr(scaler, "__dict__", {})
-    return any(
-        name in own or getattr(type(scaler), name, None) is not getattr(GradScaler, name, None)
-        for name in ("unscale_", "_unscale_grads_", "_check_inf_per_device", "_maybe_opt_step")
-    )
-
-
 def _wants_kernels(group: Any) -> bool:
     fused = group.get("fused") if isinstance(group, dict) else False
     return fused is None or bool(fused)
-
-
-def signature_with(option: str, cls: type[Optimizer]) -> inspect.Signature:
-    """Returns the constructor's signature with a keyword added, `fused` or `capturable`."""
-    signature = inspect.signature(cls)
-    added = inspect.Parameter(
-        option, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=bool | None
-    )
-    return signature.replace(parameters=[*signature.parameters.values(), added])
-
-
-def add_option(optimizer: Optimizer, option: str, value: bool | None) -> None:
-    """Adds an option to an optimizer whose torch.optim class has none, if it was given.
-
-    Left out otherwise, so that `param_groups` and `state_dict` have torch's keys.
-    """
-    if value is None:
-        return
-    if value and option == "fused":
-        if optimizer.defaults["differentiable"]:
-            raise RuntimeError("`fused` does not support `differentiable`")
-        if optimizer.defaults["foreach"]:
-            raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
-    optimizer.defaults[option] = value
-    for group in optimizer.param_groups:
-        group.setdefault(option, value)
 
 
 @torch._disable_dynamo

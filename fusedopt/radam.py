@@ -1,11 +1,9 @@
 """RAdam with fusedopt's kernels."""
 
-from typing import Any
-
 from torch.optim import RAdam as TorchRAdam
 from torch.optim.radam import radam
 
-from fusedopt.optimizer import FusedOptimizer, add_option, signature_with
+from fusedopt.optimizer import FusedOptimizer
 
 __all__ = ["RAdam", "radam"]
 
@@ -60,8 +58,3 @@ class RAdam(FusedOptimizer, TorchRAdam):
 
     _kernels = "RAdam"
     _added_options = ("fused",)
-    __signature__ = signature_with("fused", TorchRAdam)
-
-    def __init__(self, params: Any, *args: Any, fused: bool | None = None, **kwargs: Any) -> None:
-        super().__init__(params, *args, **kwargs)
-        add_option(self, "fused", fused)

@@ -1,11 +1,9 @@
 """RMSprop with fusedopt's kernels."""
 
-from typing import Any
-
 from torch.optim import RMSprop as TorchRMSprop
 from torch.optim.rmsprop import rmsprop
 
-from fusedopt.optimizer import FusedOptimizer, add_option, signature_with
+from fusedopt.optimizer import FusedOptimizer
 
 __all__ = ["RMSprop", "rmsprop"]
 
@@ -55,8 +53,3 @@ class RMSprop(FusedOptimizer, TorchRMSprop):
 
     _kernels = "RMSprop"
     _added_options = ("fused",)
-    __signature__ = signature_with("fused", TorchRMSprop)
-
-    def __init__(self, params: Any, *args: Any, fused: bool | None = None, **kwargs: Any) -> None:
-        super().__init__(params, *args, **kwargs)
-        add_option(self, "fused", fused)

@@ -1,11 +1,9 @@
 """Rprop with fusedopt's kernels."""
 
-from typing import Any
-
 from torch.optim import Rprop as TorchRprop
 from torch.optim.rprop import rprop
 
-from fusedopt.optimizer import FusedOptimizer, add_option, signature_with
+from fusedopt.optimizer import FusedOptimizer
 
 __all__ = ["Rprop", "rprop"]
 
@@ -56,8 +54,3 @@ class Rprop(FusedOptimizer, TorchRprop):
 
     _kernels = "Rprop"
     _added_options = ("fused",)
-    __signature__ = signature_with("fused", TorchRprop)
-
-    def __init__(self, params: Any, *args: Any, fused: bool | None = None, **kwargs: Any) -> None:
-        super().__init__(params, *args, **kwargs)
-        add_option(self, "fused", fused)

@@ -1,11 +1,9 @@
 """SGD with fusedopt's kernels."""
 
-from typing import Any
-
 from torch.optim import SGD as TorchSGD
 from torch.optim.sgd import sgd
 
-from fusedopt.optimizer import FusedOptimizer, add_option, signature_with
+from fusedopt.optimizer import FusedOptimizer
 
 __all__ = ["SGD", "sgd"]
 
@@ -52,10 +50,3 @@ class SGD(FusedOptimizer, TorchSGD):
 
     _kernels = "SGD"
     _added_options = ("capturable",)
-    __signature__ = signature_with("capturable", TorchSGD)
-
-    def __init__(
-        self, params: Any, *args: Any, capturable: bool | None = None, **kwargs: Any
-    ) -> None:
-        super().__init__(params, *args, **kwargs)
-        add_option(self, "capturable", capturable)

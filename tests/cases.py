@@ -20,6 +20,8 @@ import fusedopt
 
 OPTIMIZERS = fusedopt._C.optimizers()
 NAMES = tuple(OPTIMIZERS)
+# The keys of single numbers in a parameter's state; the others have its size.
+SCALARS = frozenset(key for each in OPTIMIZERS.values() for key in each["scalars"])
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -183,6 +185,37 @@ _OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "lr": 0.03, "betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": 0.1, "maximize": True,
         },
         "tensor_lr": {"lr": _tensor(0.02)},
+    },
+    "NAdam": {
+        "default": {},
+        "lr": {"lr": 0.05},
+        "betas": {"betas": (0.6, 0.95)},
+        "no_first_moment": {"betas": (0.0, 0.9)},
+        "no_second_moment": {"betas": (0.9, 0.0)},
+        "eps": {"eps": 0.1},
+        "momentum_decay": {"momentum_decay": 0.7},
+        "weight_decay": {"weight_decay": 0.2},
+        "decoupled": {"weight_decay": 0.2, "decoupled_weight_decay": True},
+        "maximize": {"maximize": True},
+        "all": {
+            "lr": 0.03, "betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": 0.1,
+            "momentum_decay": 0.03, "maximize": True,
+        },
+        "tensor_lr": {"lr": _tensor(0.02)},
+    },
+    "ASGD": {
+        "default": {},
+        "lr": {"lr": 0.1},
+        "lambd": {"lr": 0.1, "lambd": 0.5},
+        "alpha": {"lr": 0.1, "lambd": 0.5, "alpha": 0.3},
+        "averages": {"lr": 0.1, "t0": 2.0},
+        "weight_decay": {"lr": 0.1, "weight_decay": 0.2},
+        "maximize": {"maximize": True},
+        "all": {
+            "lr": 0.05, "lambd": 0.2, "alpha": 0.6, "t0": 1.5, "weight_decay": 0.1,
+            "maximize": True,
+        },
+        "tensor_lr": {"lr": _tensor(0.1), "lambd": 0.2},
     },
     "Lion": {
         "default": {},

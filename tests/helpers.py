@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Case
+from cases import SCALARS, Case
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -153,3 +153,9 @@ def same_bits(case: Case, scenario: Callable[[Make], Optimizer]) -> None:
     """Plays a scenario twice with our class; the second run must give the same bits."""
     first, second = scenario(case.make), scenario(case.make)
     assert_identical(contents(first), contents(second))
+
+
+def undo_rounding(optimizer: Optimizer) -> None:
+    """Gives single numbers of a state that torch has loaded, and cast, their float32 back."""
+    for state in optimizer.state.values():
+        state.update({k: state[k].float() for k in state if k in SCALARS - {"step"}})

@@ -128,6 +128,38 @@ def rprop(p: Array, g: Array, s: State, o: Mapping[str, Any]) -> Array:
     return p - sign(s["prev"]) * s["step_size"]
 
 
+def nadam(p: Array, g: Array, s: State, o: Mapping[str, Any]) -> Array:
+    """Dozat 2016, with the schedule of momentum that torch has."""
+    beta1, beta2 = (real(b) for b in o["betas"])
+    lr, decay = real(o["lr"]), real(o["weight_decay"])
+    t = s["step"] = s.get("step", 0) + 1
+    if o["decoupled_weight_decay"]:
+        p = p - lr * decay * p
+    else:
+        g = g + decay * p
+    mu, next_mu = (
+        beta1 * (1 - real(0.96) ** (at * real(o["momentum_decay"])) / 2) for at in (t, t + 1)
+    )
+    product = s["mu_product"] = s.get("mu_product", 1) * mu
+    s["exp_avg"] = beta1 * s.get("exp_avg", 0) + (1 - beta1) * g
+    s["exp_avg_sq"] = beta2 * s.get("exp_avg_sq", 0) + (1 - beta2) * g * g
+    m_hat = next_mu * s["exp_avg"] / (1 - product * next_mu) + (1 - mu) * g / (1 - product)
+    return p - lr * m_hat / (np.sqrt(s["exp_avg_sq"] / (1 - beta2**t)) + real(o["eps"]))
+
+
+def asgd(p: Array, g: Array, s: State, o: Mapping[str, Any]) -> Array:
+    """Polyak and Juditsky 1992, with the decays that torch has."""
+    lr, lambd = real(o["lr"]), real(o["lambd"])
+    t = s["step"] = s.get("step", 0) + 1
+    eta, mu = s.get("eta", lr), s.get("mu", 1)
+    g = g + real(o["weight_decay"]) * p
+    p = p * (1 - lambd * eta) - eta * g
+    s["ax"] = s.get("ax", 0) + mu * (p - s.get("ax", 0))
+    s["eta"] = lr / (1 + lambd * lr * t) ** real(o["alpha"])
+    s["mu"] = 1 / max(1, t - real(o["t0"]))
+    return p
+
+
 def lion(p: Array, g: Array, s: State, o: Mapping[str, Any]) -> Array:
     """Chen et al. 2023, algorithm 2."""
     beta1, beta2 = (real(b) for b in o["betas"])
@@ -168,6 +200,8 @@ RULES: dict[str, Callable[[Array, Array, State, Mapping[str, Any]], Array]] = {
     "AdamW": adam,
     "Adamax": adamax,
     "RAdam": radam,
+    "NAdam": nadam,
+    "ASGD": asgd,
     "Lion": lion,
     "Rprop": rprop,
 }

@@ -7,12 +7,13 @@ result, and ROUNDINGS float32 roundings.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cases import CASES, DTYPES, Case, over, takes
+from cases import CASES, DTYPES, SCALARS, Case, over, takes
 from helpers import make_params, random, set_grads
 from reference import REAL, Array, Reference, from_array, to_array, update
 from torch import Tensor
@@ -57,12 +58,17 @@ def peers(case: Case, dtype: torch.dtype) -> list[dict[str, Any]]:
     return found
 
 
+def tensor_keys(state: Mapping[str, Any]) -> list[str]:
+    """The keys of state of the parameter's size."""
+    return [k for k in state if k not in SCALARS]
+
+
 def run(optimizer: Optimizer, params: list[Parameter]) -> list[Tensor]:
     """The parameters and states after STEPS steps, state by state."""
     for t in range(STEPS):
         set_grads(params, t)
         optimizer.step()
-    keys = [k for k in optimizer.state[params[0]] if k != "step"] if optimizer.state else []
+    keys = tensor_keys(optimizer.state[params[0]]) if optimizer.state else []
     states = [torch.cat([optimizer.state[p][k].flatten() for p in params]) for k in keys]
     return [torch.cat([p.detach().flatten() for p in params]), *states]
 
@@ -76,7 +82,7 @@ def run_reference(
     for t in range(STEPS):
         set_grads(params, t)
         reference.step([p.grad for p in params])
-    keys = [k for k in reference.states[0] if k != "step"]
+    keys = tensor_keys(reference.states[0])
     found = {k: join([s[k] for s in reference.states]) for k in keys}
     return join(reference.params), found
 
@@ -101,7 +107,7 @@ def test_run_is_as_accurate_as_torch(case: Case, dtype: torch.dtype) -> None:
     params = spread_params(dtype)
     optimizer = case.make(params)
     ours = run(optimizer, params)
-    keys = [k for k in optimizer.state[params[0]] if k != "step"] if optimizer.state else []
+    keys = tensor_keys(optimizer.state[params[0]]) if optimizer.state else []
     params_truth, states_truth = run_reference(case, optimizer.param_groups[0], dtype)
     assert sorted(keys) == sorted(states_truth)
     truth = [params_truth, *(states_truth[k] for k in keys)]
@@ -136,7 +142,7 @@ def test_low_precision_rounds_once(case: Case, dtype: torch.dtype) -> None:
     for t in range(STEPS):
         set_grads([param], t)
         before = {
-            k: v.item() if k == "step" else to_array(v)
+            k: v.item() if k in SCALARS else to_array(v)
             for k, v in optimizer.state.get(param, {}).items()
         }
         if not before:
@@ -148,7 +154,7 @@ def test_low_precision_rounds_once(case: Case, dtype: torch.dtype) -> None:
         others = [update(case.name, p, other, before, options)[0] for other in nearly]
         others += [sum(others) / 2] if others else []  # where the sign that they differ in is 0
         optimizer.step()
-        for key in ["param", *(k for k in state if k != "step")]:
+        for key in ["param", *tensor_keys(state)]:
             ours = param if key == "param" else optimizer.state[param][key]
             old, new = (p, exact) if key == "param" else (before.get(key, 0), state[key])
             size = np.abs(old) + np.abs(new)  # of what was added up; the sum may be far smaller
@@ -173,7 +179,7 @@ def test_bias_correction_late_in_a_run(case: Case, steps: int) -> None:
     optimizer.step()
     optimizer.state[param]["step"].fill_(steps)
     before = {
-        k: v.item() if k == "step" else to_array(v) for k, v in optimizer.state[param].items()
+        k: v.item() if k in SCALARS else to_array(v) for k, v in optimizer.state[param].items()
     }
     options = optimizer.param_groups[0]
     exact, _ = update(case.name, to_array(param), to_array(param.grad), before, options)

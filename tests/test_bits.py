@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from cases import CASES, DTYPES, MAIN_CASES, Case, over, sliced, transposed
+from cases import CASES, DTYPES, MAIN_CASES, SCALARS, Case, over, sliced, transposed
 from helpers import assert_identical, contents, make_params, random
 from torch import Tensor
 from torch.nn import Parameter
@@ -37,7 +37,7 @@ def run(case: Case, params: list[Parameter], grads: list[list[Tensor]], groups: 
         optimizer.step()
     found = [p.detach() for p in params]
     for p in params:
-        found += [v for k, v in optimizer.state.get(p, {}).items() if k != "step"]
+        found += [v for k, v in optimizer.state.get(p, {}).items() if k not in SCALARS]
     return found
 
 

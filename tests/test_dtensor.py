@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from cases import CLASS_CASES, Case, case, channels_last, over, with_torch
+from cases import CLASS_CASES, SCALARS, Case, case, channels_last, over, with_torch
 from helpers import assert_identical, assert_unchanged, contents, kernels, random
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -95,9 +95,9 @@ def test_pieces_get_the_bits_of_plain_tensors(case: Case, mesh: DeviceMesh) -> N
         assert_identical(local_contents(ours), local_contents(theirs))
         for p, (_, placement) in zip(params, SHARDED, strict=True):
             for key, value in ours.state[p].items():
-                assert isinstance(value, DTensor) == (key != "step")
-                assert key == "step" or value.placements == (placement,)
-                assert key == "step" or value.shape == p.shape
+                assert isinstance(value, DTensor) == (key not in SCALARS)
+                assert key in SCALARS or value.placements == (placement,)
+                assert key in SCALARS or value.shape == p.shape
 
 
 @over(with_torch(CLASS_CASES), "case")

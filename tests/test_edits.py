@@ -9,7 +9,7 @@ from collections import defaultdict
 
 import pytest
 import torch
-from cases import CLASS_CASES, MAIN_CASES, Case, case, dense, over, sliced
+from cases import CLASS_CASES, MAIN_CASES, SCALARS, Case, case, dense, over, sliced
 from helpers import Make, all_params, contents, make_params, random, set_grads, step, twins
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -21,7 +21,7 @@ STATEFUL = [c for c in MAIN_CASES if c.keeps_state]
 
 def state_keys(optimizer: Optimizer, param: torch.Tensor) -> list[str]:
     """The keys of a parameter's tensor states, without the step count."""
-    return [k for k in optimizer.state[param] if k != "step"]
+    return [k for k in optimizer.state[param] if k not in SCALARS]
 
 
 @over(MAIN_CASES, "case")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import MAIN_CASES, NAMES, Case, case, over, takes, with_torch
+from cases import MAIN_CASES, NAMES, SCALARS, Case, case, over, takes, with_torch
 from helpers import assert_same, assert_unchanged, contents, make_params, random, set_grads, step
 from torch import Tensor
 from torch.nn import Parameter
@@ -116,7 +116,7 @@ def test_message_without_names() -> None:
 
 def tensor_states(optimizer: Optimizer, param: Tensor) -> list[str]:
     """Keys of the tensor states but the step count."""
-    return [k for k in optimizer.state[param] if k != "step"]
+    return [k for k in optimizer.state[param] if k not in SCALARS]
 
 
 BAD_TENSORS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -7,6 +7,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -323,3 +324,17 @@ def test_newer_names_of_torch_optim(monkeypatch: pytest.MonkeyPatch) -> None:
 @over(CLASS_CASES, "case")
 def test_repr_is_torchs(case: Case) -> None:
     assert repr(case.make(make_params())) == repr(case.make(make_params(), torch.optim))
+
+
+def test_signature_of_a_users_subclass() -> None:
+    """A class's own constructor tells what it takes, and torch's what ours takes."""
+
+    class Mine(fusedopt.RMSprop):
+        def __init__(self, params: Any, mine: int, *, fused: bool = True) -> None:
+            super().__init__(params, fused=fused)
+
+    assert list(inspect.signature(Mine).parameters) == ["params", "mine", "fused"]
+    assert Mine([Parameter(torch.ones(1))], 1).defaults["fused"] is True
+    assert list(inspect.signature(fusedopt.RMSprop.__init__).parameters)[:3] == [
+        "self", "params", "lr",
+    ]  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from cases import LAYOUTS, NAMES, class_of, takes
+from cases import LAYOUTS, NAMES, SCALARS, class_of, takes
 from helpers import (
     all_params,
     assert_identical,
@@ -15,6 +15,7 @@ from helpers import (
     contents,
     random,
     torchs_adagrad_makes_state_late,
+    undo_rounding,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,6 +50,13 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "eps": eps,
         "decoupled_weight_decay": booleans,
     },
+    "NAdam": {
+        "betas": st.tuples(decay, decay),
+        "eps": eps,
+        "momentum_decay": small,
+        "decoupled_weight_decay": booleans,
+    },
+    "ASGD": {"lambd": small, "alpha": small, "t0": st.sampled_from([1.0, 2.5, 1e6])},
     "Lion": {"betas": st.tuples(decay, decay)},
     "Rprop": {
         "etas": st.tuples(st.sampled_from([0.3, 0.5]), st.sampled_from([1.2, 2.0])),
@@ -97,6 +105,7 @@ class Pair:
         values = [[p.detach().clone() for p in all_params(o)] for o in self.both]
         for i, optimizer in enumerate(self.both):
             optimizer.load_state_dict(dicts[1 - i])
+            undo_rounding(optimizer)
             for p, value in zip(all_params(optimizer), values[1 - i], strict=True):
                 p.data = value
 
@@ -130,7 +139,7 @@ def happen(pair: Pair, event: str, number: int) -> None:
     def edit_state(o: Optimizer) -> None:
         for p in all_params(o):
             for key, value in o.state.get(p, {}).items():
-                if key != "step":
+                if key not in SCALARS:
                     o.state[p][key] = value.clone().mul_(0.75)
 
     def step_count(o: Optimizer) -> None:

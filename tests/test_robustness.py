@@ -226,11 +226,11 @@ def test_overridden_init_group_is_used() -> None:
 
 def test_submodules_of_torch_optim() -> None:
     from fusedopt.lbfgs import LBFGS
-    from fusedopt.nadam import NAdam
+    from fusedopt.sparse_adam import SparseAdam
 
     from fusedopt.optimizer import ParamsT
 
-    assert NAdam is torch.optim.NAdam
+    assert SparseAdam is torch.optim.SparseAdam
     assert LBFGS is torch.optim.LBFGS
     assert ParamsT is sys.modules["torch.optim.optimizer"].ParamsT
 

@@ -101,6 +101,8 @@ GROUP_OPTIONS: dict[str, list[dict[str, Any]]] = {
     "Adam": [{"amsgrad": True}, {"betas": (0.5, 0.6)}, {"decoupled_weight_decay": True}],
     "AdamW": [{"amsgrad": True}, {"betas": (0.5, 0.6)}, {"eps": 0.1}],
     "Adamax": [{"eps": 0.2}, {"betas": (0.5, 0.6)}, {"weight_decay": 0.1}],
+    "NAdam": [{"momentum_decay": 0.3}, {"betas": (0.5, 0.6)}, {"decoupled_weight_decay": True}],
+    "ASGD": [{"lambd": 0.4}, {"alpha": 0.2}, {"t0": 0.0}],
     "Lion": [{"betas": (0.5, 0.6)}, {"weight_decay": 0.1}, {"lr": 0.3}],
     "Rprop": [{"etas": (0.3, 1.9)}, {"step_sizes": (0.01, 0.02)}, {"lr": 0.3}],
     "RAdam": [{"eps": 0.2}, {"betas": (0.5, 0.6)}, {"decoupled_weight_decay": True}],

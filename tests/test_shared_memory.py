@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CLASS_CASES, Case, over
+from cases import CLASS_CASES, SCALARS, Case, over
 from helpers import Make, kernels, make_params, random, set_grads, step, twins
 from torch import Tensor
 from torch.nn import Parameter
@@ -25,7 +25,7 @@ STATEFUL = [c for c in CLASS_CASES if c.keeps_state]
 
 def first_state(optimizer: Optimizer, param: Tensor) -> Tensor:
     """A state of the parameter's size."""
-    return next(v for k, v in optimizer.state[param].items() if k != "step")
+    return next(v for k, v in optimizer.state[param].items() if k not in SCALARS)
 
 
 def numpys(tensor: Tensor) -> Tensor:

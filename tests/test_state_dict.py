@@ -9,7 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, CLASS_CASES, DTYPES, MAIN_CASES, Case, case, over, takes, with_torch
+from cases import (
+    CASES,
+    CLASS_CASES,
+    DTYPES,
+    MAIN_CASES,
+    OPTIMIZERS,
+    SCALARS,
+    Case,
+    case,
+    over,
+    takes,
+    with_torch,
+)
 from helpers import (
     all_params,
     assert_identical,
@@ -18,6 +30,7 @@ from helpers import (
     make_params,
     set_grads,
     step,
+    undo_rounding,
 )
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -57,6 +70,8 @@ def test_moves_in_mid_run(case: Case, implementation: str) -> None:
         pytest.skip(f"torch's {case.name} has no such option")
     if case.label.startswith("tensor") and implementation != "default":
         pytest.skip("torch takes tensor options in its default loop only")
+    if implementation == "foreach" and "eta" in OPTIMIZERS[case.name]["scalars"]:
+        pytest.skip("torch's foreach computes the next learning rate in float32")
     stays = case.make(make_params(), torch.optim)
     moves = case.make(make_params(), torch.optim, **flags)
     for t in range(8):
@@ -64,6 +79,8 @@ def test_moves_in_mid_run(case: Case, implementation: str) -> None:
             moves = moved(moves, case.make(make_params()))
         if t == 5:
             moves = moved(moves, case.make(make_params(), torch.optim, **flags))
+            if len(OPTIMIZERS[case.name]["scalars"]) > 1:  # which torch rounds in loading
+                stays = moved(stays, case.make(make_params(), torch.optim))
         present = [0, 1, 3] if t < 4 else [0, 1, 2, 3]  # one late gradient
         for optimizer in (stays, moves):
             step(optimizer, t, [all_params(optimizer)[i] for i in present])
@@ -167,6 +184,7 @@ def test_checkpoint_with_numbers_as_step_counts(case: Case) -> None:
                 state["step"] = int(state["step"])
         optimizer = case.make([Parameter(p.detach().clone()) for p in all_params(old)], module)
         optimizer.load_state_dict(state_dict)
+        undo_rounding(optimizer)
         step(optimizer, 1)
         results.append(optimizer)
     assert_same(*results)
@@ -174,7 +192,7 @@ def test_checkpoint_with_numbers_as_step_counts(case: Case) -> None:
 
 @over(MAIN_CASES, "case")
 def test_checkpoint_of_another_dtype(case: Case) -> None:
-    """load_state_dict casts state to its parameter's dtype, but never the step count."""
+    """load_state_dict casts state to its parameter's dtype, but no single number."""
     theirs = case.make(make_params(), torch.optim)
     step(theirs, 0)
     ours = case.make(make_params(dtype=torch.bfloat16))
@@ -182,7 +200,7 @@ def test_checkpoint_of_another_dtype(case: Case) -> None:
     step(ours, 1)
     for p in all_params(ours):
         for key, value in ours.state.get(p, {}).items():
-            assert value.dtype == (torch.float32 if key == "step" else torch.bfloat16)
+            assert value.dtype == (torch.float32 if key in SCALARS else torch.bfloat16)
             assert value.isfinite().all()
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import CLASS_CASES, MAIN_CASES, Case, case, over
+from cases import CLASS_CASES, MAIN_CASES, SCALARS, Case, case, over
 from helpers import Make, make_params, random, set_grads, step, twins
 from torch import Tensor
 from torch.nn import Parameter
@@ -19,7 +19,7 @@ import fusedopt
 def tensors_of(optimizer: Optimizer, param: Tensor) -> list[Tensor]:
     """Parameter, gradient and states of its size."""
     state = optimizer.state.get(param, {})
-    states = [v for k, v in state.items() if k != "step" and isinstance(v, Tensor)]
+    states = [v for k, v in state.items() if k not in SCALARS and isinstance(v, Tensor)]
     assert param.grad is not None
     return [param, param.grad, *states]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CLASS_CASES, Case, case, over, with_torch
-from helpers import random
+from helpers import random, undo_rounding
 from torch import Tensor
 from torch.amp import GradScaler
 from torch.nn import Module
@@ -134,6 +134,7 @@ class TestAccelerate:
             if epoch == 0:
                 accelerator.save_state(str(self.folder))
         accelerator.load_state(str(self.folder))
+        undo_rounding(optimizer)
         self.epoch(accelerator, *prepared)
         return outcome(model, optimizer)
 

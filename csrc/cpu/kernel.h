@@ -8,6 +8,7 @@
 #include "cpu/isa.h"
 #include "engine/dtype.h"
 #include "engine/table.h"
+#include "rules/rule.h"
 
 namespace fusedopt::cpu {
 
@@ -17,7 +18,9 @@ struct Kernel {
   // Rules compute in float, for float64 tensors in double: index 0 and 1 here.
   size_t rule_bytes[2];
   // Returns whether the rule is valid for tensors of a dtype whose largest number is this.
-  bool (*prepare[2])(const double* options, double step, double largest, void* rule);
+  bool (*prepare[2])(const double* options, const Counts& counts, double largest, void* rule);
+  // Writes counts.after, not yet rounded to 16 bits.
+  void (*advance)(const double* options, Counts& counts);
   // Steps elements [begin, end) of the table's work list.
   void (*sweep[kIsas][kDtypes])(const Table& table, int64_t begin, int64_t end);
 

@@ -12,6 +12,8 @@ extern const Kernel kAdadelta;
 extern const Kernel kAdam[2];  // [amsgrad]; AdamW too
 extern const Kernel kAdamax;
 extern const Kernel kRadam;
+extern const Kernel kNadam;
+extern const Kernel kAsgd;
 extern const Kernel kRprop;
 extern const Kernel kLion;
 

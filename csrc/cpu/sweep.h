@@ -71,12 +71,23 @@ namespace avx512 {
 
 #endif  // __x86_64__
 
+template <typename Options>
+Options unpack(const double* numbers) {
+  Options options;
+  static_assert(sizeof options % sizeof(double) == 0);
+  std::copy_n(numbers, sizeof options / sizeof(double), reinterpret_cast<double*>(&options));
+  return options;
+}
+
 template <typename Rule>
-bool prepare(const double* options, double step, double largest, void* rule) {
-  typename Rule::Options unpacked;
-  static_assert(sizeof unpacked % sizeof(double) == 0);
-  std::copy_n(options, sizeof unpacked / sizeof(double), reinterpret_cast<double*>(&unpacked));
-  return (new (rule) Rule(unpacked, step))->valid(largest);
+bool prepare(const double* options, const Counts& counts, double largest, void* rule) {
+  const auto unpacked = unpack<typename Rule::Options>(options);
+  return (new (rule) Rule(make_rule<Rule>(unpacked, counts)))->valid(largest);
+}
+
+template <typename Options>
+void advance_counts(const double* options, Counts& counts) {
+  advance(unpack<Options>(options), counts);
 }
 
 #define FUSEDOPT_SWEEPS(isa)                                                \
@@ -92,6 +103,7 @@ constexpr Kernel make_kernel() {
       sizeof(typename Float::Options) / sizeof(double),
       {sizeof(Float), sizeof(Double)},
       {prepare<Float>, prepare<Double>},
+      advance_counts<typename Float::Options>,
       {
           FUSEDOPT_SWEEPS(baseline),
 #if defined(__x86_64__)

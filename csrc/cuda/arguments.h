@@ -51,17 +51,17 @@ static_assert(sizeof(SweepArguments) <= kArgumentBytes);
 
 // The operands of prepare(), which makes rules on the device, one thread each.
 inline constexpr int kPreparedGroups = 192;
-inline constexpr int kPreparedRules = 1800;
-inline constexpr uint8_t kHere = 0xff;  // in the place of a Dtype: the number itself
+inline constexpr int kPreparedRules = 1800;  // whose state holds no number but the step count
+inline constexpr uint8_t kHere = 0xff;       // in the place of a Dtype: the number itself
 
 struct PrepareArguments {
   void* rules;  // where the first of them goes
   const float* found_inf;
   int32_t count;
   uint64_t options[kPreparedGroups][kMaxOptions];      // a double's bits, or an address
-  uint64_t steps[kPreparedRules];                      // the same
+  uint64_t counts[kPreparedRules];                     // a rule's step, then its scalars
   uint8_t option_types[kPreparedGroups][kMaxOptions];  // what is at the address: a Dtype; kHere
-  uint8_t step_types[kPreparedRules];
+  uint8_t count_types[kPreparedRules];
   uint8_t groups[kPreparedRules];
 };
 static_assert(sizeof(PrepareArguments) <= kArgumentBytes);

@@ -9,12 +9,14 @@
 #include "cuda/arguments.h"
 #include "engine/dtype.h"
 #include "engine/table.h"
+#include "rules/rule.h"
 
 namespace fusedopt::cuda {
 
 struct Kernel {
   const char* name;  // for messages
   int states;
+  int scalars;     // numbers in its state beside the step count
   size_t options;  // numbers in the rule's Options
   // Rules compute in float, for float64 tensors in double: index 0 and 1 here.
   size_t rule_bytes[2];
@@ -36,6 +38,7 @@ struct Number {
 struct RuleSource {
   int32_t group;
   Number step;
+  Number scalars[kMaxScalars];  // written by the device: any dtype, and no two the same
 };
 
 // Rules that the device makes, because some of their numbers are only there.

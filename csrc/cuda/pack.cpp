@@ -151,6 +151,7 @@ PreparePacker::PreparePacker(const Kernel& kernel, Dtype dtype, const Scalars& s
     : rules_(scalars.rules),
       found_inf_(scalars.found_inf),
       options_(static_cast<int>(kernel.options)),
+      counts_(1 + kernel.scalars),
       rule_bytes_(kernel.rule_bytes[Kernel::compute(dtype)]) {}
 
 uint32_t PreparePacker::next(PrepareArguments& args) {
@@ -159,7 +160,7 @@ uint32_t PreparePacker::next(PrepareArguments& args) {
   args.found_inf = found_inf_;
   args.count = 0;
   int groups = 0;
-  for (; done_ < rules_->count && args.count < kPreparedRules; ++done_, ++args.count) {
+  for (; done_ < rules_->count && args.count < kPreparedRules / counts_; ++done_, ++args.count) {
     const RuleSource& source = rules_->sources[done_];
     if (args.count == 0 || source.group != rules_->sources[done_ - 1].group) {
       if (groups == kPreparedGroups) break;
@@ -170,7 +171,10 @@ uint32_t PreparePacker::next(PrepareArguments& args) {
       ++groups;
     }
     args.groups[args.count] = static_cast<uint8_t>(groups - 1);
-    write(source.step, args.steps[args.count], args.step_types[args.count]);
+    for (int k = 0; k < counts_; ++k) {
+      const int at = args.count * counts_ + k;
+      write(k == 0 ? source.step : source.scalars[k - 1], args.counts[at], args.count_types[at]);
+    }
   }
   return static_cast<uint32_t>(divide_up(args.count, kBlockThreads));
 }

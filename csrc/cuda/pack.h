@@ -54,6 +54,7 @@ class PreparePacker {
   const DeviceRules* rules_;
   const float* found_inf_;
   int options_;
+  int counts_;  // of each rule
   size_t rule_bytes_;
   int64_t done_ = 0;  // rules
 };

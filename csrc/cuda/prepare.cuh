@@ -7,6 +7,7 @@
 
 #include "cuda/arguments.h"
 #include "engine/dtype.h"
+#include "rules/rule.h"
 
 namespace fusedopt::cuda {
 
@@ -35,6 +36,41 @@ FUSEDOPT_HD double count_step(uint64_t bits, uint8_t type) {
   return number_at(bits, type);
 }
 
+FUSEDOPT_HD void store_number(uint64_t bits, uint8_t type, double value) {
+  auto* at = reinterpret_cast<void*>(bits);
+  switch (type) {
+    case static_cast<uint8_t>(Dtype::kFloat32):
+      *static_cast<float*>(at) = static_cast<float>(value);
+      return;
+    case static_cast<uint8_t>(Dtype::kFloat64):
+      *static_cast<double*>(at) = value;
+      return;
+    case static_cast<uint8_t>(Dtype::kBFloat16):
+      *static_cast<uint16_t*>(at) = Storage<Dtype::kBFloat16>::store(static_cast<float>(value));
+      return;
+    case static_cast<uint8_t>(Dtype::kFloat16):
+      *static_cast<uint16_t*>(at) = Storage<Dtype::kFloat16>::store(static_cast<float>(value));
+      return;
+  }
+}
+
+// Counts on the device: the step, and what else the state holds.
+template <typename Options>
+FUSEDOPT_HD Counts count_up(const Options& options, const uint64_t* bits, const uint8_t* types) {
+  Counts counts{count_step(bits[0], types[0]), {}, {}, {}};
+  constexpr int kScalars = kScalarsOf<Options>;
+  for (int k = 0; k < kScalars; ++k) {
+    counts.before[k] = number_at(bits[1 + k], types[1 + k]);
+    counts.is_double[k] = types[1 + k] == static_cast<uint8_t>(Dtype::kFloat64);
+  }
+  advance(options, counts);
+  for (int k = 0; k < kScalars; ++k) {
+    store_number(bits[1 + k], types[1 + k], counts.after[k]);
+    counts.after[k] = number_at(bits[1 + k], types[1 + k]);
+  }
+  return counts;
+}
+
 // Makes one rule on the device, from numbers that are there.
 template <typename Rule>
 FUSEDOPT_HD void prepare_rule(const PrepareArguments& args, uint32_t index) {
@@ -50,10 +86,11 @@ FUSEDOPT_HD void prepare_rule(const PrepareArguments& args, uint32_t index) {
   }
   Options options;
   memcpy(&options, numbers, sizeof options);
-  const double step = count_step(args.steps[index], args.step_types[index]);
+  const uint32_t first = index * (1 + kScalarsOf<Options>);
+  const Counts counts = count_up(options, args.counts + first, args.count_types + first);
   // With padding: a sweep reads whole words, and none of them may be memory that nobody wrote.
   alignas(Rule) uint32_t words[sizeof(Rule) / sizeof(uint32_t)] = {};
-  const Rule* rule = new (words) Rule(options, step);
+  const Rule* rule = new (words) Rule(make_rule<Rule>(options, counts));
   memcpy(static_cast<Rule*>(args.rules) + index, rule, sizeof words);
 }
 

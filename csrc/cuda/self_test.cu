@@ -3,6 +3,7 @@
 // number.
 #include <cuda_runtime_api.h>
 
+#include <iterator>
 #include <stdexcept>
 #include <vector>
 
@@ -18,6 +19,8 @@ constexpr int64_t kTensors = 2;
 constexpr int64_t kSlot = 9216;     // bytes that one operand has
 constexpr int64_t kNumbers = 1024;  // bytes that the numbers have
 constexpr double kOption = 0.5;
+constexpr float kScalars[] = {0.5, 0.25};
+static_assert(std::size(kScalars) == kMaxScalars);
 
 void check(cudaError_t error) {
   if (error == cudaSuccess) return;
@@ -79,27 +82,33 @@ bool has_the_cpus_bits(const Kernel& kernel, const cpu::Kernel& expected, Dtype 
   const int compute = Kernel::compute(dtype);
   const std::vector<double> options(kernel.options, kOption);
   std::vector<char> rule(kernel.rule_bytes[compute]);
-  expected.prepare[compute](options.data(), 3, kLargest[1], rule.data());
+  Counts counts{3, {kScalars[0], kScalars[1]}, {}, {}};
+  expected.advance(options.data(), counts);
+  expected.prepare[compute](options.data(), counts, kLargest[1], rule.data());
   std::vector<char> host = make_values(dtype, operands);
 
-  char* const numbers = values + host.size();  // a count, an option, a scale, found_inf; the rule
-  const float there[] = {2, static_cast<float>(kOption), 4, 0};
+  // A count, an option, a scale, found_inf, what else the state holds; the rule.
+  char* const numbers = values + host.size();
+  const float given[] = {2, static_cast<float>(kOption), 4, 0, kScalars[0], kScalars[1]};
   check(cudaMemcpyAsync(values, host.data(), host.size(), cudaMemcpyHostToDevice, stream));
-  check(cudaMemcpyAsync(numbers, there, sizeof there, cudaMemcpyHostToDevice, stream));
+  check(cudaMemcpyAsync(numbers, given, sizeof given, cudaMemcpyHostToDevice, stream));
   check(cudaStreamSynchronize(stream));  // before the host's own step writes where they come from
 
   const auto on_host = make_tensors(host.data(), operands);
   const auto on_device = make_tensors(values, operands);
   std::vector<Number> sources(kernel.options, Number{kOption, nullptr, {}});
   sources[0] = {0, numbers + 4, Dtype::kFloat32};
-  const RuleSource source{0, {0, numbers, Dtype::kFloat32}};
+  RuleSource source{0, {0, numbers, Dtype::kFloat32}, {}};
+  for (int k = 0; k < kernel.scalars; ++k) {
+    source.scalars[k] = {0, numbers + 16 + 4 * k, Dtype::kFloat32};
+  }
   const DeviceRules made{sources.data(), &source, 1, numbers + 256};
   const Scalars scalars{reinterpret_cast<const float*>(numbers + 12),
                         reinterpret_cast<const float*>(numbers + 8), &made};
-  for (const bool there : {false, true}) {
-    const Table table{on_device.data(), kTensors, rule.data(), nullptr, there, 4};
-    run(kernel, dtype, table, there ? scalars : Scalars{}, device, stream);
-    const Table twin{on_host.data(), kTensors, rule.data(), nullptr, there, 4};
+  for (const bool from_device : {false, true}) {
+    const Table table{on_device.data(), kTensors, rule.data(), nullptr, from_device, 4};
+    run(kernel, dtype, table, from_device ? scalars : Scalars{}, device, stream);
+    const Table twin{on_host.data(), kTensors, rule.data(), nullptr, from_device, 4};
     cpu::run(expected, dtype, twin, serially);
   }
   std::vector<char> found(host.size());

@@ -270,6 +270,7 @@ Kernel make_kernel(const char* name) {
   static_assert(Float::kStates <= kMaxStates && Double::kStates == Float::kStates);
   return {name,
           Float::kStates,
+          kScalarsOf<typename Float::Options>,
           sizeof(typename Float::Options) / sizeof(double),
           {sizeof(Float), sizeof(Double)},
           {prepare<Float>, prepare<Double>},

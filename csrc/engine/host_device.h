@@ -100,12 +100,12 @@ FUSEDOPT_HD DoubleDouble multiply(DoubleDouble a, DoubleDouble b) {
   return {high, error - (high - product)};
 }
 
-// 1 - base^exponent, by squaring in double-double: libm's and CUDA's pow differ in their last bits,
+// base^exponent, by squaring in double-double: libm's and CUDA's pow differ in their last bits,
 // and squaring in plain double loses one bit per doubling. Rounds twice; exact enough for any step
 // count. A fraction of the exponent, which nobody's step counts have, takes one square root for
 // each of its bits. From 2^62 on a power of anything below 1 is 0.
-FUSEDOPT_HD double one_minus_power(double base, double exponent) {
-  if (exponent != exponent) return exponent;
+FUSEDOPT_HD DoubleDouble exact_power(double base, double exponent) {
+  if (exponent != exponent) return {exponent, 0.0};
   constexpr double kGreatest = 4611686018427387904.0;
   const double magnitude = exponent < 0 ? -exponent : exponent;
   const auto whole = static_cast<unsigned long long>(magnitude < kGreatest ? magnitude : kGreatest);
@@ -123,7 +123,18 @@ FUSEDOPT_HD double one_minus_power(double base, double exponent) {
     result = multiply(result, root);
     fraction -= bit;
   }
-  if (exponent < 0) return 1.0 - 1.0 / result.high;
+  if (exponent < 0) return {1.0 / result.high, 0.0};
+  return result;
+}
+
+// Not a number where it would overflow, though the base is finite.
+FUSEDOPT_HD double power(double base, double exponent) {
+  if (base == base && !is_finite(base)) return exponent > 0 ? base : exponent < 0 ? 0.0 : 1.0;
+  return exact_power(base, exponent).high;
+}
+
+FUSEDOPT_HD double one_minus_power(double base, double exponent) {
+  const DoubleDouble result = exact_power(base, exponent);
   return (1.0 - result.high) - result.low;
 }
 

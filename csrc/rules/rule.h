@@ -5,7 +5,9 @@
 //   static constexpr int kStates;  how many state tensors it reads and writes
 //   using Options = ...;           the group's options, a struct of doubles only
 //   Rule(const Options&, double step);
-//       what depends on the step, computed in double, once for each group and step
+//       what depends on the step, computed in double, once for each group and step; or, where
+//       Options::kScalars isn't 0,
+//   Rule(const Options&, const Counts&);
 //   bool valid(double largest) const;
 //       has torch's step room for these numbers in a dtype whose largest is this, or raises it?
 //   void operator()(T& p, T g, T* state) const;
@@ -16,11 +18,51 @@
 // never sees `maximize`, the gradient's scale or strides: the sweep's load phase deals with those.
 // A template option is for what changes the number of states; every other option is a number in
 // Options.
+//
+// A state may hold single numbers beside its step count, such as NAdam's mu_product. Then Options
+// has kScalars, how many there are, and
+//   void advance(Counts& counts) const;
+//       which writes counts.after: what they are when this step is done
 #pragma once
 
 #include "engine/host_device.h"
 
 namespace fusedopt {
+
+inline constexpr int kMaxScalars = 2;
+
+// The single numbers in a parameter's state.
+struct Counts {
+  double step = 0;                   // counted up already
+  double before[kMaxScalars] = {};   // the others, as the last step left them
+  double after[kMaxScalars] = {};    // and as this one will
+  bool is_double[kMaxScalars] = {};  // computed and stored in float64, and not in float32
+};
+
+template <typename Options>
+inline constexpr int kScalarsOf = 0;
+template <typename Options>
+  requires(Options::kScalars <= kMaxScalars)
+inline constexpr int kScalarsOf<Options> = Options::kScalars;
+
+template <typename Options>
+FUSEDOPT_HD void advance(const Options& options, Counts& counts) {
+  if constexpr (kScalarsOf<Options> != 0) {
+    options.advance(counts);
+    for (int k = 0; k < Options::kScalars; ++k) {
+      if (!counts.is_double[k]) counts.after[k] = static_cast<float>(counts.after[k]);
+    }
+  }
+}
+
+template <typename Rule>
+FUSEDOPT_HD Rule make_rule(const typename Rule::Options& options, const Counts& counts) {
+  if constexpr (kScalarsOf<typename Rule::Options> != 0) {
+    return Rule(options, counts);
+  } else {
+    return Rule(options, counts.step);
+  }
+}
 
 // What is the same for all elements is decided in the constructors of these: comparing floats
 // in the loop took 7 % of Adam's time in bfloat16.

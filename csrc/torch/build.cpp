@@ -24,6 +24,7 @@ void clear(Tables& tables) {
     bucket.group = -1;
   }
   tables.layouts.clear();
+  tables.counts.clear();
 }
 
 bool takes(const Bucket& bucket, const Variant& variant, const Work& work, bool rules_on_device) {
@@ -43,14 +44,16 @@ Bucket& bucket_for(Tables& tables, const Variant& variant, const Work& work, boo
 // numbers, or hands a number to an operator that has no room for it. Infinite options give no
 // error.
 __attribute__((cold, noinline)) void refuse_invalid(const Reading& reading, int group,
-                                                    const Bucket& bucket, double step) {
+                                                    const Bucket& bucket, const Counts& counts) {
   const Group& of = reading.groups[group];
   const cpu::Kernel& kernel = *bucket.variant.cpu;
+  const double step = counts.step;
   bool finite = std::isfinite(step);
+  for (const double before : counts.before) finite = finite && std::isfinite(before);
   for (size_t i = 0; i < kernel.options; ++i) finite = finite && std::isfinite(of.numbers[i]);
   if (!finite && !(step < 0)) return;
   std::vector<char> in_double(kernel.rule_bytes[1]);
-  const bool overflow = kernel.prepare[1](of.numbers, step, kLargest[1], in_double.data());
+  const bool overflow = kernel.prepare[1](of.numbers, counts, kLargest[1], in_double.data());
   if (!overflow && of.any_tensor && !(step < 0)) return;  // a tensor's arithmetic raises nothing
   std::ostringstream text;
   text << group_name(group) << ": "
@@ -68,20 +71,35 @@ __attribute__((cold, noinline)) void refuse_invalid(const Reading& reading, int 
   throw ZeroDivision(text.str());
 }
 
-void add_rule(const Reading& reading, int group, double step, Bucket& bucket) {
+// Is the newest rule of a bucket that of a slot of the same group, too?
+FUSEDOPT_INLINE bool has_rule(const Bucket& bucket, const Work& work, const Counts& counts,
+                              size_t scalars) {
+  bool same = bucket.counts.step == counts.step;
+  for (size_t k = 1; k < scalars; ++k) {
+    same = same && bucket.counts.before[k - 1] == counts.before[k - 1] &&
+           bucket.work->scalars[k].type == work.scalars[k].type;
+  }
+  return same;
+}
+
+void add_rule(const Reading& reading, int group, const Work& work, Counts counts, Bucket& bucket) {
   const cpu::Kernel& kernel = *bucket.variant.cpu;  // a rule is the same on all devices
   const Group& of = reading.groups[group];
   const int compute = cpu::Kernel::compute(bucket.dtype);
   const size_t bytes = kernel.rule_bytes[compute];
   bucket.rules.resize((bucket.rule_count + 1) * bytes);
   const double largest = kLargest[static_cast<int>(bucket.dtype)];
-  if (!kernel.prepare[compute](of.numbers, step, largest,
+  if (reading.keys.optimizer->scalars.size() > 1) {
+    advance(*reading.keys.optimizer, of, work, counts);
+  }
+  if (!kernel.prepare[compute](of.numbers, counts, largest,
                                bucket.rules.data() + bucket.rule_count * bytes)) {
-    refuse_invalid(reading, group, bucket, step);
+    refuse_invalid(reading, group, bucket, counts);
   }
   ++bucket.rule_count;
   bucket.group = group;
-  bucket.step = step;
+  bucket.work = &work;
+  bucket.counts = counts;
 }
 
 int32_t add_layout(const Work& work, int operands, Bucket& bucket, Tables& tables) {
@@ -96,37 +114,38 @@ int32_t add_layout(const Work& work, int operands, Bucket& bucket, Tables& table
 }
 
 // What filling the tables reads of a slot.
-void prefetch_step(const Work& work) { prefetch<0, 1, true>(work.step.address); }
+void prefetch_scalars(const Work& work) {
+  for (const Scalar& scalar : work.scalars) prefetch<0, 1, true>(scalar.at.address);
+}
 
 }  // namespace
 
 void build(const Reading& reading, Tables& tables) {
   clear(tables);
-  const bool counts_steps = reading.keys.optimizer->counts_steps;
+  const size_t scalars = reading.keys.optimizer->scalars.size();
   const std::vector<int>& ready = reading.ready;
   const Slot* slots = reading.slots().data();
   const Work* works = reading.works().data();
   Bucket* bucket = nullptr;
   for (size_t i = 0; i < ready.size(); ++i) {
-    if (i + kFillAhead < ready.size()) prefetch_step(works[ready[i + kFillAhead]]);
+    if (i + kFillAhead < ready.size()) prefetch_scalars(works[ready[i + kFillAhead]]);
     const Work& work = works[ready[i]];
     const int group_index = slots[ready[i]].group;
     const Group& group = reading.groups[group_index];
-    const bool on_device = work.device != kHost && (work.device_step || group.any_on_device);
-    double step = work.first ? 0 : 1;
-    if (counts_steps && !work.device_step) step = work.fresh ? 1 : next_count(work);
+    const bool on_device = work.device != kHost && (work.any_on_device || group.any_on_device);
+    const Counts counts = read_counts(*reading.keys.optimizer, group, work);
     if (bucket == nullptr || !takes(*bucket, group.variant, work, on_device)) {
       bucket = &bucket_for(tables, group.variant, work, on_device);
     }
     if (on_device) {
-      add_source(reading, ready[i], step, *bucket);
-    } else if (bucket->group != group_index || !(bucket->step == step)) {
-      add_rule(reading, group_index, step, *bucket);
+      add_source(reading, ready[i], counts, *bucket);
+    } else if (bucket->group != group_index || !has_rule(*bucket, work, counts, scalars)) {
+      add_rule(reading, group_index, work, counts, *bucket);
     }
+    if (scalars > 1) tables.counts.push_back(bucket->counts);
     if (work.numel == 0) continue;
     const int operands = 2 + group.variant.cpu->states;
-    const int32_t layout =
-        work.dense || work.fresh ? -1 : add_layout(work, operands, *bucket, tables);
+    const int32_t layout = work.dense ? -1 : add_layout(work, operands, *bucket, tables);
     TensorEntry& entry = bucket->tensors.emplace_back();
     for (int k = 0; k < operands; ++k) {
       entry.operands[k] = const_cast<char*>(work.operands[k].address);

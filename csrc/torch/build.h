@@ -22,8 +22,10 @@ struct Bucket {
   std::vector<cuda::Number> numbers;
   std::vector<Layout> layouts;
   int32_t rule_count = 0;
-  int group = -1;  // of the newest rule
-  double step = 0;
+  // Of the newest rule.
+  int group = -1;
+  const Work* work = nullptr;
+  Counts counts = {};
   int64_t elements = 0;  // of all tensors
 };
 
@@ -31,6 +33,7 @@ struct Bucket {
 struct Tables {
   std::deque<Bucket> buckets;
   std::deque<LayoutBuffer> layouts;
+  std::vector<Counts> counts;  // of the slots that are ready, if there is more to count than steps
 };
 
 // Becomes Python's ZeroDivisionError.
@@ -43,6 +46,6 @@ struct ZeroDivision : std::runtime_error {
 void build(const Reading& reading, Tables& tables);
 
 // device.cpp: what the rule of one parameter is made of, if the device makes it.
-void add_source(const Reading& reading, int slot, double step, Bucket& bucket);
+void add_source(const Reading& reading, int slot, const Counts& counts, Bucket& bucket);
 
 }  // namespace fusedopt

@@ -53,9 +53,11 @@ void forget_operands(Work& work, int from) {
   }
 }
 
-void forget_step(Work& work) {
-  work.moved = work.moved || work.step.tensor != nullptr;
-  work.step = {};
+void forget_scalars(Work& work) {
+  for (Scalar& scalar : work.scalars) {
+    work.moved = work.moved || scalar.at.tensor != nullptr;
+    scalar = {};
+  }
 }
 
 // Other strides at the same addresses reach other memory.
@@ -157,61 +159,78 @@ bool has_odd_key(PyObject* dict) {
   return false;
 }
 
-[[noreturn]] void throw_uncountable(const Reading& reading, const Slot& slot,
-                                    const c10::TensorImpl& step) {
-  throw std::runtime_error(name_of(reading, slot) + state_name("step") + " has " + describe(step) +
-                           ", expected one real number that can be counted up");
+[[noreturn]] void throw_uncountable(const Reading& reading, const Slot& slot, size_t number,
+                                    const c10::TensorImpl& scalar) {
+  const char* expected = number == 0 ? ", expected one real number that can be counted up"
+                                     : ", expected one floating-point number";
+  throw std::runtime_error(name_of(reading, slot) +
+                           state_name(reading.keys.optimizer->scalars[number].key) + " has " +
+                           describe(scalar) + expected);
 }
 
-const char* check_step(Reading& reading, const Slot& slot, PyObject* step, Work& work) {
-  if (step == nullptr && has_odd_key(slot.state)) return by_user(reading, kOddKey);
-  if (step == nullptr) throw py::key_error(name_of(reading, slot) + ": its state has no 'step'");
-  if (!is_tensor(step)) return why_not_tensor(reading, slot, state_name("step"), step);
-  if (const char* reason = why_not_object(reading, step)) return reason;
-  c10::TensorImpl& tensor = impl_of(step);
+// Can a kernel's step write this number? The step count may also be an integer.
+bool takes_number(size_t number, const c10::TensorImpl& tensor) {
+  Dtype dtype;
+  if (tensor.numel() != 1) return false;
+  return number == 0 ? is_countable(c10::typeMetaToScalarType(tensor.dtype()))
+                     : to_dtype(tensor, dtype);
+}
+
+// Can a device's kernel write this number? It counts steps in float32 and float64.
+bool is_countable_on_device(size_t number, const c10::TensorImpl& tensor, int device) {
+  Dtype dtype;
+  return is_number_on_device(tensor, dtype) && tensor.device().index() == device &&
+         (number != 0 || dtype == Dtype::kFloat32 || dtype == Dtype::kFloat64);
+}
+
+// Checks the step count, number 0, or another single number of the state.
+const char* check_scalar(Reading& reading, const Slot& slot, size_t number, PyObject* value,
+                         Work& work) {
+  const char* key = reading.keys.optimizer->scalars[number].key;
+  if (value == nullptr && has_odd_key(slot.state)) return by_user(reading, kOddKey);
+  if (value == nullptr) {
+    throw py::key_error(name_of(reading, slot) + ": its state has no '" + key + "'");
+  }
+  if (!is_tensor(value)) return why_not_tensor(reading, slot, state_name(key), value);
+  if (const char* reason = why_not_object(reading, value)) return reason;
+  c10::TensorImpl& tensor = impl_of(value);
   if (tensor.key_set().has(c10::DispatchKey::Python)) {
-    return by_user(reading, "its step count is a tensor subclass");
+    return by_user(reading, "a number of its state is a tensor subclass");
   }
-  const Operand operand = operand_of(tensor);
-  const auto type = c10::typeMetaToScalarType(tensor.dtype());
-  work.moved = work.moved || work.step.address != operand.address || work.step_type != type;
-  work.foreign = work.foreign || (operand.storage != nullptr && !owns_memory(operand));
-  work.step = operand;
-  work.device_step = false;
-  work.step_type = type;
-  if (is_usual_step(tensor) && work.step.address != nullptr) return nullptr;
-  if (tensor.numel() != 1 || !is_countable(type)) {
-    const bool any = !reading.keys.optimizer->computes_with_step;
-    if (any && (is_countable(type) || c10::isComplexType(type)))
+  const Scalar scalar{operand_of(tensor), c10::typeMetaToScalarType(tensor.dtype()), false};
+  Scalar& before = work.scalars[number];
+  work.moved = work.moved || before.at.address != scalar.at.address || before.type != scalar.type;
+  work.foreign = work.foreign || (scalar.at.storage != nullptr && !owns_memory(scalar.at));
+  before = scalar;
+  if (is_usual_number(tensor) && scalar.at.address != nullptr) return nullptr;
+  if (!takes_number(number, tensor)) {
+    const bool any = number == 0 && !reading.keys.optimizer->computes_with_step;
+    if (any && (is_countable(scalar.type) || c10::isComplexType(scalar.type))) {
       return "its step count is no number";
-    throw_uncountable(reading, slot, tensor);
+    }
+    throw_uncountable(reading, slot, number, tensor);
   }
-  if (work.device != kHost && tensor.device().type() == accelerator->type) {
-    Dtype dtype;
-    const bool countable = is_number_on_device(tensor, dtype) &&
-                           tensor.device().index() == work.device &&
-                           (dtype == Dtype::kFloat32 || dtype == Dtype::kFloat64);
-    work.device_step = countable;
-    refuse_inference(reading, slot, state_name("step"), tensor);
-    return countable ? nullptr : "its step count is elsewhere";
-  }
-  if (!is_plain_cpu(tensor) || !is_allocated(tensor)) return "its step count is elsewhere";
-  refuse_inference(reading, slot, state_name("step"), tensor);
-  return nullptr;
+  const bool on_device = work.device != kHost && tensor.device().type() == accelerator->type;
+  const bool reached = on_device ? is_countable_on_device(number, tensor, work.device)
+                                 : is_plain_cpu(tensor) && is_allocated(tensor);
+  before.on_device = on_device && reached;
+  work.any_on_device = work.any_on_device || before.on_device;
+  if (on_device || reached) refuse_inference(reading, slot, state_name(key), tensor);
+  return reached ? nullptr : "a number of its state is elsewhere";
 }
 
 const char* check_state(Reading& reading, const Slot& slot, const Shape& shape, Work& work) {
   const Keys& keys = reading.keys;
   const Variant& variant = reading.groups[slot.group].variant;
   const int states = variant.cpu->states;
-  const bool counts = keys.optimizer->counts_steps;
-  work.first = work.fresh = work.device_step = work.move_step = false;
+  const size_t scalars = keys.optimizer->scalars.size();
+  work.first = work.fresh = work.any_on_device = work.move_scalars = false;
   const auto forget = [&] {
     forget_operands(work, 2);
-    forget_step(work);
+    forget_scalars(work);
     return nullptr;
   };
-  if (states == 0 && !counts) return forget();
+  if (states == 0 && scalars == 0) return forget();
   if (slot.state != nullptr && !is_plain_dict(slot.state)) {
     if (is_data(slot.state)) {
       throw py::type_error(name_of(reading, slot) + ": its state must be a dict, got " +
@@ -228,15 +247,15 @@ const char* check_state(Reading& reading, const Slot& slot, const Shape& shape, 
   if (std::exchange(work.traces.version, version) != version || version == 0) {
     read_state(keys, slot.state, values);
   }
-  if (!counts) {
-    forget_step(work);
-  } else if (const char* reason = check_step(reading, slot, values[keys.states.size()], work)) {
-    return reason;
+  if (scalars == 0) forget_scalars(work);
+  for (size_t k = 0; k < scalars; ++k) {
+    const char* reason = check_scalar(reading, slot, k, values[keys.scalar(k)], work);
+    if (reason != nullptr) return reason;
   }
   for (int k = 0; k < states; ++k) {
     PyObject* value = values[variant.keys[k]];
     if (value == nullptr && has_odd_key(slot.state)) return by_user(reading, kOddKey);
-    if (!counts && (value == nullptr || value == Py_None)) {
+    if (scalars == 0 && (value == nullptr || value == Py_None)) {
       work.first = work.fresh = true;
       return forget();
     }
@@ -270,7 +289,7 @@ const char* check_state(Reading& reading, const Slot& slot, const Shape& shape, 
 }  // namespace
 
 void refuse_step(const Reading& reading, const Slot& slot) {
-  if (!reading.keys.optimizer->counts_steps || slot.state == nullptr ||
+  if (!reading.keys.optimizer->counts_steps() || slot.state == nullptr ||
       !is_plain_dict(slot.state)) {
     return;
   }
@@ -278,7 +297,9 @@ void refuse_step(const Reading& reading, const Slot& slot) {
   if (step == nullptr || !is_exact(step)) return;
   const c10::TensorImpl& tensor = impl_of(step);
   const auto type = c10::typeMetaToScalarType(tensor.dtype());
-  if (!is_countable(type) && !c10::isComplexType(type)) throw_uncountable(reading, slot, tensor);
+  if (!is_countable(type) && !c10::isComplexType(type)) {
+    throw_uncountable(reading, slot, 0, tensor);
+  }
 }
 
 const char* check_slot(Reading& reading, const Slot& slot, c10::TensorImpl* grad, Work& work) {

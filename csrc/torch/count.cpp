@@ -1,6 +1,8 @@
 // Counting: writes step counts and versions, reads nothing but the reading, and can't fail.
 #include "torch/count.h"
 
+#include <c10/core/DefaultDtype.h>
+
 #include <cstring>
 
 #include "engine/tuning.h"
@@ -30,14 +32,14 @@ double next_integer(const char* address) {
 }
 
 template <typename T>
-void write(const Work& work, T value) {
-  std::memcpy(const_cast<char*>(work.step.address), &value, sizeof value);
+void write(const Scalar& scalar, T value) {
+  std::memcpy(const_cast<char*>(scalar.at.address), &value, sizeof value);
 }
 
 // Any count but the usual ones.
-__attribute__((noinline)) double next_unusual(const Work& work) {
-  const char* at = work.step.address;
-  switch (work.step_type) {
+__attribute__((noinline)) double next_unusual(const Scalar& step) {
+  const char* at = step.at.address;
+  switch (step.type) {
     case c10::ScalarType::BFloat16:
       return next_rounded<Dtype::kBFloat16>(at);
     case c10::ScalarType::Half:
@@ -55,35 +57,35 @@ __attribute__((noinline)) double next_unusual(const Work& work) {
   }
 }
 
-__attribute__((noinline)) void count_unusual(const Work& work) {
-  const double next = next_unusual(work);
-  switch (work.step_type) {
+__attribute__((noinline)) void count_unusual(const Scalar& step) {
+  const double next = next_unusual(step);
+  switch (step.type) {
     case c10::ScalarType::BFloat16:
-      return write(work, Storage<Dtype::kBFloat16>::store(static_cast<float>(next)));
+      return write(step, Storage<Dtype::kBFloat16>::store(static_cast<float>(next)));
     case c10::ScalarType::Half:
-      return write(work, Storage<Dtype::kFloat16>::store(static_cast<float>(next)));
+      return write(step, Storage<Dtype::kFloat16>::store(static_cast<float>(next)));
     case c10::ScalarType::Byte:
-      return write(work, static_cast<uint8_t>(next));
+      return write(step, static_cast<uint8_t>(next));
     case c10::ScalarType::Char:
-      return write(work, static_cast<int8_t>(next));
+      return write(step, static_cast<int8_t>(next));
     case c10::ScalarType::Short:
-      return write(work, static_cast<int16_t>(next));
+      return write(step, static_cast<int16_t>(next));
     case c10::ScalarType::Int:
-      return write(work, static_cast<int32_t>(next));
+      return write(step, static_cast<int32_t>(next));
     default:
-      return write(work, static_cast<int64_t>(
-                             static_cast<uint64_t>(value_at<int64_t>(work.step.address)) + 1));
+      return write(step, static_cast<int64_t>(
+                             static_cast<uint64_t>(value_at<int64_t>(step.at.address)) + 1));
   }
 }
 
-FUSEDOPT_INLINE void count_step(const Work& work) {
-  count_version(work.step);
-  if (work.step_type == c10::ScalarType::Float) {
-    write(work, value_at<float>(work.step.address) + 1.0f);
-  } else if (work.step_type == c10::ScalarType::Double) {
-    write(work, value_at<double>(work.step.address) + 1.0);
+FUSEDOPT_INLINE void count_step(const Scalar& step) {
+  count_version(step.at);
+  if (step.type == c10::ScalarType::Float) {
+    write(step, value_at<float>(step.at.address) + 1.0f);
+  } else if (step.type == c10::ScalarType::Double) {
+    write(step, value_at<double>(step.at.address) + 1.0);
   } else {
-    count_unusual(work);
+    count_unusual(step);
   }
 }
 
@@ -103,10 +105,89 @@ void count_versions_of_whole(const Reading& reading, int index, int operands, bo
   }
 }
 
+// What the count of a slot's steps will be, in its own type, as torch adds 1 to it.
+FUSEDOPT_INLINE double next_count(const Scalar& step) {
+  if (step.type == c10::ScalarType::Float) return value_at<float>(step.at.address) + 1.0f;
+  if (step.type == c10::ScalarType::Double) return value_at<double>(step.at.address) + 1.0;
+  return next_unusual(step);
+}
+
 // What counting reads and writes of a slot.
 void prefetch_counters(const Work& work) {
   for (const Operand& operand : work.operands) prefetch<0, 1, true>(operand.version);
-  prefetch<0, 1, true>(work.step.version);
+  for (const Scalar& scalar : work.scalars) prefetch<0, 1, true>(scalar.at.version);
+}
+
+double value_of(const Scalar& scalar) {
+  const char* at = scalar.at.address;
+  switch (scalar.type) {
+    case c10::ScalarType::Float:
+      return value_at<float>(at);
+    case c10::ScalarType::Double:
+      return value_at<double>(at);
+    case c10::ScalarType::BFloat16:
+      return Storage<Dtype::kBFloat16>::load(value_at<uint16_t>(at));
+    default:
+      return Storage<Dtype::kFloat16>::load(value_at<uint16_t>(at));
+  }
+}
+
+// As it will be stored.
+double rounded(double value, c10::ScalarType type) {
+  const auto narrow = static_cast<float>(value);
+  switch (type) {
+    case c10::ScalarType::Float:
+      return narrow;
+    case c10::ScalarType::Double:
+      return value;
+    case c10::ScalarType::BFloat16:
+      return Storage<Dtype::kBFloat16>::load(Storage<Dtype::kBFloat16>::store(narrow));
+    default:
+      return Storage<Dtype::kFloat16>::load(Storage<Dtype::kFloat16>::store(narrow));
+  }
+}
+
+void write_scalar(const Scalar& scalar, double value) {
+  count_version(scalar.at);
+  const auto narrow = static_cast<float>(value);
+  switch (scalar.type) {
+    case c10::ScalarType::Float:
+      return write(scalar, narrow);
+    case c10::ScalarType::Double:
+      return write(scalar, value);
+    case c10::ScalarType::BFloat16:
+      return write(scalar, Storage<Dtype::kBFloat16>::store(narrow));
+    default:
+      return write(scalar, Storage<Dtype::kFloat16>::store(narrow));
+  }
+}
+
+// The single numbers of a slot's state. A device counts its own.
+FUSEDOPT_INLINE void count_scalars(const Work& work, size_t scalars, const Counts* counts) {
+  for (size_t k = 0; k < scalars; ++k) {
+    const Scalar& scalar = work.scalars[k];
+    if (scalar.on_device) {
+      count_version(scalar.at);
+    } else if (k == 0) {
+      count_step(scalar);
+    } else {
+      write_scalar(scalar, counts->after[k - 1]);
+    }
+  }
+}
+
+// Of state that is still to be made.
+__attribute__((noinline)) Counts first_counts(const Optimizer& optimizer, const Group& group) {
+  Counts counts{1};
+  for (size_t k = 1; k < optimizer.scalars.size(); ++k) {
+    const State& scalar = optimizer.scalars[k];
+    counts.before[k - 1] = scalar.value;
+    for (const Option& option : optimizer.options) {
+      if (scalar.from_group == nullptr || std::strcmp(option.key, scalar.from_group) != 0) continue;
+      counts.before[k - 1] = group.numbers[option.at];
+    }
+  }
+  return counts;
 }
 
 }  // namespace
@@ -128,15 +209,37 @@ bool is_countable(c10::ScalarType type) {
   }
 }
 
-double next_count(const Work& work) {
-  if (work.step_type == c10::ScalarType::Float) return value_at<float>(work.step.address) + 1.0f;
-  if (work.step_type == c10::ScalarType::Double) return value_at<double>(work.step.address) + 1.0;
-  return next_unusual(work);
+Counts read_counts(const Optimizer& optimizer, const Group& group, const Work& work) {
+  Counts counts;
+  const size_t scalars = optimizer.scalars.size();
+  if (scalars == 0) {
+    counts.step = work.first ? 0 : 1;
+    return counts;
+  }
+  if (work.fresh) return first_counts(optimizer, group);
+  if (!work.scalars[0].on_device) counts.step = next_count(work.scalars[0]);
+  for (size_t k = 1; k < scalars; ++k) {
+    const Scalar& scalar = work.scalars[k];
+    if (scalar.on_device) continue;
+    counts.before[k - 1] = value_of(scalar);
+    counts.is_double[k - 1] = scalar.type == c10::ScalarType::Double;
+  }
+  return counts;
 }
 
-void count(const Reading& reading) {
+void advance(const Optimizer& optimizer, const Group& group, const Work& work, Counts& counts) {
+  group.variant.cpu->advance(group.numbers, counts);
+  const bool in_double = c10::get_default_dtype() == caffe2::TypeMeta::Make<double>();
+  for (size_t k = 1; k < optimizer.scalars.size(); ++k) {
+    double& after = counts.after[k - 1];
+    if (optimizer.scalars[k].is_anew && !in_double) after = static_cast<float>(after);
+    after = rounded(after, work.fresh ? c10::ScalarType::Float : work.scalars[k].type);
+  }
+}
+
+void count(const Reading& reading, const std::vector<Counts>& counts) {
   const bool scaled = reading.scaler.scaled;
-  const bool counts_steps = reading.keys.optimizer->counts_steps;
+  const size_t scalars = reading.keys.optimizer->scalars.size();
   const std::vector<int>& ready = reading.ready;
   const Slot* slots = reading.slots().data();
   const Work* works = reading.works().data();
@@ -144,11 +247,7 @@ void count(const Reading& reading) {
     if (i + kFillAhead < ready.size()) prefetch_counters(works[ready[i + kFillAhead]]);
     const Work& work = works[ready[i]];
     const int operands = 2 + reading.groups[slots[ready[i]].group].variant.cpu->states;
-    if (work.device_step) {
-      count_version(work.step);  // the device counts
-    } else if (counts_steps) {
-      count_step(work);
-    }
+    count_scalars(work, scalars, scalars > 1 ? &counts[i] : nullptr);
     if (work.cut != 0) {
       count_versions_of_whole(reading, ready[i], operands, scaled);
       continue;

@@ -107,7 +107,7 @@ bool needs_numbers(const Reading& reading, const Slot& slot, const Work& work) {
   const bool on_host = work.device == kHost;
   const bool scaler = reading.scaler.scale_at != nullptr || reading.scaler.found_inf_at != nullptr;
   return (on_host && reading.groups[slot.group].any_on_device && !reading.waited) ||
-         (scaler && (on_host || (work.fresh && !reading.keys.optimizer->counts_steps)));
+         (scaler && (on_host || (work.fresh && !reading.keys.optimizer->counts_steps())));
 }
 
 }  // namespace
@@ -160,6 +160,13 @@ Scaler read_scaler(const py::object& grad_scale, const py::object& found_inf) {
   return scaler;
 }
 
+// The host counts alone what it has all numbers for.
+bool counts_on_device(const Reading& reading, const Group& group, const Work& work) {
+  return group.capturable || reading.scaler.found_inf_at != nullptr ||
+         (reading.keys.optimizer->scalars.size() > 1 &&
+          (work.any_on_device || group.any_on_device));
+}
+
 void find_needed_numbers(Reading& reading) {
   const auto on_device = [](const Group& group) { return group.any_on_device; };
   if (reading.scaler.scale_at == nullptr && reading.scaler.found_inf_at == nullptr &&
@@ -192,20 +199,21 @@ const char* check_device(Reading& reading, const Slot& slot, Work& work) {
       return "an address is no multiple of its element's size";
     }
   }
-  const bool on_host = reading.keys.optimizer->counts_steps && !work.device_step;
-  work.move_step =
-      on_host && !work.fresh && (group.capturable || reading.scaler.found_inf_at != nullptr);
+  const auto on_host = [](const Scalar& scalar) { return !scalar.on_device; };
+  const bool any_on_host =
+      std::any_of(work.scalars, work.scalars + reading.keys.optimizer->scalars.size(), on_host);
+  work.move_scalars = any_on_host && !work.fresh && counts_on_device(reading, group, work);
   if (!device.capturing) return nullptr;
   if (group.has_capturable && !group.capturable) {
     throw std::runtime_error("Attempting CUDA graph capture of step() for an instance of " +
                              std::string(reading.keys.optimizer->name) +
                              " but param_groups' capturable is False.");
   }
-  if (work.fresh || work.move_step) {
+  if (work.fresh || work.move_scalars) {
     throw std::runtime_error(name_of(reading, slot) + ": a CUDA graph can't hold the step that " +
                              "makes its state: take one step before the capture");
   }
-  if (on_host) return "a CUDA graph is being captured";
+  if (any_on_host) return "a CUDA graph is being captured";
   return tried ? nullptr : "a CUDA graph is being captured, and this kernel was never run before";
 }
 
@@ -229,7 +237,7 @@ void prepare_devices(Reading& reading) {
       if (work.device != device.index) continue;
       copy(reading.scaler.scale_at);
       copy(reading.scaler.found_inf_at);
-      if (!work.device_step && !group.any_on_device) continue;
+      if (!work.any_on_device && !group.any_on_device) continue;
       bytes += bytes_of(group.variant, work.dtype) + kAlignment;
       for (int k = 0; &group != last && k < numbers; ++k) copy(group.on_device[k]);
       last = &group;
@@ -239,14 +247,17 @@ void prepare_devices(Reading& reading) {
   }
 }
 
-void add_source(const Reading& reading, int slot, double step, Bucket& bucket) {
+void add_source(const Reading& reading, int slot, const Counts& counts, Bucket& bucket) {
   const Work& work = reading.works()[slot];
   const int group_index = reading.slots()[slot].group;
   const Group& group = reading.groups[group_index];
   const Device& device = device_of(reading.devices, work.device);
   const auto options = static_cast<int>(bucket.variant.cpu->options);
   const bool same_group = bucket.group == group_index;
-  if (same_group && !work.device_step && bucket.step == step) return;
+  if (same_group && !work.any_on_device && !bucket.work->any_on_device &&
+      bucket.counts.step == counts.step) {
+    return;
+  }
   if (!same_group) {
     for (int i = 0; i < options; ++i) {
       cuda::Number number{group.numbers[i], address_on(device, group.on_device[i]), {}};
@@ -255,15 +266,20 @@ void add_source(const Reading& reading, int slot, double step, Bucket& bucket) {
     }
   }
   const int32_t index = static_cast<int32_t>(bucket.numbers.size()) / options - 1;
-  cuda::Number count{step, nullptr, {}};
-  if (work.device_step) {
-    count = {0, const_cast<char*>(work.step.address), {}};
-    to_dtype(*work.step.tensor, count.dtype);
-  }
-  bucket.sources.push_back({index, count});
+  const auto number = [&](int k) {
+    const Scalar& scalar = work.scalars[k];
+    cuda::Number number{k == 0 ? counts.step : 0, nullptr, {}};
+    if (!scalar.on_device) return number;
+    number.address = const_cast<char*>(scalar.at.address);
+    to_dtype(*scalar.at.tensor, number.dtype);
+    return number;
+  };
+  cuda::RuleSource& source = bucket.sources.emplace_back(cuda::RuleSource{index, number(0), {}});
+  for (int k = 0; k < kMaxScalars; ++k) source.scalars[k] = number(1 + k);
   ++bucket.rule_count;
   bucket.group = group_index;
-  bucket.step = work.device_step ? -1 : step;
+  bucket.work = &work;
+  bucket.counts = counts;
 }
 
 void launch(Reading& reading, const Bucket& bucket, const Table& table) {

@@ -243,9 +243,8 @@ Keys::Keys(const std::string& name) : optimizer(find_optimizer(name.c_str())) {
   if (optimizer == nullptr) throw py::value_error("no kernels for an optimizer called " + name);
   for (const Option& option : optimizer->options) options.push_back(intern(option.key));
   for (const State& state : optimizer->states) states.push_back(intern(state.key));
-  step = intern("step");
   entries = states;
-  entries.push_back(step);
+  for (const State& scalar : optimizer->scalars) entries.push_back(intern(scalar.key));
 }
 
 Groups read_groups(const Keys& keys, const py::object& groups, bool wait, Sequences& sequences) {

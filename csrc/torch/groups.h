@@ -22,10 +22,11 @@ struct Keys {
   const Optimizer* optimizer;
   std::vector<PyObject*> options;
   std::vector<PyObject*> states;
-  PyObject* step;
   PyObject* param_groups = intern("param_groups");
   PyObject* state = intern("state");
-  std::vector<PyObject*> entries;  // the states, then the step
+  std::vector<PyObject*> entries;  // the states, then the single numbers
+
+  size_t scalar(size_t number) const { return states.size() + number; }  // its place in `entries`
 };
 
 // One group's options.

@@ -184,29 +184,29 @@ const char* why_not_tensor(Reading& reading, const Slot& slot, const std::string
   return by_user(reading, "an object that only stands for a tensor");
 }
 
-// The entries mostly come in torch's order, the step first. Keys from a checkpoint are not
+// The entries mostly come in torch's order, single numbers first. Keys from a checkpoint are not
 // interned, so a pointer that differs is compared as text.
 void read_state(const Keys& keys, PyObject* dict, PyObject** values) {
   PyObject* const* names = keys.entries.data();
-  const size_t step = keys.entries.size() - 1;
-  std::fill_n(values, kMaxStates + 1, nullptr);
+  const size_t count = keys.entries.size();
+  std::fill_n(values, kMaxEntries, nullptr);
   PyObject *key, *value;
   Py_ssize_t position = 0;
   Py_ssize_t rest = PyDict_GET_SIZE(dict);
-  size_t expected = keys.optimizer->counts_steps ? step : 0;
+  size_t expected = keys.states.size() % count;
   for (; rest > 0 && PyDict_Next(dict, &position, &key, &value); --rest) {
     size_t k = expected;
     if (names[expected] != key) {
       k = 0;
-      while (k <= step && names[k] != key) ++k;
-      if (k > step && PyUnicode_Check(key)) {
+      while (k < count && names[k] != key) ++k;
+      if (k == count && PyUnicode_Check(key)) {
         k = 0;
-        while (k <= step && PyUnicode_Compare(key, names[k]) != 0) ++k;
+        while (k < count && PyUnicode_Compare(key, names[k]) != 0) ++k;
       }
     }
-    if (k > step) continue;
+    if (k == count) continue;
     values[k] = value;
-    expected = k == step ? 0 : k + 1;
+    expected = k + 1 == count ? 0 : k + 1;
   }
 }
 

@@ -30,6 +30,9 @@ bool is_unchanged(const Reading& reading, const Slot& slot, c10::TensorImpl& gra
 // Was it as usual, so that is_unchanged may be asked next time? Only of what check_slot took.
 bool is_usual(const Reading& reading, const Slot& slot, const Work& work);
 
+// device.cpp: have a state's single numbers to be where the parameter is, on a device?
+bool counts_on_device(const Reading& reading, const Group& group, const Work& work);
+
 // device.cpp: why torch's own step takes a parameter on a device, or null.
 const char* check_device(Reading& reading, const Slot& slot, Work& work);
 

@@ -27,7 +27,7 @@ py::list isa_names(bool only_detected) {
 py::dict optimizers() {
   py::dict all;
   for (const Optimizer& optimizer : all_optimizers()) {
-    py::list options, states;
+    py::list options, states, scalars;
     py::dict filled_from;            // fresh state, from which option of the group
     bool makes_state_early = false;  // in the constructor, as Adagrad
     for (const Option& option : optimizer.options) options.append(option.key);
@@ -36,10 +36,12 @@ py::dict optimizers() {
       if (state.from_group != nullptr) filled_from[state.key] = state.from_group;
       makes_state_early = makes_state_early || state.from_default != nullptr;
     }
+    for (const State& scalar : optimizer.scalars) scalars.append(scalar.key);
     py::dict description;
     description["options"] = py::tuple(options);
     description["states"] = py::tuple(states);
-    description["counts_steps"] = optimizer.counts_steps;
+    description["scalars"] = py::tuple(scalars);  // the step count first
+    description["counts_steps"] = optimizer.counts_steps();
     description["computes_with_step"] = optimizer.computes_with_step;
     description["filled_from"] = filled_from;
     description["makes_state_early"] = makes_state_early;

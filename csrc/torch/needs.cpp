@@ -22,7 +22,16 @@ void for_each_lazy_copy(const Reading& reading, const Work& work, const Each& ea
   for (int k = 0; k < kMaxOperands; ++k) {
     if (k != 1 || scaled) look_at(work.operands[k]);
   }
-  look_at(work.step);
+  for (const Scalar& scalar : work.scalars) look_at(scalar.at);
+}
+
+std::vector<py::object> numbers_to_move(const Keys& keys, const Work& work) {
+  std::vector<py::object> moved;
+  for (size_t k = 0; work.move_scalars && k < keys.optimizer->scalars.size(); ++k) {
+    PyObject* value = work.scalars[k].on_device ? nullptr : work.traces.state[keys.scalar(k)];
+    moved.push_back(py::reinterpret_borrow<py::object>(value));
+  }
+  return moved;
 }
 
 }  // namespace
@@ -44,13 +53,13 @@ void find_needs(Reading& reading) {
     for_each_lazy_copy(reading, work, [&](const Operand& operand) {
       needs.lazy_copies.push_back(tensor_of(operand.tensor));
     });
-    if (!work.fresh && !work.move_step) continue;
-    const bool on_device = work.device != kHost && (group.fused || group.capturable ||
-                                                    reading.scaler.found_inf_at != nullptr);
-    PyObject* step = work.move_step ? work.traces.state[keys.states.size()] : nullptr;
+    if (!work.fresh && !work.move_scalars) continue;
+    const bool on_device =
+        work.device != kHost && (group.fused || keys.optimizer->scalars_on_device ||
+                                 counts_on_device(reading, group, work));
     needs.fresh.push_back({py::reinterpret_borrow<py::object>(slot.param),
                            py::reinterpret_borrow<py::object>(slot.state),
-                           py::reinterpret_borrow<py::object>(step),
+                           numbers_to_move(keys, work),
                            &group,
                            on_device ? work.operands[0].tensor->device() : c10::Device(c10::kCPU),
                            {},
@@ -62,7 +71,7 @@ void find_needs(Reading& reading) {
 void give_up(Reading& reading) {
   for (const int slot : reading.ready) {
     Work& work = reading.cache.works[slot];
-    if (work.fresh || work.move_step) work.reason = "its state doesn't stay in optimizer.state";
+    if (work.fresh || work.move_scalars) work.reason = "its state doesn't stay in optimizer.state";
     for_each_lazy_copy(reading, work,
                        [&](const Operand&) { work.reason = "its memory doesn't stay its own"; });
   }

@@ -19,9 +19,11 @@ namespace py = pybind11;
 struct Fresh {
   py::object param;
   py::object state;  // optimizer.state[param]; null: not there yet
-  py::object step;   // a count that is to be moved to the device; null: all state is to be made
+  // Single numbers that are to be moved to the device, by place, or null. Empty: all state is to be
+  // made.
+  std::vector<py::object> moved;
   const Group* group;
-  c10::Device step_device;
+  c10::Device scalar_device;
   std::vector<std::pair<PyObject*, at::Tensor>> entries;
   std::vector<py::object> before;  // what was there under their keys, or null
   bool placed = false;

@@ -122,10 +122,10 @@ FUSEDOPT_INLINE Operand operand_of(c10::TensorImpl& tensor) {
 }
 
 // One float32 or float64 in plain memory of the host.
-FUSEDOPT_INLINE bool is_usual_step(const c10::TensorImpl& step) {
-  return step.key_set() == kPlainKeys && step.numel() == 1 &&
-         (step.dtype() == caffe2::TypeMeta::Make<float>() ||
-          step.dtype() == caffe2::TypeMeta::Make<double>());
+FUSEDOPT_INLINE bool is_usual_number(const c10::TensorImpl& tensor) {
+  return tensor.key_set() == kPlainKeys && tensor.numel() == 1 &&
+         (tensor.dtype() == caffe2::TypeMeta::Make<float>() ||
+          tensor.dtype() == caffe2::TypeMeta::Make<double>());
 }
 
 // What frees the memory that torch's allocators of the host and of the accelerator make.

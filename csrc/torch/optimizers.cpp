@@ -10,7 +10,9 @@
 #include "rules/adagrad.h"
 #include "rules/adam.h"
 #include "rules/adamax.h"
+#include "rules/asgd.h"
 #include "rules/lion.h"
+#include "rules/nadam.h"
 #include "rules/radam.h"
 #include "rules/rmsprop.h"
 #include "rules/rprop.h"
@@ -27,36 +29,27 @@ namespace {
 #endif
 
 // A group's numbers, as structs: a rule's Options, then what only chooses the kernel.
-struct SgdGroup {
-  SgdOptions rule;
+template <typename Options>
+struct GroupOf {
+  Options rule;
 };
-struct AdagradGroup {
-  AdagradOptions rule;
-};
+using SgdGroup = GroupOf<SgdOptions>;
+using AdagradGroup = GroupOf<AdagradOptions>;
 struct RmspropGroup {
   RmspropOptions rule;
   double centered;
 };
-struct AdadeltaGroup {
-  AdadeltaOptions rule;
-};
+using AdadeltaGroup = GroupOf<AdadeltaOptions>;
 struct AdamGroup {
   AdamOptions rule;
   double amsgrad;
 };
-
-struct AdamaxGroup {
-  AdamaxOptions rule;
-};
-struct RadamGroup {
-  RadamOptions rule;
-};
-struct RpropGroup {
-  RpropOptions rule;
-};
-struct LionGroup {
-  LionOptions rule;
-};
+using AdamaxGroup = GroupOf<AdamaxOptions>;
+using RadamGroup = GroupOf<RadamOptions>;
+using NadamGroup = GroupOf<NadamOptions>;
+using AsgdGroup = GroupOf<AsgdOptions>;
+using RpropGroup = GroupOf<RpropOptions>;
+using LionGroup = GroupOf<LionOptions>;
 
 // A key of a group and the member that has its name, so that their order is only that of messages.
 #define FUSEDOPT_AT(Group, member) int(offsetof(Group, member) / sizeof(double))
@@ -111,6 +104,21 @@ constexpr Option kRadamOptions[] = {
     FUSEDOPT_FLAG(RadamGroup, decoupled_weight_decay),
 };
 
+constexpr Option kNadamOptions[] = {
+    FUSEDOPT_NUMBER(NadamGroup, lr),
+    FUSEDOPT_PAIR(NadamGroup, betas, beta1, beta2),
+    FUSEDOPT_NUMBER(NadamGroup, eps),
+    FUSEDOPT_NUMBER(NadamGroup, weight_decay),
+    FUSEDOPT_NUMBER(NadamGroup, momentum_decay),
+    FUSEDOPT_FLAG(NadamGroup, decoupled_weight_decay),
+};
+
+constexpr Option kAsgdOptions[] = {
+    FUSEDOPT_NUMBER(AsgdGroup, lr),           FUSEDOPT_NUMBER(AsgdGroup, lambd),
+    FUSEDOPT_NUMBER(AsgdGroup, alpha),        FUSEDOPT_NUMBER(AsgdGroup, t0),
+    FUSEDOPT_NUMBER(AsgdGroup, weight_decay),
+};
+
 constexpr Option kRpropOptions[] = {
     FUSEDOPT_PAIR(RpropGroup, etas, etaminus, etaplus),
     FUSEDOPT_PAIR(RpropGroup, step_sizes, step_size_min, step_size_max),
@@ -147,6 +155,16 @@ Group group_of(const double* numbers) {
   return group;
 }
 
+// Is the parameter, times a weight decay, added to the gradient?
+template <typename Group>
+bool adds_parameter(const double* numbers) {
+  const auto rule = group_of<Group>(numbers).rule;
+  if constexpr (requires { rule.decoupled_weight_decay; }) {
+    if (rule.decoupled_weight_decay != 0) return false;
+  }
+  return rule.weight_decay != 0;
+}
+
 Variant sgd(const double* numbers) {
   const bool momentum = group_of<SgdGroup>(numbers).rule.momentum != 0;
   return {FUSEDOPT_KERNELS(kSgd[momentum]), {0}, -1, false};
@@ -161,78 +179,91 @@ Variant rmsprop(const double* numbers) {
   return {FUSEDOPT_KERNELS(kRmsprop[momentum][centered]),
           {0, momentum ? 1 : 2, 2},
           centered ? 1 + momentum : -1,
-          group.rule.weight_decay != 0};
+          adds_parameter<RmspropGroup>(numbers)};
 }
 
 Variant adadelta(const double*) { return {FUSEDOPT_KERNELS(kAdadelta), {0, 1}, -1, false}; }
 
 Variant adam(const double* numbers) {
-  const auto group = group_of<AdamGroup>(numbers);
-  const bool coupled = group.rule.decoupled_weight_decay == 0;
-  return {FUSEDOPT_KERNELS(kAdam[group.amsgrad != 0]),
-          {0, 1, 2},
-          0,
-          coupled && group.rule.weight_decay != 0};
+  const bool amsgrad = group_of<AdamGroup>(numbers).amsgrad != 0;
+  return {FUSEDOPT_KERNELS(kAdam[amsgrad]), {0, 1, 2}, 0, adds_parameter<AdamGroup>(numbers)};
 }
 
 Variant adamax(const double* numbers) {
-  const bool decays = group_of<AdamaxGroup>(numbers).rule.weight_decay != 0;
-  return {FUSEDOPT_KERNELS(kAdamax), {0, 1}, 0, decays};
+  return {FUSEDOPT_KERNELS(kAdamax), {0, 1}, 0, adds_parameter<AdamaxGroup>(numbers)};
 }
 
 Variant radam(const double* numbers) {
-  const RadamOptions rule = group_of<RadamGroup>(numbers).rule;
-  const bool coupled = rule.decoupled_weight_decay == 0;
-  return {FUSEDOPT_KERNELS(kRadam), {0, 1}, 0, coupled && rule.weight_decay != 0};
+  return {FUSEDOPT_KERNELS(kRadam), {0, 1}, 0, adds_parameter<RadamGroup>(numbers)};
 }
+
+Variant nadam(const double* numbers) {
+  return {FUSEDOPT_KERNELS(kNadam), {0, 1}, 0, adds_parameter<NadamGroup>(numbers)};
+}
+
+Variant asgd(const double*) { return {FUSEDOPT_KERNELS(kAsgd), {0}, -1, false}; }
 
 Variant rprop(const double*) { return {FUSEDOPT_KERNELS(kRprop), {0, 1}, -1, false}; }
 
 Variant lion(const double*) { return {FUSEDOPT_KERNELS(kLion), {0}, 0, false}; }
 
+const std::vector<State> kStep = {{"step"}};
 const std::vector<State> kAdamStates = {{"exp_avg"}, {"exp_avg_sq"}, {"max_exp_avg_sq"}};
 
 const Optimizer kOptimizers[] = {
-    {"SGD", FUSEDOPT_OPTIONS(SgdGroup, kSgdOptions), {{"momentum_buffer"}}, false, false, sgd},
+    {"SGD", FUSEDOPT_OPTIONS(SgdGroup, kSgdOptions), {{"momentum_buffer"}}, {}, false, sgd},
     {"Adagrad",
      FUSEDOPT_OPTIONS(AdagradGroup, kAdagradOptions),
      {{"sum", "initial_accumulator_value"}},
-     true,
+     kStep,
      true,
      adagrad},
     {"RMSprop",
      FUSEDOPT_OPTIONS(RmspropGroup, kRmspropOptions),
      {{"square_avg"}, {"momentum_buffer"}, {"grad_avg"}},
-     true,
+     kStep,
      false,
      rmsprop},
     {"Adadelta",
      FUSEDOPT_OPTIONS(AdadeltaGroup, kAdadeltaOptions),
      {{"square_avg"}, {"acc_delta"}},
-     true,
+     kStep,
      false,
      adadelta},
-    {"Adam", FUSEDOPT_OPTIONS(AdamGroup, kAdamOptions), kAdamStates, true, true, adam},
-    {"AdamW", FUSEDOPT_OPTIONS(AdamGroup, kAdamOptions), kAdamStates, true, true, adam},
+    {"Adam", FUSEDOPT_OPTIONS(AdamGroup, kAdamOptions), kAdamStates, kStep, true, adam},
+    {"AdamW", FUSEDOPT_OPTIONS(AdamGroup, kAdamOptions), kAdamStates, kStep, true, adam},
     {"Adamax",
      FUSEDOPT_OPTIONS(AdamaxGroup, kAdamaxOptions),
      {{"exp_avg"}, {"exp_inf"}},
-     true,
+     kStep,
      true,
      adamax},
     {"RAdam",
      FUSEDOPT_OPTIONS(RadamGroup, kRadamOptions),
      {{"exp_avg"}, {"exp_avg_sq"}},
-     true,
+     kStep,
      true,
      radam},
+    {"NAdam",
+     FUSEDOPT_OPTIONS(NadamGroup, kNadamOptions),
+     {{"exp_avg"}, {"exp_avg_sq"}},
+     {{"step"}, {"mu_product", nullptr, nullptr, 1}},
+     true,
+     nadam},
+    {"ASGD",
+     FUSEDOPT_OPTIONS(AsgdGroup, kAsgdOptions),
+     {{"ax"}},
+     {{"step"}, {"eta", nullptr, "lr", 0, true}, {"mu", nullptr, nullptr, 1, true}},
+     true,
+     asgd,
+     true},
     {"Rprop",
      FUSEDOPT_OPTIONS(RpropGroup, kRpropOptions),
      {{"prev"}, {"step_size", nullptr, "lr"}},
-     true,
+     kStep,
      false,
      rprop},
-    {"Lion", FUSEDOPT_OPTIONS(LionGroup, kLionOptions), {{"exp_avg"}}, false, false, lion},
+    {"Lion", FUSEDOPT_OPTIONS(LionGroup, kLionOptions), {{"exp_avg"}}, {}, false, lion},
 };
 
 }  // namespace

@@ -33,25 +33,30 @@ struct Variant {
   bool adds_parameter;
 };
 
-// Of full size. Fresh, it is filled with a default of the optimizer, an option of its group, or
-// zero.
+// Of a parameter's size, or one number. Fresh, it is filled with a default of the optimizer, an
+// option of its group, or `value`.
 struct State {
   const char* key;
   const char* from_default = nullptr;
   const char* from_group = nullptr;
+  double value = 0;
+  bool is_anew = false;  // each step's value is a new tensor's, of torch's default dtype
 };
 
 struct Optimizer {
   const char* name;
   std::span<const Option> options;
   int numbers;                // that they fill
-  std::vector<State> states;  // in the order in which torch creates them
-  // Is there a state["step"]? Without it (SGD) the rule is told 0 earlier steps or 1, and state
-  // that is not there yet is nothing unusual.
-  bool counts_steps;
-  // Does the rule depend on it?
+  std::vector<State> states;  // of a parameter's size, in the order in which torch creates them
+  // Single numbers: the step count first. Without any (SGD) the rule is told 0 earlier steps or 1,
+  // and state that is not there yet is nothing unusual.
+  std::vector<State> scalars;
+  // Does the rule depend on the step count?
   bool computes_with_step;
   Variant (*variant)(const double* numbers);
+  bool scalars_on_device = false;  // with their parameter, even where `capturable` isn't asked for
+
+  bool counts_steps() const { return !scalars.empty(); }
 };
 
 std::span<const Optimizer> all_optimizers();

@@ -23,7 +23,9 @@ void for_each_written(const Work& work, const Each& each) {
   for (int k = 0; k < kMaxOperands; ++k) {
     if (k != 1 && work.operands[k].tensor != nullptr) each(work.operands[k]);
   }
-  if (work.step.tensor != nullptr) each(work.step);
+  for (const Scalar& scalar : work.scalars) {
+    if (scalar.at.tensor != nullptr) each(scalar.at);
+  }
 }
 
 void find_written(const Reading& reading, Overlaps& overlaps) {

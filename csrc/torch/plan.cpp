@@ -48,7 +48,7 @@ void note_first_steps(Reading& reading, const std::vector<Fresh>& made) {
   if (made.empty()) return;
   std::unordered_set<const PyObject*> first;
   for (const Fresh& fresh : made) {
-    if (!fresh.step) first.insert(fresh.param.ptr());
+    if (fresh.moved.empty()) first.insert(fresh.param.ptr());
   }
   for (const int slot : reading.ready) {
     Work& work = reading.cache.works[slot];
@@ -136,7 +136,7 @@ std::unique_lock<std::mutex> Plan::lock() {
 void Plan::finish(Reading& reading) {
   prepare_devices(reading);
   build(reading, tables_);
-  count(reading);
+  count(reading, tables_.counts);
   sweep(reading, tables_);
 }
 

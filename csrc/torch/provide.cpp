@@ -3,7 +3,6 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/full_like.h>
-#include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/DefaultDtype.h>
 #include <torch/csrc/autograd/function.h>
@@ -23,32 +22,36 @@ namespace fusedopt {
 
 namespace {
 
-// The same count on a device.
-at::Tensor step_on_device(const at::Tensor& step, c10::Device device) {
-  const auto dtype = step.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  return at::full({}, step.item(), at::TensorOptions().dtype(dtype).device(device));
+// The same number on a device.
+at::Tensor number_on_device(const at::Tensor& number, c10::Device device) {
+  const auto dtype = number.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  return at::full({}, number.item(), at::TensorOptions().dtype(dtype).device(device));
 }
 
 double initial_value(const State& state, const Group& group, const py::object& optimizer) {
   if (state.from_default != nullptr) {
     return optimizer.attr("defaults")[state.from_default].cast<double>();
   }
-  if (state.from_group == nullptr) return 0;
+  if (state.from_group == nullptr) return state.value;
   const auto options = py::reinterpret_borrow<py::object>(group.dict);
   return py::float_(options[state.from_group]);
 }
 
 void fill_state(const Keys& keys, Fresh& fresh, const py::object& optimizer) {
   const Group& group = *fresh.group;
-  if (fresh.step) {
-    const at::Tensor& step = THPVariable_Unpack(fresh.step.ptr());
-    fresh.entries.emplace_back(keys.step, step_on_device(step, fresh.step_device));
-    return;
+  for (size_t k = 0; k < fresh.moved.size(); ++k) {
+    if (!fresh.moved[k]) continue;
+    const at::Tensor& number = THPVariable_Unpack(fresh.moved[k].ptr());
+    fresh.entries.emplace_back(keys.entries[keys.scalar(k)],
+                               number_on_device(number, fresh.scalar_device));
   }
-  if (keys.optimizer->counts_steps) {
-    const bool wide = !group.fused && c10::get_default_dtype() == caffe2::TypeMeta::Make<double>();
-    const auto options = at::TensorOptions().dtype(wide ? at::kDouble : at::kFloat);
-    fresh.entries.emplace_back(keys.step, at::zeros({}, options.device(fresh.step_device)));
+  if (!fresh.moved.empty()) return;
+  const bool wide = !group.fused && c10::get_default_dtype() == caffe2::TypeMeta::Make<double>();
+  const auto options =
+      at::TensorOptions().dtype(wide ? at::kDouble : at::kFloat).device(fresh.scalar_device);
+  for (size_t k = 0; k < keys.optimizer->scalars.size(); ++k) {
+    const double initial = initial_value(keys.optimizer->scalars[k], group, optimizer);
+    fresh.entries.emplace_back(keys.entries[keys.scalar(k)], at::full({}, initial, options));
   }
   const at::Tensor param = THPVariable_Unpack(fresh.param.ptr());
   for (int k = 0; k < group.variant.cpu->states; ++k) {

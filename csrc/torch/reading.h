@@ -29,12 +29,21 @@ struct Slot {
   bool is_tensor;  // not only by its own account
 };
 
+inline constexpr int kMaxEntries = kMaxStates + 1 + kMaxScalars;
+
 // Where else a slot's objects lay. Only prefetched in the next step, so they may be stale then; but
 // not the state's, if its version is the same.
 struct Traces {
   const void* autograd;
-  uint64_t version;                 // of the state's dict
-  PyObject* state[kMaxStates + 1];  // its values, the step last: they are these in that version
+  uint64_t version;              // of the state's dict
+  PyObject* state[kMaxEntries];  // its values, as Keys::entries: they are these in that version
+};
+
+// One number of a state.
+struct Scalar {
+  Operand at;
+  c10::ScalarType type;
+  bool on_device;  // is it where the parameter is, on a device beside the host?
 };
 
 // A slot's tensors, checked. Kept until the next step, which compares addresses with it, and
@@ -45,8 +54,8 @@ struct Work {
   bool fresh;          // its state has to be created
   bool first;          // no step has been made with this state (matters where steps aren't counted)
   bool dense;          // all operands share one dense layout
-  bool device_step;    // state["step"] is where the parameter is
-  bool move_step;      // it is on the host, and has to be where the parameter is
+  bool any_on_device;  // of the state's single numbers
+  bool move_scalars;   // some are on the host, and have to be where the parameter is
   bool moved;          // parameter or state lie elsewhere than in the last step
   bool foreign;        // parameter or state are in memory that torch's allocators haven't made
   const cpu::Kernel* usual_kernel;  // where all is as usual, the kernel that it was checked for
@@ -56,9 +65,8 @@ struct Work {
   int64_t numel;
   int64_t extent;  // bytes, of parameter and states together; 0 where they are dense
   Operand operands[kMaxOperands];  // without tensor: fresh state
-  Operand step;
-  c10::ScalarType step_type;
   Traces traces;
+  Scalar scalars[1 + kMaxScalars];  // the step count first
 };
 
 // Asks for what looking at a slot will read, as far as it lies where the last step found it.

@@ -32,7 +32,7 @@ void prefetch_objects(const Slot& slot, const Work& last) {
     prefetch<16, 64>(operand.storage);
   };
   for (const Operand& operand : last.operands) prefetch_operand(operand);
-  prefetch_operand(last.step);
+  for (const Scalar& scalar : last.scalars) prefetch_operand(scalar.at);
 }
 
 // Whether check_slot would find in a slot what it has found before, where all was as usual: plain
@@ -56,17 +56,19 @@ bool is_unchanged(const Reading& reading, const Slot& slot, c10::TensorImpl& gra
   }
   const Operand gradient = operand_of(grad);
   if (!fits(grad, gradient.address, shape)) return false;
-  const bool counts_steps = reading.keys.optimizer->counts_steps;
-  if (variant.cpu->states != 0 || counts_steps) {
+  const size_t scalars = reading.keys.optimizer->scalars.size();
+  if (variant.cpu->states != 0 || scalars != 0) {
     if (slot.state == nullptr || !PyDict_Check(slot.state)) return false;
     const uint64_t version = version_of(slot.state);
     if (version == 0 || version != work.traces.version) return false;
     PyObject* const* values = work.traces.state;
-    if (counts_steps) {
-      PyObject* value = values[reading.keys.states.size()];
-      const c10::TensorImpl& step = impl_of(value);
-      if (!is_exact(value) || !lies_as_before(step, work.step) || step.key_set() != kPlainKeys ||
-          step.numel() != 1 || c10::typeMetaToScalarType(step.dtype()) != work.step_type) {
+    for (size_t k = 0; k < scalars; ++k) {
+      PyObject* value = values[reading.keys.scalar(k)];
+      const c10::TensorImpl& number = impl_of(value);
+      const Scalar& before = work.scalars[k];
+      if (!is_exact(value) || !lies_as_before(number, before.at) ||
+          number.key_set() != kPlainKeys || number.numel() != 1 ||
+          c10::typeMetaToScalarType(number.dtype()) != before.type) {
         return false;
       }
     }
@@ -85,7 +87,7 @@ bool is_unchanged(const Reading& reading, const Slot& slot, c10::TensorImpl& gra
 }
 
 bool is_usual(const Reading& reading, const Slot& slot, const Work& work) {
-  const auto exact = [&](int k) { return is_exact(work.traces.state[k]); };
+  const auto exact = [&](size_t k) { return is_exact(work.traces.state[k]); };
   const auto& variant = reading.groups[slot.group].variant;
   if (!work.ready || !work.dense || work.device != kHost || work.cut != 0 || work.first ||
       work.foreign || work.operands[0].tensor->key_set() != kPlainKeys ||
@@ -95,8 +97,11 @@ bool is_usual(const Reading& reading, const Slot& slot, const Work& work) {
   for (int k = 0; k < variant.cpu->states; ++k) {
     if (!exact(variant.keys[k])) return false;
   }
-  return !reading.keys.optimizer->counts_steps ||
-         (is_usual_step(*work.step.tensor) && exact(static_cast<int>(reading.keys.states.size())));
+  for (size_t k = 0; k < reading.keys.optimizer->scalars.size(); ++k) {
+    if (!is_usual_number(*work.scalars[k].at.tensor) || !exact(reading.keys.scalar(k)))
+      return false;
+  }
+  return true;
 }
 
 }  // namespace fusedopt

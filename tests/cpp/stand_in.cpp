@@ -151,11 +151,38 @@ struct Launch {
 std::vector<Launch> graph;
 std::vector<std::pair<int, bool>> launches;  // the device, and was it its stream?
 
-double number(const cuda::Number& from, bool count) {
-  if (from.address == nullptr) return from.value;
-  const auto bits = reinterpret_cast<uint64_t>(from.address);
-  const auto type = static_cast<uint8_t>(from.dtype);
-  return count ? cuda::count_step(bits, type) : cuda::number_at(bits, type);
+// In the form of PrepareArguments.
+struct Packed {
+  explicit Packed(const cuda::Number& from) : type(cuda::kHere) {
+    std::memcpy(&bits, &from.value, sizeof bits);
+    if (from.address == nullptr) return;
+    bits = reinterpret_cast<uint64_t>(from.address);
+    type = static_cast<uint8_t>(from.dtype);
+  }
+  double value() const { return cuda::number_at(bits, type); }
+
+  uint64_t bits;
+  uint8_t type;
+};
+
+// As prepare.cuh's count_up, of which a kernel's function pointer isn't told.
+Counts count_up(const cpu::Kernel& kernel, const std::vector<double>& options,
+                const cuda::RuleSource& source) {
+  const Packed step(source.step);
+  Counts counts{cuda::count_step(step.bits, step.type), {}, {}, {}};
+  for (int k = 0; k < kMaxScalars; ++k) {
+    const Packed scalar(source.scalars[k]);
+    counts.before[k] = scalar.value();
+    counts.is_double[k] = source.scalars[k].dtype == Dtype::kFloat64;
+  }
+  kernel.advance(options.data(), counts);
+  for (int k = 0; k < kMaxScalars; ++k) {
+    const Packed scalar(source.scalars[k]);
+    if (source.scalars[k].address == nullptr) continue;
+    cuda::store_number(scalar.bits, scalar.type, counts.after[k]);
+    counts.after[k] = scalar.value();
+  }
+  return counts;
 }
 
 void execute(const Launch& launch) {
@@ -168,9 +195,11 @@ void execute(const Launch& launch) {
     for (const cuda::RuleSource& source : launch.sources) {
       std::vector<double> options;
       for (size_t i = 0; i < launch.kernel->options; ++i) {
-        options.push_back(number(launch.numbers[source.group * launch.kernel->options + i], false));
+        options.push_back(
+            Packed(launch.numbers[source.group * launch.kernel->options + i]).value());
       }
-      launch.kernel->prepare[compute](options.data(), number(source.step, true), kLargest[1], rule);
+      const Counts counts = count_up(*launch.kernel, options, source);
+      launch.kernel->prepare[compute](options.data(), counts, kLargest[1], rule);
       rule += bytes;
     }
     table.rules = launch.made.memory;

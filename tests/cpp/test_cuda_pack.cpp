@@ -20,7 +20,9 @@ constexpr int kItem[] = {4, 8, 2, 2};
 constexpr int kMultiprocessors = 132;
 
 // Like Adam in float32, or with three states like its amsgrad.
-Kernel kernel_with(int states) { return {"test", states, 6, {32, 64}, {}, {}}; }
+Kernel kernel_with(int states, int scalars = 0) {
+  return {"test", states, scalars, 6, {32, 64}, {}, {}};
+}
 
 std::vector<TensorEntry> make_tensors(int count, int64_t numel) {
   std::vector<TensorEntry> tensors(count);
@@ -190,8 +192,8 @@ void test_rules_on_the_device_in_any_order() {
   CHECK(found == std::vector<int64_t>(order, order + 4));
 }
 
-void test_preparing_many_rules() {
-  const Kernel kernel = kernel_with(2);
+void test_preparing_many_rules(int more) {
+  const Kernel kernel = kernel_with(2, more);
   for (const int per_group : {1, 7, 4000}) {
     std::vector<cuda::RuleSource> sources;
     std::vector<cuda::Number> options;
@@ -199,7 +201,9 @@ void test_preparing_many_rules() {
       if (i % per_group == 0) {
         for (int k = 0; k < 6; ++k) options.push_back({i + k / 8.0, nullptr, {}});
       }
-      sources.push_back({i / per_group, {double(i), i % 2 ? &sources : nullptr, Dtype::kFloat64}});
+      sources.push_back(
+          {i / per_group, {double(i), i % 2 ? &sources : nullptr, Dtype::kFloat64}, {}});
+      for (int k = 0; k < more; ++k) sources.back().scalars[k] = {i + k / 4.0, nullptr, {}};
     }
     std::vector<char> memory(1);
     const cuda::DeviceRules rules{options.data(), sources.data(), 4000, memory.data()};
@@ -217,14 +221,21 @@ void test_preparing_many_rules() {
           CHECK(cuda::number_at(args->options[group][k], args->option_types[group][k]) ==
                 next / per_group * per_group + k / 8.0);
         }
-        const bool here = args->step_types[i] == cuda::kHere;
+        const int at = i * (1 + more);
+        const bool here = args->count_types[at] == cuda::kHere;
         CHECK(here == (next % 2 == 0));
-        if (here) CHECK(cuda::number_at(args->steps[i], cuda::kHere) == next);
-        if (!here) CHECK(args->steps[i] == reinterpret_cast<uint64_t>(&sources));
+        if (here) CHECK(cuda::number_at(args->counts[at], cuda::kHere) == next);
+        if (!here) CHECK(args->counts[at] == reinterpret_cast<uint64_t>(&sources));
+        for (int k = 0; k < more; ++k) {
+          CHECK(args->count_types[at + 1 + k] == cuda::kHere);
+          CHECK(cuda::number_at(args->counts[at + 1 + k], cuda::kHere) == next + k / 4.0);
+        }
       }
     }
     CHECK(next == 4000);
-    CHECK(launches == (per_group == 1 ? 21 : 3));
+    const int rules_of_a_launch = cuda::kPreparedRules / (1 + more);
+    const int most = per_group == 1 ? cuda::kPreparedGroups : rules_of_a_launch;
+    CHECK(launches == (4000 + most - 1) / most);
   }
 }
 
@@ -236,5 +247,6 @@ int main() {
   test_what_is_packed_is_what_was_given();
   test_a_misaligned_tensor_is_refused();
   test_rules_on_the_device_in_any_order();
-  test_preparing_many_rules();
+  test_preparing_many_rules(0);
+  test_preparing_many_rules(kMaxScalars);
 }

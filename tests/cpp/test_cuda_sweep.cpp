@@ -17,7 +17,9 @@
 #include "rules/adagrad.h"
 #include "rules/adam.h"
 #include "rules/adamax.h"
+#include "rules/asgd.h"
 #include "rules/lion.h"
+#include "rules/nadam.h"
 #include "rules/radam.h"
 #include "rules/rmsprop.h"
 #include "rules/rprop.h"
@@ -33,9 +35,11 @@ struct Case {
   void (*prepare[2])(const cuda::PrepareArguments&, uint32_t index);
   std::vector<double> options;
   bool counts;  // steps; else the rule only asks whether this is the first
+  int scalars;  // that the state holds beside the step count
 
   cuda::Kernel kernel() const {
-    return {"test", cpu->states, cpu->options, {cpu->rule_bytes[0], cpu->rule_bytes[1]}, {}, {}};
+    return {"test", cpu->states, scalars, cpu->options, {cpu->rule_bytes[0], cpu->rule_bytes[1]},
+            {},     {}};
   }
 };
 
@@ -46,7 +50,8 @@ Case make_case(const cpu::Kernel& cpu, std::vector<double> options, bool counts 
            cuda::sweep_chunk<Float, Dtype::kBFloat16>, cuda::sweep_chunk<Float, Dtype::kFloat16>},
           {cuda::prepare_rule<Float>, cuda::prepare_rule<Double>},
           std::move(options),
-          counts};
+          counts,
+          kScalarsOf<typename Float::Options>};
 }
 
 // The function that makes the case of a rule with these template options.
@@ -68,6 +73,9 @@ const std::vector<Case> kCases = {
     CASE(Adamax)(cpu::kAdamax, {2e-3, 0.9, 0.999, 1e-8, 0.01}),
     CASE(Radam)(cpu::kRadam, {1e-3, 0.9, 0.999, 1e-8, 0.01, 0}),
     CASE(Radam)(cpu::kRadam, {1e-3, 0.9, 0.5, 1e-8, 0.01, 1}),
+    CASE(Nadam)(cpu::kNadam, {2e-3, 0.9, 0.999, 1e-8, 0.01, 0.004, 0}),
+    CASE(Nadam)(cpu::kNadam, {2e-3, 0.9, 0.5, 1e-8, 0.01, 0.7, 1}),
+    CASE(Asgd)(cpu::kAsgd, {0.1, 0.5, 0.75, 3, 0.01}),
     CASE(Rprop)(cpu::kRprop, {0.5, 1.2, 1e-6, 50}),
     CASE(Lion)(cpu::kLion, {1e-4, 0.9, 0.99, 0.1}, false),
 };
@@ -139,12 +147,19 @@ constexpr int kRules = 3;  // with steps of 7, 8, 9; for rules that only ask for
 
 double step_of(const Case& item, int rule) { return item.counts ? rule + 7 : rule; }
 
+// A rule's number among all that has been given to it.
+Counts counts_of(const Case& item, int rule) {
+  Counts counts{step_of(item, rule), {0.75 - rule / 64.0, 0.25}};
+  item.cpu->advance(item.options.data(), counts);
+  return counts;
+}
+
 std::vector<char> make_rules(const Case& item, Dtype dtype) {
   const int compute = cpu::Kernel::compute(dtype);
   const size_t bytes = item.cpu->rule_bytes[compute];
   std::vector<char> rules(kRules * bytes);
   for (int i = 0; i < kRules; ++i) {
-    item.cpu->prepare[compute](item.options.data(), step_of(item, i), kLargest[1],
+    item.cpu->prepare[compute](item.options.data(), counts_of(item, i), kLargest[1],
                                rules.data() + i * bytes);
   }
   return rules;
@@ -257,15 +272,24 @@ void test_rules_made_on_the_device() {
     const size_t count = memory.tensors.size();
     std::vector<float> steps(count);
     std::vector<double> wide_steps(count);
+    std::vector<float> scalars(count * kMaxScalars);
+    std::vector<float> scalars_after(scalars.size());
     std::vector<cuda::RuleSource> sources(count);
     for (size_t i = 0; i < count; ++i) {
-      const double before = step_of(item, memory.tensors[i].rule) - 1;
+      const Counts counts = counts_of(item, memory.tensors[i].rule);
+      const double before = counts.step - 1;
       steps[i] = static_cast<float>(before);
       wide_steps[i] = before;
-      sources[i] = {0, {0, &steps[i], Dtype::kFloat32}};
+      sources[i] = {0, {0, &steps[i], Dtype::kFloat32}, {}};
       if (i % 3 == 1) sources[i].step = {0, &wide_steps[i], Dtype::kFloat64};
       if (i % 3 == 2 || !item.counts)
         sources[i].step = {step_of(item, memory.tensors[i].rule), nullptr, {}};
+      for (int k = 0; k < item.scalars; ++k) {
+        float& scalar = scalars[i * kMaxScalars + k];
+        scalar = static_cast<float>(counts.before[k]);
+        scalars_after[i * kMaxScalars + k] = static_cast<float>(counts.after[k]);
+        sources[i].scalars[k] = {0, &scalar, Dtype::kFloat32};
+      }
       memory.tensors[i].rule = static_cast<int32_t>(i);
     }
     std::vector<cuda::Number> options;
@@ -277,12 +301,14 @@ void test_rules_made_on_the_device() {
                                   made.data()};
     const std::string before = memory.all();
     const std::vector<float> first = steps;
+    const std::vector<float> first_scalars = scalars;
     float found_inf = 1;
     launch(item, dtype, memory.table({}, false, 1), {&found_inf, nullptr, &rules});
-    CHECK(memory.all() == before && steps == first);
+    CHECK(memory.all() == before && steps == first && scalars == first_scalars);
     found_inf = 0;
     launch(item, dtype, memory.table({}, false, 1), {&found_inf, nullptr, &rules});
     CHECK(memory.all() == on_the_cpu(item, dtype, kSizes, Lie::kAligned));
+    CHECK(scalars == scalars_after);
     for (size_t i = 0; i < count; ++i) {
       CHECK(steps[i] == first[i] + (item.counts && i % 3 == 0 ? 1 : 0));
       CHECK(wide_steps[i] == first[i] + (item.counts && i % 3 == 1 ? 1 : 0));
@@ -295,7 +321,7 @@ void test_a_rule_made_on_the_device_has_no_unwritten_bytes() {
   for_each([](const Case& item, Dtype dtype) {
     std::vector<cuda::Number> options;
     for (const double option : item.options) options.push_back({option, nullptr, {}});
-    const cuda::RuleSource source{0, {1, nullptr, {}}};
+    const cuda::RuleSource source{0, {1, nullptr, {}}, {}};
     std::vector<uint64_t> made[] = {std::vector<uint64_t>(32, 0), std::vector<uint64_t>(32, -1)};
     for (auto& memory : made) {
       const cuda::DeviceRules rules{options.data(), &source, 1, memory.data()};

@@ -50,6 +50,9 @@ const std::vector<Case> kCases = {
     {&cpu::kAdamax, {2e-3, 0.9, 0.999, 1e-8, 0.01}},
     {&cpu::kRadam, {1e-3, 0.9, 0.999, 1e-8, 0.01, 0}},
     {&cpu::kRadam, {1e-3, 0.9, 0.5, 1e-8, 0.01, 1}},
+    {&cpu::kNadam, {2e-3, 0.9, 0.999, 1e-8, 0.01, 0.004, 0}},
+    {&cpu::kNadam, {2e-3, 0.9, 0.5, 1e-8, 0.01, 0.7, 1}},
+    {&cpu::kAsgd, {0.1, 0.5, 0.75, 3, 0.01}},
     {&cpu::kRprop, {0.5, 1.2, 1e-6, 50}},
     {&cpu::kLion, {1e-4, 0.9, 0.99, 0.1}},
 };
@@ -112,6 +115,12 @@ struct Variation {
   bool special = false;
 };
 
+Counts counts_of(const Case& item, double step) {
+  Counts counts{step, {0.6, 0.25}};
+  item.kernel->advance(item.options.data(), counts);
+  return counts;
+}
+
 // All operands after one step, as one string of bytes.
 std::string run(const Case& item, Dtype dtype, double step, const Variation& how) {
   Memory memory(dtype, how.stride, how.misaligned, how.special);
@@ -128,7 +137,8 @@ std::string run(const Case& item, Dtype dtype, double step, const Variation& how
   const int compute = Kernel::compute(dtype);
   CHECK(item.options.size() == item.kernel->options);
   std::vector<double> rule(item.kernel->rule_bytes[compute] / sizeof(double) + 1);
-  item.kernel->prepare[compute](item.options.data(), step, kLargest[1], rule.data());
+  item.kernel->prepare[compute](item.options.data(), counts_of(item, step), kLargest[1],
+                                rule.data());
   const Table table{memory.tensors.data(),
                     static_cast<int64_t>(memory.tensors.size()),
                     rule.data(),
@@ -225,8 +235,8 @@ void test_neighbours_are_left_alone() {
         tensor.numel = 277;
         tensor.layout = -1;
         std::vector<double> rule(64);
-        item.kernel->prepare[Kernel::compute(dtype)](item.options.data(), kStep, kLargest[1],
-                                                     rule.data());
+        item.kernel->prepare[Kernel::compute(dtype)](item.options.data(), counts_of(item, kStep),
+                                                     kLargest[1], rule.data());
         const Table table{&tensor, 1, rule.data(), nullptr, false, 1};
         item.kernel->sweep[isa][type](table, 0, tensor.numel);
         for (const auto& operand : bytes) {
@@ -248,7 +258,7 @@ void test_sharing_among_threads() {
   tensor.numel = kParallelElements + 5;
   tensor.layout = -1;
   std::vector<double> rule(64);
-  cpu::kAdam[0].prepare[0](kCases[9].options.data(), kStep, kLargest[1], rule.data());
+  cpu::kAdam[0].prepare[0](kCases[9].options.data(), {kStep}, kLargest[1], rule.data());
   const Table table{&tensor, 1, rule.data(), nullptr, false, 1};
   cpu::run(cpu::kAdam[0], Dtype::kFloat32, table,
            [](int64_t most, void (*task)(int64_t, void*), void* context) {

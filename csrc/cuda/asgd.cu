@@ -1,0 +1,10 @@
+// CUDA kernels of ASGD.
+#include "cuda/kernels.h"
+#include "cuda/sweep.cuh"
+#include "rules/asgd.h"
+
+namespace fusedopt::cuda {
+
+const Kernel kAsgd = make_kernel<Asgd<float>, Asgd<double>>("ASGD");
+
+}  // namespace fusedopt::cuda

@@ -1,0 +1,10 @@
+// CUDA kernels of NAdam.
+#include "cuda/kernels.h"
+#include "cuda/sweep.cuh"
+#include "rules/nadam.h"
+
+namespace fusedopt::cuda {
+
+const Kernel kNadam = make_kernel<Nadam<float>, Nadam<double>>("NAdam");
+
+}  // namespace fusedopt::cuda
