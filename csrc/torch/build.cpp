@@ -72,24 +72,21 @@ __attribute__((cold, noinline)) void refuse_invalid(const Reading& reading, int 
 }
 
 // Is the newest rule of a bucket that of a slot of the same group, too?
-FUSEDOPT_INLINE bool has_rule(const Bucket& bucket, const Work& work, const Counts& counts,
-                              size_t scalars) {
-  bool same = bucket.counts.step == counts.step;
-  for (size_t k = 1; k < scalars; ++k) {
-    same = same && bucket.counts.before[k - 1] == counts.before[k - 1] &&
-           bucket.work->scalars[k].type == work.scalars[k].type;
-  }
-  return same;
+FUSEDOPT_INLINE bool has_rule(const Bucket& bucket, const Work& work, double step, size_t scalars) {
+  return bucket.counts.step == step &&
+         (scalars <= 1 || has_numbers(work, *bucket.work, bucket.counts, scalars));
 }
 
-void add_rule(const Reading& reading, int group, const Work& work, Counts counts, Bucket& bucket) {
+void add_rule(const Reading& reading, int group, const Work& work, double step, Bucket& bucket) {
   const cpu::Kernel& kernel = *bucket.variant.cpu;  // a rule is the same on all devices
   const Group& of = reading.groups[group];
   const int compute = cpu::Kernel::compute(bucket.dtype);
   const size_t bytes = kernel.rule_bytes[compute];
   bucket.rules.resize((bucket.rule_count + 1) * bytes);
   const double largest = kLargest[static_cast<int>(bucket.dtype)];
+  Counts counts{step};
   if (reading.keys.optimizer->scalars.size() > 1) {
+    counts = read_counts(*reading.keys.optimizer, of, work, step);
     advance(*reading.keys.optimizer, of, work, counts);
   }
   if (!kernel.prepare[compute](of.numbers, counts, largest,
@@ -115,7 +112,10 @@ int32_t add_layout(const Work& work, int operands, Bucket& bucket, Tables& table
 
 // What filling the tables reads of a slot.
 void prefetch_scalars(const Work& work) {
-  for (const Scalar& scalar : work.scalars) prefetch<0, 1, true>(scalar.at.address);
+  for (const Scalar& scalar : work.scalars) {
+    if (scalar.at.address == nullptr) break;
+    prefetch<0, 1, true>(scalar.at.address);
+  }
 }
 
 }  // namespace
@@ -133,14 +133,14 @@ void build(const Reading& reading, Tables& tables) {
     const int group_index = slots[ready[i]].group;
     const Group& group = reading.groups[group_index];
     const bool on_device = work.device != kHost && (work.any_on_device || group.any_on_device);
-    const Counts counts = read_counts(*reading.keys.optimizer, group, work);
+    const double step = next_step(work, scalars);
     if (bucket == nullptr || !takes(*bucket, group.variant, work, on_device)) {
       bucket = &bucket_for(tables, group.variant, work, on_device);
     }
     if (on_device) {
-      add_source(reading, ready[i], counts, *bucket);
-    } else if (bucket->group != group_index || !has_rule(*bucket, work, counts, scalars)) {
-      add_rule(reading, group_index, work, counts, *bucket);
+      add_source(reading, ready[i], step, *bucket);
+    } else if (bucket->group != group_index || !has_rule(*bucket, work, step, scalars)) {
+      add_rule(reading, group_index, work, step, *bucket);
     }
     if (scalars > 1) tables.counts.push_back(bucket->counts);
     if (work.numel == 0) continue;

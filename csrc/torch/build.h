@@ -46,6 +46,6 @@ struct ZeroDivision : std::runtime_error {
 void build(const Reading& reading, Tables& tables);
 
 // device.cpp: what the rule of one parameter is made of, if the device makes it.
-void add_source(const Reading& reading, int slot, const Counts& counts, Bucket& bucket);
+void add_source(const Reading& reading, int slot, double step, Bucket& bucket);
 
 }  // namespace fusedopt

@@ -40,6 +40,8 @@ void write(const Scalar& scalar, T value) {
 __attribute__((noinline)) double next_unusual(const Scalar& step) {
   const char* at = step.at.address;
   switch (step.type) {
+    case c10::ScalarType::Double:
+      return value_at<double>(at) + 1.0;
     case c10::ScalarType::BFloat16:
       return next_rounded<Dtype::kBFloat16>(at);
     case c10::ScalarType::Half:
@@ -105,17 +107,15 @@ void count_versions_of_whole(const Reading& reading, int index, int operands, bo
   }
 }
 
-// What the count of a slot's steps will be, in its own type, as torch adds 1 to it.
-FUSEDOPT_INLINE double next_count(const Scalar& step) {
-  if (step.type == c10::ScalarType::Float) return value_at<float>(step.at.address) + 1.0f;
-  if (step.type == c10::ScalarType::Double) return value_at<double>(step.at.address) + 1.0;
-  return next_unusual(step);
-}
-
 // What counting reads and writes of a slot.
 void prefetch_counters(const Work& work) {
-  for (const Operand& operand : work.operands) prefetch<0, 1, true>(operand.version);
-  for (const Scalar& scalar : work.scalars) prefetch<0, 1, true>(scalar.at.version);
+  for (const Operand& operand : work.operands) {
+    if (operand.version != nullptr) prefetch<0, 1, true>(operand.version);
+  }
+  for (const Scalar& scalar : work.scalars) {
+    if (scalar.at.version == nullptr) break;
+    prefetch<0, 1, true>(scalar.at.version);
+  }
 }
 
 double value_of(const Scalar& scalar) {
@@ -209,22 +209,27 @@ bool is_countable(c10::ScalarType type) {
   }
 }
 
-Counts read_counts(const Optimizer& optimizer, const Group& group, const Work& work) {
-  Counts counts;
-  const size_t scalars = optimizer.scalars.size();
-  if (scalars == 0) {
-    counts.step = work.first ? 0 : 1;
-    return counts;
-  }
+double next_unusual_step(const Scalar& step) { return next_unusual(step); }
+
+Counts read_counts(const Optimizer& optimizer, const Group& group, const Work& work, double step) {
   if (work.fresh) return first_counts(optimizer, group);
-  if (!work.scalars[0].on_device) counts.step = next_count(work.scalars[0]);
-  for (size_t k = 1; k < scalars; ++k) {
+  Counts counts{step};
+  for (size_t k = 1; k < optimizer.scalars.size(); ++k) {
     const Scalar& scalar = work.scalars[k];
     if (scalar.on_device) continue;
     counts.before[k - 1] = value_of(scalar);
     counts.is_double[k - 1] = scalar.type == c10::ScalarType::Double;
   }
   return counts;
+}
+
+bool has_numbers(const Work& work, const Work& other, const Counts& counts, size_t scalars) {
+  bool same = !work.fresh && !other.fresh;
+  for (size_t k = 1; same && k < scalars; ++k) {
+    const Scalar& scalar = work.scalars[k];
+    same = scalar.type == other.scalars[k].type && value_of(scalar) == counts.before[k - 1];
+  }
+  return same;
 }
 
 void advance(const Optimizer& optimizer, const Group& group, const Work& work, Counts& counts) {

@@ -4,6 +4,8 @@
 
 #include <c10/core/ScalarType.h>
 
+#include <cstring>
+
 #include "torch/reading.h"
 
 namespace fusedopt {
@@ -11,9 +13,29 @@ namespace fusedopt {
 // Can torch add 1 to a number of this type?
 bool is_countable(c10::ScalarType type);
 
-// The single numbers of a slot's state, as far as the host has them: the step's count as torch adds
-// 1 to it in its own type, the others as they are.
-Counts read_counts(const Optimizer& optimizer, const Group& group, const Work& work);
+double next_unusual_step(const Scalar& step);
+
+// What the count of a slot's steps will be, as torch adds 1 to it in its own type. 0 if a device
+// counts; without a count, how many steps there were: 0 or 1.
+FUSEDOPT_INLINE double next_step(const Work& work, size_t scalars) {
+  if (scalars == 0) return work.first ? 0 : 1;
+  const Scalar& step = work.scalars[0];
+  if (work.fresh) return 1;
+  if (step.on_device) return 0;
+  const void* at = step.at.address;
+  if (step.type == c10::ScalarType::Float) {
+    float value;
+    std::memcpy(&value, at, sizeof value);
+    return value + 1.0f;
+  }
+  return next_unusual_step(step);
+}
+
+// The other numbers of its state too, as far as the host has them.
+Counts read_counts(const Optimizer& optimizer, const Group& group, const Work& work, double step);
+
+// Has a state the same other numbers as those, which are the other's?
+bool has_numbers(const Work& work, const Work& other, const Counts& counts, size_t scalars);
 
 // What the others will be.
 void advance(const Optimizer& optimizer, const Group& group, const Work& work, Counts& counts);

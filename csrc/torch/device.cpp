@@ -247,7 +247,7 @@ void prepare_devices(Reading& reading) {
   }
 }
 
-void add_source(const Reading& reading, int slot, const Counts& counts, Bucket& bucket) {
+void add_source(const Reading& reading, int slot, double step, Bucket& bucket) {
   const Work& work = reading.works()[slot];
   const int group_index = reading.slots()[slot].group;
   const Group& group = reading.groups[group_index];
@@ -255,7 +255,7 @@ void add_source(const Reading& reading, int slot, const Counts& counts, Bucket& 
   const auto options = static_cast<int>(bucket.variant.cpu->options);
   const bool same_group = bucket.group == group_index;
   if (same_group && !work.any_on_device && !bucket.work->any_on_device &&
-      bucket.counts.step == counts.step) {
+      bucket.counts.step == step) {
     return;
   }
   if (!same_group) {
@@ -268,7 +268,7 @@ void add_source(const Reading& reading, int slot, const Counts& counts, Bucket& 
   const int32_t index = static_cast<int32_t>(bucket.numbers.size()) / options - 1;
   const auto number = [&](int k) {
     const Scalar& scalar = work.scalars[k];
-    cuda::Number number{k == 0 ? counts.step : 0, nullptr, {}};
+    cuda::Number number{k == 0 ? step : 0, nullptr, {}};
     if (!scalar.on_device) return number;
     number.address = const_cast<char*>(scalar.at.address);
     to_dtype(*scalar.at.tensor, number.dtype);
@@ -279,7 +279,7 @@ void add_source(const Reading& reading, int slot, const Counts& counts, Bucket& 
   ++bucket.rule_count;
   bucket.group = group_index;
   bucket.work = &work;
-  bucket.counts = counts;
+  bucket.counts = Counts{step};
 }
 
 void launch(Reading& reading, const Bucket& bucket, const Table& table) {

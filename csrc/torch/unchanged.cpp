@@ -25,14 +25,19 @@ void prefetch_objects(const Slot& slot, const Work& last) {
   prefetch<8, 24>(slot.param);
   prefetch<8, sizeof(PyDictObject)>(slot.state);
   prefetch<0, 48>(last.traces.autograd);
-  for (const PyObject* value : last.traces.state) prefetch<8, 24>(value);
+  for (const PyObject* value : last.traces.state) {
+    if (value != nullptr) prefetch<8, 24>(value);
+  }
   const auto prefetch_operand = [](const Operand& operand) {
     if (operand.tensor == nullptr) return;
     prefetch<16, sizeof(c10::TensorImpl)>(operand.tensor);
     prefetch<16, 64>(operand.storage);
   };
   for (const Operand& operand : last.operands) prefetch_operand(operand);
-  for (const Scalar& scalar : last.scalars) prefetch_operand(scalar.at);
+  for (const Scalar& scalar : last.scalars) {
+    if (scalar.at.tensor == nullptr) break;
+    prefetch_operand(scalar.at);
+  }
 }
 
 // Whether check_slot would find in a slot what it has found before, where all was as usual: plain
