@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 import torch
 from cases import MAIN_CASES, NAMES, SCALARS, Case, case, over, takes, with_torch
-from helpers import assert_same, assert_unchanged, contents, make_params, random, set_grads, step
+from helpers import (
+    all_params,
+    assert_same,
+    assert_unchanged,
+    contents,
+    kernels,
+    make_params,
+    random,
+    set_grads,
+    step,
+)
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -81,21 +91,23 @@ def test_gradient_does_not_fit(case: Case, steps: int, spoil: Callable[[Tensor],
 @pytest.mark.parametrize("steps", [0, 2])
 @over(with_torch(MAIN_CASES), "case")
 def test_gradient_of_another_dtype(case: Case, steps: int, spoil: Callable[[Tensor], None]) -> None:
-    """torch's step where torch promotes dtypes, and an error where it uses `lerp_`."""
+    """As torch steps it, where it promotes dtypes; and where its `lerp_` raises an error."""
     ours, param = two_groups(case, steps)
     theirs, twin = two_groups(case, steps, module=torch.optim)
     for p in (param, twin):
         spoil(p)
+    ours.step()
+    assert kernels(ours) == {case.name.lower()}
+    assert param.isfinite().all()
     try:
         theirs.step()
     except RuntimeError:
-        message = refused(ours, RuntimeError)
-        assert re.search(BAD, message)
-        assert "layer2.weight" in message
-    else:
-        ours.step()
-        assert_same(ours, theirs, rtol=1e-6, atol=1e-6)
-        assert ours.state.get(param, {}).keys() == theirs.state.get(twin, {}).keys()
+        return
+    for p, q in zip(all_params(ours), all_params(theirs), strict=True):
+        # torch has SGD's and Rprop's state in the gradient's dtype.
+        tolerance = 1e-6 if spoil is wrong_dtype else 4e-3
+        torch.testing.assert_close(p, q, rtol=tolerance, atol=1e-6)
+    assert ours.state.get(param, {}).keys() == theirs.state.get(twin, {}).keys()
 
 
 def test_message_says_what_was_expected() -> None:

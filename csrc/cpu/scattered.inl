@@ -27,9 +27,12 @@ inline void step_scattered(const Table& table, const TensorEntry& tensor, const 
                            const void* rule, int64_t begin, int64_t end) {
   const Layout& layout = table.layouts[tensor.layout];
   Scattered scattered(layout, stepper.operands);
-  const auto move = stepper.item == 2   ? move_scattered<2>
-                    : stepper.item == 4 ? move_scattered<4>
-                                        : move_scattered<8>;
+  const auto move = [&](int k, char* operand, const int64_t* offsets, int64_t n, bool to_tile) {
+    const auto move_items = stepper.item(k) == 2   ? move_scattered<2>
+                            : stepper.item(k) == 4 ? move_scattered<4>
+                                                   : move_scattered<8>;
+    move_items(operand, offsets, n, scattered.tiles[k], to_tile);
+  };
   while (begin < end) {
     const int64_t from = begin % scattered.count;
     const int64_t n = std::min(scattered.count - from, end - begin);
@@ -38,15 +41,14 @@ inline void step_scattered(const Table& table, const TensorEntry& tensor, const 
     TensorEntry part = tensor;
     char* operands[kMaxOperands];
     for (int k = 0; k < stepper.operands; ++k) {
-      operands[k] = static_cast<char*>(tensor.operands[k]) + at[k] * stepper.item;
+      operands[k] = static_cast<char*>(tensor.operands[k]) + at[k] * stepper.item(k);
       part.operands[k] = scattered.tiles[k];
-      move(operands[k], scattered.offsets[k] + from, n, scattered.tiles[k], true);
+      move(k, operands[k], scattered.offsets[k] + from, n, true);
     }
-    stepper.side_by_side(table, part, rule, n, 1,
-                         at);  // one row: where another began plays no part
+    stepper.dense(table, part, stepper, rule, 0, n);
     for (int k = 0; k < stepper.operands; ++k) {
-      if (k == 1 && !table.scaled) continue;
-      move(operands[k], scattered.offsets[k] + from, n, scattered.tiles[k], false);
+      if (k == kGrad && !table.scaled) continue;
+      move(k, operands[k], scattered.offsets[k] + from, n, false);
     }
     begin += n;
   }

@@ -34,9 +34,11 @@ struct Steps {
   }
 
   // Is there an operand that lies side by side within a column, and in another cache line in each?
-  bool is_transposed(int64_t item) const {
+  bool is_transposed(const Stepper& stepper) const {
     bool any = false;
-    for (int k = 0; k < operands; ++k) any = any || (row[k] == 1 && column[k] * item >= 64);
+    for (int k = 0; k < operands; ++k) {
+      any = any || (row[k] == 1 && column[k] * stepper.item(k) >= 64);
+    }
     return any;
   }
 };
@@ -75,28 +77,15 @@ inline Box next_box(const Layout& layout, const Steps& steps, int64_t begin, int
 
 #include "cpu/copy.inl"
 
-// How a rule steps elements of one dtype.
-struct Stepper {
-  int operands;
-  int64_t item;  // bytes of an element
-  // Rows of n elements side by side, each so many bytes after the one before.
-  void (*side_by_side)(const Table& table, const TensorEntry& part, const void* rule, int64_t n,
-                       int64_t rows, const int64_t* row_bytes);
-  // The same, of elements however far apart. Only of a rule without states that needs no
-  // conversion: its arithmetic takes less than copying to tiles and back.
-  void (*apart)(const TensorEntry& part, const void* rule, int64_t n, int64_t rows,
-                const Steps& steps);
-};
-
-template <typename Rule, Dtype kDtype>
-void step_side_by_side(const Table& table, const TensorEntry& part, const void* rule, int64_t n,
-                       int64_t rows, const int64_t* row_bytes) {
+// Rows of n elements side by side, each so many bytes after the one before.
+inline void step_rows(const Table& table, const TensorEntry& part, const Stepper& stepper,
+                      const void* rule, int64_t n, int64_t rows, const int64_t* row_bytes) {
+  TensorEntry row = part;
   for (int64_t j = 0; j < rows; ++j) {
-    TensorEntry row = part;
-    for (int k = 0; k < 2 + Rule::kStates; ++k) {
-      row.operands[k] = static_cast<char*>(part.operands[k]) + j * row_bytes[k];
+    stepper.dense(table, row, stepper, rule, 0, n);
+    for (int k = 0; k < stepper.operands; ++k) {
+      row.operands[k] = static_cast<char*>(row.operands[k]) + row_bytes[k];
     }
-    dense<Rule, kDtype>(table, row, *static_cast<const Rule*>(rule), 0, n);
   }
 }
 
@@ -142,13 +131,13 @@ template <typename Rule, Dtype kDtype>
 void step_apart(const TensorEntry& part, const void* rule, int64_t n, int64_t rows,
                 const Steps& steps) {
   using Element = typename Storage<kDtype>::Type;
-  auto* p = static_cast<Element*>(part.operands[0]);
-  const auto* g = static_cast<const Element*>(part.operands[1]);
+  auto* p = static_cast<Element*>(part.operands[kParam]);
+  const auto* g = static_cast<const Element*>(part.operands[kGrad]);
   const Rule& of = *static_cast<const Rule*>(rule);
   const int sign = part.maximize ? -1 : 1;
   if (n >= kTogether || rows < n) {
-    for (int64_t j = 0; j < rows; ++j, p += steps.row[0], g += steps.row[1]) {
-      row_apart<Rule, kDtype>(of, p, g, n, steps.column[0], steps.column[1], sign);
+    for (int64_t j = 0; j < rows; ++j, p += steps.row[kParam], g += steps.row[kGrad]) {
+      row_apart<Rule, kDtype>(of, p, g, n, steps.column[kParam], steps.column[kGrad], sign);
     }
     return;
   }
@@ -156,19 +145,11 @@ void step_apart(const TensorEntry& part, const void* rule, int64_t n, int64_t ro
   for (int64_t j = 0; j < rows; j += kRowTile) {
     const int64_t height = std::min<int64_t>(kRowTile, rows - j);
     for (int64_t i = 0; i < n; ++i) {
-      row_apart<Rule, kDtype>(of, p + j * steps.row[0] + i * steps.column[0],
-                              g + j * steps.row[1] + i * steps.column[1], height, steps.row[0],
-                              steps.row[1], sign);
+      row_apart<Rule, kDtype>(of, p + j * steps.row[kParam] + i * steps.column[kParam],
+                              g + j * steps.row[kGrad] + i * steps.column[kGrad], height,
+                              steps.row[kParam], steps.row[kGrad], sign);
     }
   }
-}
-
-template <typename Rule, Dtype kDtype>
-constexpr Stepper make_stepper() {
-  Stepper made{2 + Rule::kStates, sizeof(typename Storage<kDtype>::Type),
-               step_side_by_side<Rule, kDtype>, nullptr};
-  if constexpr (Rule::kStates == 0 && !kHalf<kDtype>) made.apart = step_apart<Rule, kDtype>;
-  return made;
 }
 
 // A block of rows and columns. What lies otherwise than the block is copied to a tile and back;
@@ -192,21 +173,21 @@ struct Block {
         stepper(how),
         rule(its_rule),
         steps(of.layouts[entry.layout], how.operands),
-        transposed(steps.is_transposed(how.item)) {}
+        transposed(steps.is_transposed(how)) {}
 
-  void copy(void* to, int64_t to_row, int64_t to_column, const void* from, int64_t from_row,
+  void copy(int k, void* to, int64_t to_row, int64_t to_column, const void* from, int64_t from_row,
             int64_t from_column, int64_t rows, int64_t columns) const {
-    const auto copy_items = stepper.item == 2   ? copy_block<2>
-                            : stepper.item == 4 ? copy_block<4>
-                                                : copy_block<8>;
+    const auto copy_items = stepper.item(k) == 2   ? copy_block<2>
+                            : stepper.item(k) == 4 ? copy_block<4>
+                                                   : copy_block<8>;
     copy_items(to, to_row, to_column, from, from_row, from_column, rows, columns);
   }
 
   void load(int k, const char* source, int64_t rows, int64_t columns) {
-    const bool constant = k == 1 && rows == 1 && steps.column[1] == 0 && !table.scaled;
+    const bool constant = k == kGrad && rows == 1 && steps.column[kGrad] == 0 && !table.scaled;
     if (constant && filled_with == source && filled >= columns) return;
-    copy(tiles[k], columns, 1, source, steps.row[k], steps.column[k], rows, columns);
-    if (k != 1) return;
+    copy(k, tiles[k], columns, 1, source, steps.row[k], steps.column[k], rows, columns);
+    if (k != kGrad) return;
     filled_with = constant ? source : nullptr;
     filled = columns;
   }
@@ -230,12 +211,12 @@ struct Block {
     int64_t row_bytes[kMaxOperands];
     for (int k = 0; k < steps.operands; ++k) {
       part.operands[k] = in_place[k] ? operands[k] : tiles[k];
-      row_bytes[k] = (in_place[k] ? steps.row[k] : length) * stepper.item;
+      row_bytes[k] = (in_place[k] ? steps.row[k] : length) * stepper.item(k);
     }
-    stepper.side_by_side(table, part, rule, length, by_rows ? rows : 1, row_bytes);
+    step_rows(table, part, stepper, rule, length, by_rows ? rows : 1, row_bytes);
     for (int k = 0; k < steps.operands; ++k) {
-      if (in_place[k] || (k == 1 && !table.scaled)) continue;
-      copy(operands[k], steps.row[k], steps.column[k], tiles[k], columns, 1, rows, columns);
+      if (in_place[k] || (k == kGrad && !table.scaled)) continue;
+      copy(k, operands[k], steps.row[k], steps.column[k], tiles[k], columns, 1, rows, columns);
     }
   }
 
@@ -248,17 +229,17 @@ struct Block {
   }
 
   void step_part(char* const* operands, int64_t rows, int64_t columns, bool whole_rows) {
-    whole_rows ? step_rows(operands, rows, columns) : step(operands, rows, columns);
+    whole_rows ? step_whole_rows(operands, rows, columns) : step(operands, rows, columns);
   }
 
   // Rows as a whole, however long they are.
-  void step_rows(char* const* operands, int64_t rows, int64_t columns) {
+  void step_whole_rows(char* const* operands, int64_t rows, int64_t columns) {
     TensorEntry part = tensor;
     std::copy_n(operands, steps.operands, part.operands);
     if (!is_side_by_side(columns)) return stepper.apart(part, rule, columns, rows, steps);
     int64_t row_bytes[kMaxOperands];
-    for (int k = 0; k < steps.operands; ++k) row_bytes[k] = steps.row[k] * stepper.item;
-    stepper.side_by_side(table, part, rule, columns, rows, row_bytes);
+    for (int k = 0; k < steps.operands; ++k) row_bytes[k] = steps.row[k] * stepper.item(k);
+    step_rows(table, part, stepper, rule, columns, rows, row_bytes);
   }
 };
 
@@ -296,7 +277,7 @@ __attribute__((noinline)) inline void strided(const Table& table, const TensorEn
           for (int k = 0; k < stepper.operands; ++k) {
             const int64_t at =
                 part.at[k] + j * steps.row[k] + i * steps.column[k] + plane * steps.plane[k];
-            operands[k] = static_cast<char*>(tensor.operands[k]) + at * stepper.item;
+            operands[k] = static_cast<char*>(tensor.operands[k]) + at * stepper.item(k);
           }
           block.step_part(operands, std::min(rows, part.rows - j),
                           std::min(columns, part.columns - i), whole_rows);

@@ -53,7 +53,7 @@ SweepPacker::SweepPacker(const Kernel& kernel, Dtype dtype, const Table& table,
                          const Scalars& scalars, int multiprocessors)
     : table_(table),
       scalars_(scalars),
-      operands_(2 + kernel.states),
+      operands_(kFirstState + kernel.states),
       dtype_(dtype),
       rule_bytes_(kernel.rule_bytes[Kernel::compute(dtype)]),
       rule_words_(static_cast<int>(divide_up(rule_bytes_, sizeof(uint64_t)))) {
@@ -107,7 +107,7 @@ uint32_t SweepPacker::place_layout(SweepArguments& args, const TensorEntry& tens
 }
 
 void SweepPacker::add(SweepArguments& args, const TensorEntry& tensor) {
-  const auto lead = reinterpret_cast<uintptr_t>(tensor.operands[0]) % kVectorBytes;
+  const auto lead = reinterpret_cast<uintptr_t>(tensor.operands[kParam]) % kVectorBytes;
   bool alike = tensor.layout < 0;
   uint64_t* words = args.words + args.count * (operands_ + kTensorWords);
   for (int k = 0; k < operands_; ++k) {

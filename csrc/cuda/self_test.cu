@@ -78,7 +78,7 @@ void serially(int64_t, void (*task)(int64_t, void*), void* context) { task(0, co
 
 bool has_the_cpus_bits(const Kernel& kernel, const cpu::Kernel& expected, Dtype dtype, char* values,
                        int device, cudaStream_t stream) {
-  const int operands = 2 + kernel.states;
+  const int operands = kFirstState + kernel.states;
   const int compute = Kernel::compute(dtype);
   const std::vector<double> options(kernel.options, kOption);
   std::vector<char> rule(kernel.rule_bytes[compute]);
@@ -138,7 +138,7 @@ std::string self_test(const Kernel& kernel, const cpu::Kernel& expected, Dtype d
 }
 
 int64_t self_test_bytes(const Kernel& kernel) {
-  return kTensors * (2 + kernel.states) * kSlot + kNumbers;
+  return kTensors * (kFirstState + kernel.states) * kSlot + kNumbers;
 }
 
 }  // namespace fusedopt::cuda

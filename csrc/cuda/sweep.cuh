@@ -84,19 +84,19 @@ FUSEDOPT_HD void apply(const Rule& rule,
   using Compute = typename S::Compute;
   FUSEDOPT_UNROLL
   for (int i = 0; i < kWidth; ++i) {
-    Compute param = S::load(pieces[0].get(i));
-    Compute grad = S::load(pieces[1].get(i));
+    Compute param = S::load(pieces[kParam].get(i));
+    Compute grad = S::load(pieces[kGrad].get(i));
     Compute state[Rule::kStates + 1];
     FUSEDOPT_UNROLL
-    for (int k = 0; k < Rule::kStates; ++k) state[k] = S::load(pieces[2 + k].get(i));
+    for (int k = 0; k < Rule::kStates; ++k) state[k] = S::load(pieces[kFirstState + k].get(i));
     if (gradients.scaled) {
       grad = grad / gradients.scale;
-      pieces[1].set(i, S::store(grad));
+      pieces[kGrad].set(i, S::store(grad));
     }
     rule(param, gradients.sign * grad, state);
-    pieces[0].set(i, S::store(param));
+    pieces[kParam].set(i, S::store(param));
     FUSEDOPT_UNROLL
-    for (int k = 0; k < Rule::kStates; ++k) pieces[2 + k].set(i, S::store(state[k]));
+    for (int k = 0; k < Rule::kStates; ++k) pieces[kFirstState + k].set(i, S::store(state[k]));
   }
 }
 
@@ -106,7 +106,7 @@ template <typename Rule, Dtype kDtype, int kWidth, int kBatch, typename Locate>
 FUSEDOPT_HD void step_pieces(const Rule& rule,
                              const Gradients<typename Storage<kDtype>::Compute>& gradients,
                              uint32_t thread, uint32_t count, const Locate& locate) {
-  constexpr int kOperands = 2 + Rule::kStates;
+  constexpr int kOperands = kFirstState + Rule::kStates;
   for (uint32_t at = thread; at < count; at += kBlockThreads * kBatch) {
     Piece<kDtype, kWidth> pieces[kBatch][kOperands];
     Piece<kDtype, kWidth>* where[kOperands];
@@ -123,7 +123,7 @@ FUSEDOPT_HD void step_pieces(const Rule& rule,
       apply<Rule, kDtype, kWidth>(rule, gradients, pieces[b]);
       FUSEDOPT_UNROLL
       for (int k = 0; k < kOperands; ++k) {
-        if (k != 1 || gradients.scaled) where[k][b * kBlockThreads] = pieces[b][k];
+        if (k != kGrad || gradients.scaled) where[k][b * kBlockThreads] = pieces[b][k];
       }
     }
   }
@@ -189,7 +189,7 @@ FUSEDOPT_HD Rule rule_at(const SweepArguments& args, uint32_t index) {
 template <typename Rule, Dtype kDtype>
 FUSEDOPT_HD void sweep_chunk(const SweepArguments& args, uint32_t block, uint32_t thread) {
   using Compute = typename Storage<kDtype>::Compute;
-  constexpr int kOperands = 2 + Rule::kStates;
+  constexpr int kOperands = kFirstState + Rule::kStates;
   constexpr int kWidth = 16 / sizeof(typename Element<kDtype>::Type);
   using Vector = Piece<kDtype, kWidth>;
   using Single = Piece<kDtype, 1>;

@@ -3,11 +3,17 @@
 
 #include <cstdint>
 
+#include "engine/dtype.h"
+
 namespace fusedopt {
 
+// What an operand of a step is. The parameter and the states are read and written; the gradient is
+// only read, unless it is unscaled.
+enum Role : int { kParam, kGrad, kFirstState };
+
 inline constexpr int kMaxStates = 3;
-inline constexpr int kMaxOperands = 2 + kMaxStates;  // parameter, gradient, states
-inline constexpr int kMaxOptions = 8;                // numbers of a parameter group
+inline constexpr int kMaxOperands = kFirstState + kMaxStates;
+inline constexpr int kMaxOptions = 8;  // numbers of a parameter group
 
 // How to walk operands that do not all share one dense layout. Elements are numbered in row-major
 // order over `sizes`; operand k of element (i0, i1, ...) is at sum_d i_d * strides[k * ndim + d],
@@ -19,7 +25,7 @@ struct Layout {
 };
 
 struct TensorEntry {
-  void* operands[kMaxOperands];  // parameter, gradient, states
+  void* operands[kMaxOperands];  // by role
   int64_t start;                 // elements in the tensors before this one
   int64_t numel;                 // never 0
   int32_t rule;                  // index into the table's rules
@@ -34,6 +40,7 @@ struct Table {
   const Layout* layouts;
   bool scaled;  // gradients are divided by grad_scale, and stored so
   double grad_scale;
+  const Dtype* formats = nullptr;  // of the operands; null: all have the parameter's dtype
 };
 
 // The tensor that holds element `index` of the whole work list.

@@ -1,6 +1,7 @@
 // Building the tables: reads the reading and step counts, and writes nothing but the tables.
 #include "torch/build.h"
 
+#include <algorithm>
 #include <cmath>
 #include <sstream>
 
@@ -29,15 +30,23 @@ void clear(Tables& tables) {
 
 bool takes(const Bucket& bucket, const Variant& variant, const Work& work, bool rules_on_device) {
   return bucket.variant.cpu == variant.cpu && bucket.dtype == work.dtype &&
-         bucket.device == work.device && bucket.rules_on_device == rules_on_device;
+         bucket.device == work.device && bucket.rules_on_device == rules_on_device &&
+         bucket.mixed == work.mixed &&
+         (!work.mixed || std::equal(work.formats, work.formats + kMaxOperands, bucket.formats));
 }
 
 Bucket& bucket_for(Tables& tables, const Variant& variant, const Work& work, bool rules_on_device) {
   for (Bucket& bucket : tables.buckets) {
     if (takes(bucket, variant, work, rules_on_device)) return bucket;
   }
-  tables.buckets.push_back({variant, work.dtype, work.device, rules_on_device, {}, {}, {}, {}, {}});
-  return tables.buckets.back();
+  Bucket& bucket = tables.buckets.emplace_back();
+  bucket.variant = variant;
+  bucket.dtype = work.dtype;
+  bucket.device = work.device;
+  bucket.rules_on_device = rules_on_device;
+  bucket.mixed = work.mixed;
+  std::copy_n(work.formats, kMaxOperands, bucket.formats);
+  return bucket;
 }
 
 // torch's for-loop computes these numbers in Python: it divides by zero, takes roots of negative
@@ -104,7 +113,7 @@ int32_t add_layout(const Work& work, int operands, Bucket& bucket, Tables& table
   for (int k = 0; k < operands; ++k) {
     strides.push_back(work.operands[k].tensor->strides().data());
   }
-  const auto sizes = work.operands[0].tensor->sizes();
+  const auto sizes = work.operands[kParam].tensor->sizes();
   tables.layouts.push_back(make_layout(static_cast<int>(sizes.size()), sizes.data(), strides));
   bucket.layouts.push_back(tables.layouts.back().view());
   return static_cast<int32_t>(bucket.layouts.size()) - 1;
@@ -144,7 +153,7 @@ void build(const Reading& reading, Tables& tables) {
     }
     if (scalars > 1) tables.counts.push_back(bucket->counts);
     if (work.numel == 0) continue;
-    const int operands = 2 + group.variant.cpu->states;
+    const int operands = kFirstState + group.variant.cpu->states;
     const int32_t layout = work.dense ? -1 : add_layout(work, operands, *bucket, tables);
     TensorEntry& entry = bucket->tensors.emplace_back();
     for (int k = 0; k < operands; ++k) {

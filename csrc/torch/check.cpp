@@ -40,7 +40,7 @@ __attribute__((cold, noinline)) const char* why_not_covered(Reading& reading,
 
 // Stores a tensor where the last step's was.
 void set_operand(Work& work, int k, const Operand& operand) {
-  if (k != 1) {
+  if (k != kGrad) {
     work.moved = work.moved || work.operands[k].address != operand.address;
     work.foreign = work.foreign || (operand.tensor != nullptr && !owns_memory(operand));
   }
@@ -65,7 +65,7 @@ void measure_extent(Work& work) {
   int64_t extent = 0;
   for (int k = 0; !work.dense && k < kMaxOperands; ++k) {
     const c10::TensorImpl* tensor = work.operands[k].tensor;
-    if (k != 1 && tensor != nullptr) extent += extent_of(*tensor) << k;
+    if (k != kGrad && tensor != nullptr) extent += extent_of(*tensor) << k;
   }
   work.moved = work.moved || work.extent != extent;
   work.extent = extent;
@@ -112,10 +112,19 @@ bool is_promoted(const Reading& reading, const Slot& slot, const c10::TensorImpl
   return c10::typeMetaToScalarType(state) == lerped_type(variant, &grad, param);
 }
 
+// Notes that an operand has another dtype than the parameter. Can a kernel deal with it?
+bool take_format(Work& work, int k, const c10::TensorImpl& tensor) {
+  Dtype dtype;
+  if (work.device != kHost || !to_dtype(tensor, dtype)) return false;
+  work.mixed = true;
+  work.formats[k] = dtype;
+  return true;
+}
+
 const char* check_gradient(Reading& reading, const Slot& slot, const c10::TensorImpl& grad,
-                           const c10::TensorImpl& param) {
+                           const c10::TensorImpl& param, Work& work) {
   if (grad.layout() != c10::kStrided) return "sparse gradient";
-  const bool other_dtype = grad.dtype() != param.dtype();
+  const bool other_dtype = grad.dtype() != param.dtype() && !take_format(work, kGrad, grad);
   if ((other_dtype && !is_promoted(reading, slot, grad, param)) ||
       grad.device() != param.device() || !same_sizes(grad, param)) {
     throw std::runtime_error(name_of(reading, slot) + ": its gradient has " + describe(grad) +
@@ -129,20 +138,22 @@ const char* check_gradient(Reading& reading, const Slot& slot, const c10::Tensor
 
 // What doesn't fit at first sight: torch's own step may be able to deal with it, or nobody.
 const char* check_state_tensor(Reading& reading, const Slot& slot, const char* key,
-                               const c10::TensorImpl& tensor, int number, const Work& work) {
-  const c10::TensorImpl& param = *work.operands[0].tensor;
+                               const c10::TensorImpl& tensor, int number, Work& work) {
+  const c10::TensorImpl& param = *work.operands[kParam].tensor;
   const Variant& variant = reading.groups[slot.group].variant;
   const auto type = c10::typeMetaToScalarType(tensor.dtype());
-  const bool dtype_fits =
-      c10::isFloatingType(type) &&
-      (number != variant.lerp || type == lerped_type(variant, work.operands[1].tensor, param));
+  const bool dtype_fits = c10::isFloatingType(type) &&
+                          (number != variant.lerp || tensor.dtype() == param.dtype() ||
+                           type == lerped_type(variant, work.operands[kGrad].tensor, param));
   if (!dtype_fits || tensor.layout() != c10::kStrided || tensor.device() != param.device() ||
       !same_sizes(tensor, param) || is_expanded(tensor)) {
     throw std::runtime_error(name_of(reading, slot) + state_name(key) + " has " + describe(tensor) +
                              ", expected " + describe(param));
   }
   refuse_inference(reading, slot, state_name(key), tensor);
-  if (tensor.dtype() != param.dtype()) return "its state has another dtype";
+  if (tensor.dtype() != param.dtype() && !take_format(work, kFirstState + number, tensor)) {
+    return "its state has another dtype";
+  }
   const auto plain = plain_keys(param.device().type());
   if (!is_plain(tensor, plain)) return "its state is not a plain tensor";
   if (!is_allocated(tensor)) return "its state's memory is not allocated";
@@ -226,7 +237,7 @@ const char* check_state(Reading& reading, const Slot& slot, const Shape& shape, 
   const size_t scalars = keys.optimizer->scalars.size();
   work.first = work.fresh = work.any_on_device = work.move_scalars = false;
   const auto forget = [&] {
-    forget_operands(work, 2);
+    forget_operands(work, kFirstState);
     forget_scalars(work);
     return nullptr;
   };
@@ -275,14 +286,14 @@ const char* check_state(Reading& reading, const Slot& slot, const Shape& shape, 
       return by_user(reading, "its state is a tensor subclass");
     }
     const Operand operand = operand_of(tensor);
-    set_operand(work, 2 + k, operand.storage == nullptr ? Operand{} : operand);
+    set_operand(work, kFirstState + k, operand.storage == nullptr ? Operand{} : operand);
     if (work.dense && fits(tensor, operand.address, shape)) continue;
-    const c10::TensorImpl& param = *work.operands[0].tensor;
+    const c10::TensorImpl& param = *work.operands[kParam].tensor;
     const char* reason = check_state_tensor(reading, slot, key, tensor, k, work);
     if (reason != nullptr) return reason;
     work.dense = work.dense && same_strides(tensor, param);
   }
-  forget_operands(work, 2 + states);
+  forget_operands(work, kFirstState + states);
   return nullptr;
 }
 
@@ -325,6 +336,8 @@ const char* check_slot(Reading& reading, const Slot& slot, c10::TensorImpl* grad
   const Operand operand = operand_of(param);
   const Shape shape(param, work.device);
   const bool dense = param.is_non_overlapping_and_dense();
+  std::fill_n(work.formats, kMaxOperands, work.dtype);
+  work.mixed = false;
   work.dense = dense;
   work.moved = work.moved || work.numel != param.numel() || work.dtype != dtype_before;
   work.numel = param.numel();
@@ -333,13 +346,13 @@ const char* check_slot(Reading& reading, const Slot& slot, c10::TensorImpl* grad
     if (grad->key_set().has(c10::DispatchKey::Python)) {
       return by_user(reading, "its gradient is a tensor subclass");
     }
-    work.operands[1] = operand_of(*grad);
-    if (!fits(*grad, work.operands[1].address, shape)) {
-      if (const char* reason = check_gradient(reading, slot, *grad, param)) return reason;
+    work.operands[kGrad] = operand_of(*grad);
+    if (!fits(*grad, work.operands[kGrad].address, shape)) {
+      if (const char* reason = check_gradient(reading, slot, *grad, param, work)) return reason;
       work.dense = dense && same_strides(*grad, param);
     }
   } else {
-    work.operands[1] = {};
+    work.operands[kGrad] = {};
   }
   if (param.key_set() != shape.keys) refuse_inference(reading, slot, "", param);
   if (!dense && is_expanded(param)) {

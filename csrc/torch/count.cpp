@@ -99,10 +99,11 @@ void count_versions_of_whole(const Reading& reading, int index, int operands, bo
   const auto& keys = reading.groups[slot.group].variant.keys;
   const at::Tensor& param = THPVariable_Unpack(slot.param);
   for (int k = 0; k < operands; ++k) {
-    if (k == 1 && !scaled) continue;
-    const at::Tensor& whole = k == 0   ? param
-                              : k == 1 ? param.unsafeGetTensorImpl()->grad()
-                                       : THPVariable_Unpack(work.traces.state[keys[k - 2]]);
+    if (k == kGrad && !scaled) continue;
+    const at::Tensor& whole = k == kParam ? param
+                              : k == kGrad
+                                  ? param.unsafeGetTensorImpl()->grad()
+                                  : THPVariable_Unpack(work.traces.state[keys[k - kFirstState]]);
     whole.unsafeGetTensorImpl()->bump_version();
   }
 }
@@ -251,14 +252,14 @@ void count(const Reading& reading, const std::vector<Counts>& counts) {
   for (size_t i = 0; i < ready.size(); ++i) {
     if (i + kFillAhead < ready.size()) prefetch_counters(works[ready[i + kFillAhead]]);
     const Work& work = works[ready[i]];
-    const int operands = 2 + reading.groups[slots[ready[i]].group].variant.cpu->states;
+    const int operands = kFirstState + reading.groups[slots[ready[i]].group].variant.cpu->states;
     count_scalars(work, scalars, scalars > 1 ? &counts[i] : nullptr);
     if (work.cut != 0) {
       count_versions_of_whole(reading, ready[i], operands, scaled);
       continue;
     }
     for (int k = 0; k < operands; ++k) {
-      if (k != 1 || scaled) count_version(work.operands[k]);
+      if (k != kGrad || scaled) count_version(work.operands[k]);
     }
   }
 }

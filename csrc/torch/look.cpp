@@ -163,7 +163,7 @@ FUSEDOPT_INLINE void look_at(Reading& reading, const Slot& slot, Work& work, boo
     return;
   }
   reading.ready.push_back(index);
-  if (grad != nullptr && may_be_written(work.operands[1], reading.cache.overlaps)) {
+  if (grad != nullptr && may_be_written(work.operands[kGrad], reading.cache.overlaps)) {
     suspects.push_back(index);
   }
 }

@@ -20,7 +20,7 @@ void for_each_lazy_copy(const Reading& reading, const Work& work, const Each& ea
     if (operand.tensor != nullptr && is_lazily_copied(operand)) each(operand);
   };
   for (int k = 0; k < kMaxOperands; ++k) {
-    if (k != 1 || scaled) look_at(work.operands[k]);
+    if (k != kGrad || scaled) look_at(work.operands[k]);
   }
   for (const Scalar& scalar : work.scalars) look_at(scalar.at);
 }
@@ -57,13 +57,14 @@ void find_needs(Reading& reading) {
     const bool on_device =
         work.device != kHost && (group.fused || keys.optimizer->scalars_on_device ||
                                  counts_on_device(reading, group, work));
-    needs.fresh.push_back({py::reinterpret_borrow<py::object>(slot.param),
-                           py::reinterpret_borrow<py::object>(slot.state),
-                           numbers_to_move(keys, work),
-                           &group,
-                           on_device ? work.operands[0].tensor->device() : c10::Device(c10::kCPU),
-                           {},
-                           {}});
+    needs.fresh.push_back(
+        {py::reinterpret_borrow<py::object>(slot.param),
+         py::reinterpret_borrow<py::object>(slot.state),
+         numbers_to_move(keys, work),
+         &group,
+         on_device ? work.operands[kParam].tensor->device() : c10::Device(c10::kCPU),
+         {},
+         {}});
   }
   find_shared(reading);
 }

@@ -21,7 +21,7 @@ constexpr const char* kWithGradient = "shares memory with its gradient";
 template <typename Each>
 void for_each_written(const Work& work, const Each& each) {
   for (int k = 0; k < kMaxOperands; ++k) {
-    if (k != 1 && work.operands[k].tensor != nullptr) each(work.operands[k]);
+    if (k != kGrad && work.operands[k].tensor != nullptr) each(work.operands[k]);
   }
   for (const Scalar& scalar : work.scalars) {
     if (scalar.at.tensor != nullptr) each(scalar.at);
@@ -95,7 +95,7 @@ struct Gradient {
 // What unscaling writes: of a sparse gradient only the values.
 const c10::TensorImpl* gradient_to_unscale(const Reading& reading, int slot) {
   const Work& work = reading.works()[slot];
-  if (work.ready) return work.operands[1].tensor;
+  if (work.ready) return work.operands[kGrad].tensor;
   if (work.reason == nullptr || !reading.slots()[slot].is_tensor) return nullptr;
   const auto* meta = static_cast<const torch::autograd::AutogradMeta*>(
       impl_of(reading.slots()[slot].param).autograd_meta());
@@ -239,7 +239,7 @@ void find_written_options(Reading& reading, const Others& others) {
       for_each_overlapping(others.written, range, refuse);
       if (!reading.scaler.scaled) return;
       for (const int slot : reading.ready) {
-        const c10::TensorImpl& tensor = *reading.works()[slot].operands[1].tensor;
+        const c10::TensorImpl& tensor = *reading.works()[slot].operands[kGrad].tensor;
         const Range gradient = range_of(tensor, slot);
         const bool meets = gradient.begin < range.end && range.begin < gradient.end;
         if (meets && tensor.numel() != 0) refuse(slot);
@@ -262,7 +262,7 @@ void find_overlaps(Reading& reading, const std::vector<int>& suspects) {
   };
   for (const int slot : overlaps.shared) hand_over(slot, kWithOther);
   for (const int slot : all ? reading.ready : suspects) {
-    const Operand& gradient = works[slot].operands[1];
+    const Operand& gradient = works[slot].operands[kGrad];
     if (gradient.tensor == nullptr || works[slot].numel == 0 ||
         !may_be_written(gradient, overlaps)) {
       continue;
@@ -283,7 +283,8 @@ void find_overlaps(Reading& reading, const std::vector<int>& suspects) {
                              [&](int) { hand_over(slot, kWithOther); });
       };
       if (work.reason != nullptr) continue;
-      if (work.operands[1].tensor != nullptr) meets(others.written, *work.operands[1].tensor);
+      if (work.operands[kGrad].tensor != nullptr)
+        meets(others.written, *work.operands[kGrad].tensor);
       for_each_written(work, [&](const Operand& operand) {
         meets(others.written, *operand.tensor);
         meets(others.read, *operand.tensor);

@@ -62,6 +62,8 @@ struct Work {
   Dtype dtype;
   int device;  // kHost, or the other device's number
   int cut;     // of a DTensor, whose pieces the operands are then; 0 for other tensors
+  bool mixed;  // has the gradient or a state another dtype than the parameter?
+  Dtype formats[kMaxOperands];
   int64_t numel;
   int64_t extent;  // bytes, of parameter and states together; 0 where they are dense
   Operand operands[kMaxOperands];  // without tensor: fresh state

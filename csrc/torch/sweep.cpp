@@ -27,9 +27,13 @@ void sweep(Reading& reading, const Tables& tables) {
   }
   const Scaler& scaler = reading.scaler;
   for (const Bucket& bucket : tables.buckets) {
-    const Table table{bucket.tensors.data(), static_cast<int64_t>(bucket.tensors.size()),
-                      bucket.rules.data(),   bucket.layouts.data(),
-                      scaler.scaled,         scaler.scale};
+    const Table table{bucket.tensors.data(),
+                      static_cast<int64_t>(bucket.tensors.size()),
+                      bucket.rules.data(),
+                      bucket.layouts.data(),
+                      scaler.scaled,
+                      scaler.scale,
+                      bucket.mixed ? bucket.formats : nullptr};
     if (bucket.device == kHost) {
       cpu::run(*bucket.variant.cpu, bucket.dtype, table, parallel);
     } else {

@@ -49,7 +49,7 @@ bool is_unchanged(const Reading& reading, const Slot& slot, c10::TensorImpl& gra
   if (work.usual_kernel != variant.cpu || group.torch_only != nullptr) return false;
   const c10::TensorImpl& param = impl_of(slot.param);
   Dtype dtype;
-  if (!lies_as_before(param, work.operands[0]) || param.key_set() != kPlainKeys ||
+  if (!lies_as_before(param, work.operands[kParam]) || param.key_set() != kPlainKeys ||
       !to_dtype(param, dtype) || dtype != work.dtype || param.numel() != work.numel ||
       !param.is_non_overlapping_and_dense()) {
     return false;
@@ -80,23 +80,23 @@ bool is_unchanged(const Reading& reading, const Slot& slot, c10::TensorImpl& gra
     for (int k = 0; k < variant.cpu->states; ++k) {
       PyObject* value = values[variant.keys[k]];
       const c10::TensorImpl& tensor = impl_of(value);
-      const Operand& before = work.operands[2 + k];
+      const Operand& before = work.operands[kFirstState + k];
       if (!is_exact(value) || !lies_as_before(tensor, before) ||
           !fits(tensor, before.address, shape)) {
         return false;
       }
     }
   }
-  work.operands[1] = gradient;
+  work.operands[kGrad] = gradient;
   return true;
 }
 
 bool is_usual(const Reading& reading, const Slot& slot, const Work& work) {
   const auto exact = [&](size_t k) { return is_exact(work.traces.state[k]); };
   const auto& variant = reading.groups[slot.group].variant;
-  if (!work.ready || !work.dense || work.device != kHost || work.cut != 0 || work.first ||
-      work.foreign || work.operands[0].tensor->key_set() != kPlainKeys ||
-      work.operands[1].tensor == nullptr || work.numel == 0) {
+  if (!work.ready || !work.dense || work.mixed || work.device != kHost || work.cut != 0 ||
+      work.first || work.foreign || work.operands[kParam].tensor->key_set() != kPlainKeys ||
+      work.operands[kGrad].tensor == nullptr || work.numel == 0) {
     return false;
   }
   for (int k = 0; k < variant.cpu->states; ++k) {
