@@ -88,7 +88,7 @@ test:
 
 cpp-test: build
 	cmake -S . -B build/release -DFUSEDOPT_TESTS=ON >build/configure.log
-	cmake --build build/release
+	cmake --build build/release --target all includes
 	ctest --test-dir build/release --output-on-failure --no-tests=error
 
 sanitize: $(TOOLED)

@@ -106,4 +106,8 @@ class CMakeBuild(build_ext):
 # Checked here because an older one already trips over pyproject.toml.
 if int(metadata.version("setuptools").split(".")[0]) < 77:
     fail("setuptools is too old: run 'pip install -U setuptools' and try again.")
-setup(ext_modules=[Extension("fusedopt._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+setup(
+    ext_modules=[Extension("fusedopt._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+    install_requires=[f"torch>={CHECK['MIN_TORCH']}"],
+)

@@ -7,14 +7,15 @@ import importlib.util
 import re
 from pathlib import Path
 
-MIN_TORCH = (2, 11)
-TOO_OLD = "fusedopt needs torch 2.11 or newer and found {}: run 'pip install -U torch'."
+MIN_TORCH = "2.11"
+TOO_OLD = f"fusedopt needs torch {MIN_TORCH} or newer and found {{}}: run 'pip install -U torch'."
 
 
 def too_old(version: str) -> bool:
     """Tells whether fusedopt doesn't support this version of torch."""
     numbers = re.match(r"(\d+)\.(\d+)", version)
-    return numbers is None or tuple(map(int, numbers.groups())) < MIN_TORCH
+    least = tuple(map(int, MIN_TORCH.split(".")))
+    return numbers is None or tuple(map(int, numbers.groups())) < least
 
 
 def check() -> None:
@@ -30,7 +31,7 @@ def check() -> None:
         if error.name != "torch":
             raise
         raise ImportError(
-            "fusedopt needs torch 2.11 or newer and found none: run 'pip install torch'."
+            f"fusedopt needs torch {MIN_TORCH} or newer and found none: run 'pip install torch'."
         ) from None
     if too_old(torch.__version__):
         raise ImportError(TOO_OLD.format(torch.__version__))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import DTYPES, LAYOUTS, MAIN_CASES, SCALARS, Case, Layout, case, over
+from cases import DTYPES, LAYOUTS, MAIN_CASES, SCALARS, Case, Layout, over
 from helpers import assert_identical, contents, kernels, random
 from torch import Tensor
 from torch.nn import Parameter

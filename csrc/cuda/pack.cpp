@@ -11,13 +11,6 @@ namespace fusedopt::cuda {
 
 namespace {
 
-constexpr int kVectorBytes = 16;
-
-int item_bytes(Dtype dtype) {
-  if (dtype == Dtype::kFloat64) return 8;
-  return dtype == Dtype::kFloat32 ? 4 : 2;
-}
-
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // ndim, sizes, each operand's strides.

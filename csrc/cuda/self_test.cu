@@ -54,7 +54,7 @@ std::vector<char> make_values(Dtype dtype, int operands) {
       random = random * 1664525u + 1013904223u;  // Numerical Recipes' generator
       const double value =
           value_between(static_cast<int>(slot % operands), (random >> 8) * 0x1p-24);
-      store(bytes.data() + slot * kSlot + i * kItem[static_cast<int>(dtype)], dtype, value);
+      store(bytes.data() + slot * kSlot + i * item_bytes(dtype), dtype, value);
     }
   }
   return bytes;

@@ -52,7 +52,7 @@ struct alignas(kWidth * sizeof(typename Element<kDtype>::Type)) [[gnu::may_alias
 };
 
 // Eight 16-bit elements stay in four registers; as an array they would be taken apart into eight.
-struct alignas(16) [[gnu::may_alias]] Eight {
+struct alignas(kVectorBytes) [[gnu::may_alias]] Eight {
   uint32_t words[4];
 
   FUSEDOPT_HD uint16_t get(int i) const {
@@ -176,12 +176,12 @@ FUSEDOPT_HD Rule rule_at(const SweepArguments& args, uint32_t index) {
   } words;
   static_assert(sizeof words == sizeof(Rule));
   const auto* made = static_cast<const Rule*>(args.device_rules);
-  const auto* there = reinterpret_cast<const Word*>(made + index);
-  const auto* here = reinterpret_cast<const Word*>(args.words + index);
+  const auto* on_device = reinterpret_cast<const Word*>(made + index);
+  const auto* in_arguments = reinterpret_cast<const Word*>(args.words + index);
   if (made != nullptr) {
-    for (size_t i = 0; i < sizeof(Rule) / sizeof(Word); ++i) words.all[i] = there[i];
+    for (size_t i = 0; i < sizeof(Rule) / sizeof(Word); ++i) words.all[i] = on_device[i];
   } else {
-    for (size_t i = 0; i < sizeof(Rule) / sizeof(Word); ++i) words.all[i] = here[i];
+    for (size_t i = 0; i < sizeof(Rule) / sizeof(Word); ++i) words.all[i] = in_arguments[i];
   }
   return __builtin_bit_cast(Rule, words);
 }
@@ -190,7 +190,7 @@ template <typename Rule, Dtype kDtype>
 FUSEDOPT_HD void sweep_chunk(const SweepArguments& args, uint32_t block, uint32_t thread) {
   using Compute = typename Storage<kDtype>::Compute;
   constexpr int kOperands = kFirstState + Rule::kStates;
-  constexpr int kWidth = 16 / sizeof(typename Element<kDtype>::Type);
+  constexpr int kWidth = kVectorBytes / sizeof(typename Element<kDtype>::Type);
   using Vector = Piece<kDtype, kWidth>;
   using Single = Piece<kDtype, 1>;
   if (args.found_inf != nullptr && *args.found_inf != 0) return;

@@ -12,6 +12,10 @@ namespace fusedopt {
 enum class Dtype : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
 inline constexpr int kDtypes = 4;
 
+// Bytes of an element.
+inline constexpr int kItemBytes[kDtypes] = {4, 8, 2, 2};
+constexpr int item_bytes(Dtype dtype) { return kItemBytes[static_cast<int>(dtype)]; }
+
 // Their largest finite numbers.
 inline constexpr double kLargest[kDtypes] = {0x1.fffffep+127, 0x1.fffffffffffffp+1023, 0x1.fep+127,
                                              65504};

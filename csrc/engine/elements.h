@@ -7,14 +7,12 @@
 
 namespace fusedopt {
 
-inline constexpr size_t kItem[] = {4, 8, 2, 2};  // bytes, by dtype
-
 inline void store(char* at, Dtype dtype, double value) {
   const auto f = static_cast<float>(value);
   const uint16_t bfloat = Storage<Dtype::kBFloat16>::store(f);
   const uint16_t half = Storage<Dtype::kFloat16>::store(f);
   const void* from[] = {&f, &value, &bfloat, &half};
-  std::memcpy(at, from[static_cast<int>(dtype)], kItem[static_cast<int>(dtype)]);
+  std::memcpy(at, from[static_cast<int>(dtype)], item_bytes(dtype));
 }
 
 }  // namespace fusedopt

@@ -122,7 +122,10 @@ inline constexpr int64_t kSmallStateBytes = 4096;
 // Threads of a block.
 inline constexpr int kBlockThreads = 256;
 
-// Vectors of 16 bytes of each operand that a thread loads before it uses the first: some 128 bytes.
+// What a thread moves at once: the widest access that a GPU has.
+inline constexpr int kVectorBytes = 16;
+
+// Vectors of each operand that a thread loads before it uses the first: some 128 bytes.
 template <int kOperands>
 inline constexpr int kVectorBatch = kOperands >= 5 ? 1 : 8 / kOperands;
 
@@ -141,7 +144,7 @@ inline constexpr int kResidentBlocks = kItemBytes == 8 ? 2 : kBlocksHeld;
 // operand, which makes up for finding its tensor; and fewer, down to one row, where there would be
 // fewer blocks per multiprocessor than wanted: they end at different times, and more of them leave
 // less of the chip idle at the end.
-inline constexpr int64_t kRowBytes = kBlockThreads * 16;
+inline constexpr int64_t kRowBytes = kBlockThreads * kVectorBytes;
 inline constexpr int64_t kMaxChunkBytes = 4 * kRowBytes;
 inline constexpr int64_t kBlocksWanted = 64;
 

@@ -3,10 +3,12 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/Exceptions.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <optional>
 
 #include "cpu/isa.h"
+#include "torch/operand.h"
 #include "torch/originals.h"
 #include "torch/plan.h"
 #include "torch/stream.h"
@@ -29,7 +31,7 @@ py::dict optimizers() {
   for (const Optimizer& optimizer : all_optimizers()) {
     py::list options, states, scalars;
     py::dict filled_from;            // fresh state, from which option of the group
-    bool makes_state_early = false;  // in the constructor, as Adagrad
+    bool makes_state_early = false;  // in the constructor
     for (const Option& option : optimizer.options) options.append(option.key);
     for (const State& state : optimizer.states) {
       states.append(state.key);
@@ -50,11 +52,35 @@ py::dict optimizers() {
   return all;
 }
 
+// Fails at import rather than by a wrong number, or by sending everything to torch.
+void check_build() {
+  const std::string reason = why_not_this_torch();
+  if (!reason.empty()) {
+    throw py::import_error("fusedopt's extension doesn't know this torch: " + reason +
+                           ". Build fusedopt again with it.");
+  }
+  for (const Optimizer& optimizer : all_optimizers()) {
+    for (const double option : {0.0, 1.0}) {  // which choose the fewest states, and the most
+      const std::vector<double> numbers(kMaxOptions, option);
+      const Variant variant = optimizer.variant(numbers.data());
+      if (variant.cuda == nullptr) continue;
+      if (variant.cuda->states != variant.cpu->states ||
+          variant.cuda->options != variant.cpu->options ||
+          !std::equal(variant.cpu->rule_bytes, variant.cpu->rule_bytes + 2,
+                      variant.cuda->rule_bytes)) {
+        throw py::import_error(std::string("fusedopt was built by two compilers to which ") +
+                               optimizer.name + "'s rule is not the same");
+      }
+    }
+  }
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
   const std::string wrong = cpu::select_isa(std::getenv("FUSEDOPT_CPU_ISA"));
   if (!wrong.empty()) throw py::import_error(wrong);
+  check_build();
   note_originals();
   module.def("isa", [] { return cpu::kIsaNames[cpu::active_isa()]; });
   module.def("isa_built", [] { return isa_names(false); });

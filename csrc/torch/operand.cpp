@@ -1,6 +1,7 @@
 // The rarer questions to a tensor.
 #include "torch/operand.h"
 
+#include <ATen/EmptyTensor.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/InferenceMode.h>
 
@@ -39,6 +40,20 @@ bool is_frozen_inference(const c10::TensorImpl& tensor) {
 at::Tensor tensor_of(const c10::TensorImpl* impl) {
   return at::Tensor(
       c10::intrusive_ptr<c10::TensorImpl>::reclaim_copy(const_cast<c10::TensorImpl*>(impl)));
+}
+
+std::string why_not_this_torch() {
+  // Neither a mode of the program that imports this nor its inference mode makes the tensor.
+  const c10::InferenceMode off(false);
+  const at::Tensor fresh = at::detail::empty_cpu({2, 3}, at::kFloat);
+  const c10::TensorImpl& tensor = *fresh.unsafeGetTensorImpl();
+  if (tensor.key_set() != kPlainKeys) return "a plain tensor has other dispatch keys";
+  const Operand operand = operand_of(*fresh.unsafeGetTensorImpl());
+  if (operand.address != fresh.data_ptr()) return "a tensor's address is elsewhere";
+  const auto before = fresh._version();
+  count_version(operand);
+  if (fresh._version() != before + 1) return "a tensor's version is counted elsewhere";
+  return "";
 }
 
 std::string describe(const c10::TensorImpl& tensor) {

@@ -190,6 +190,10 @@ bool is_frozen_inference(const c10::TensorImpl& tensor);
 // The borrowed pointer's tensor, counted.
 at::Tensor tensor_of(const c10::TensorImpl* impl);
 
+// What this file takes for granted of torch's tensors, tried on a fresh one: why it doesn't hold,
+// or empty.
+std::string why_not_this_torch();
+
 // Shape, dtype and device, for a message.
 std::string describe(const c10::TensorImpl& tensor);
 

@@ -197,7 +197,7 @@ void note(const std::string& name) {
   if (!py::hasattr(optim, name.c_str())) return;
   auto* const type =
       reinterpret_cast<PyTypeObject*>(py::object(optim.attr(name.c_str())).release().ptr());
-  // AdamW's functions are Adam's.
+  // A class that derives from another one that we know has that one's functions.
   const auto* base = type->tp_base;
   const std::string step = find_optimizer(base->tp_name) != nullptr ? base->tp_name : name;
   std::string lower = step;

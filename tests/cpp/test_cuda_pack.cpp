@@ -16,7 +16,6 @@ namespace {
 using namespace fusedopt;
 using cuda::Kernel;
 
-constexpr int kItem[] = {4, 8, 2, 2};
 constexpr int kMultiprocessors = 132;
 
 // Like Adam in float32, or with three states like its amsgrad.
@@ -67,10 +66,11 @@ void test_few_launches_are_enough() {
 void test_chunks() {
   for (int type = 0; type < kDtypes; ++type) {
     const auto dtype = static_cast<Dtype>(type);
-    const int64_t row = kRowBytes / kItem[type];
+    const int64_t row = kRowBytes / kItemBytes[type];
     CHECK(cuda::choose_chunk(1, 1, dtype, kMultiprocessors) == row);
     CHECK(cuda::choose_chunk(25'000'000, 161, dtype, kMultiprocessors) % row == 0);
-    CHECK(cuda::choose_chunk(1 << 30, 1, dtype, kMultiprocessors) * kItem[type] == kMaxChunkBytes);
+    CHECK(cuda::choose_chunk(1 << 30, 1, dtype, kMultiprocessors) * kItemBytes[type] ==
+          kMaxChunkBytes);
     for (int bits = 0; bits < 60; ++bits) {  // however much there is, the grid's limit holds
       const int64_t elements = int64_t{1} << bits;
       const int64_t chunk = cuda::choose_chunk(elements, 1000, dtype, kMultiprocessors);

@@ -93,7 +93,7 @@ struct Memory {
   std::vector<Layout> layouts;
 
   Memory(Dtype dtype, const std::vector<int64_t>& sizes, Lie lie, int rules) {
-    const size_t item = kItem[static_cast<int>(dtype)];
+    const size_t item = item_bytes(dtype);
     std::mt19937 random(1);
     std::normal_distribution<double> normal;
     int64_t start = 0;

@@ -67,7 +67,7 @@ struct Memory {
 
   // With `special`, every third gradient is one that conversions treat apart.
   Memory(Dtype type, int64_t stride, size_t misaligned, bool special = false)
-      : dtype(type), item(kItem[static_cast<int>(type)]) {
+      : dtype(type), item(item_bytes(type)) {
     int64_t total = 0;
     for (const int64_t size : kSizes) total += size;
     for (int k = 0; k < kMaxOperands; ++k) bytes.emplace_back(total * stride * item + misaligned);
@@ -226,7 +226,7 @@ void test_neighbours_are_left_alone() {
   for (const Case& item : kCases) {
     for (int type = 0; type < kDtypes; ++type) {
       const auto dtype = static_cast<Dtype>(type);
-      const size_t size = kItem[type];
+      const size_t size = kItemBytes[type];
       for (int isa = 0; isa < cpu::kIsas; ++isa) {
         if (!cpu::isa_detected(isa)) continue;
         std::vector<std::vector<char>> bytes(kMaxOperands, std::vector<char>(300 * size, 0x3c));
