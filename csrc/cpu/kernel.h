@@ -14,6 +14,7 @@ namespace fusedopt::cpu {
 
 struct Kernel {
   int states;
+  int scalars;     // single numbers in its state beside the step count
   size_t options;  // numbers in the rule's Options
   // Rules compute in float, for float64 tensors in double: index 0 and 1 here.
   size_t rule_bytes[2];

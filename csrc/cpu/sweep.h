@@ -98,8 +98,11 @@ void advance_counts(const double* options, Counts& counts) {
 template <typename Float, typename Double>
 constexpr Kernel make_kernel() {
   static_assert(Float::kStates <= kMaxStates && Double::kStates == Float::kStates);
+  constexpr int kScalars = kScalarsOf<typename Float::Options>;
+  static_assert(kScalars <= kMaxScalars);
   return {
       Float::kStates,
+      kScalars,
       sizeof(typename Float::Options) / sizeof(double),
       {sizeof(Float), sizeof(Double)},
       {prepare<Float>, prepare<Double>},

@@ -36,9 +36,9 @@ inline constexpr int kTilesAhead = 4;
 // With one division, bfloat16, 2026-11-25: 0.76; rules that compare no floats in the loop, 0.71;
 // rounded in lanes of 16 bits, where two vectors become one, 0.65; two blocks per turn of the loop,
 // 0.62. One state with a division and a root: 0.56, 0.54, 0.50, 0.49, and in blocks of 32, 0.51.
-// Lost: NaNs by a branch, 0.95 where a blend takes 0.76; stores of one block after the arithmetic
-// of the next, 0.70 where at once they take 0.62. What limits it are the registers that hold
-// results until their block's division is done: some 50 per block, of the core's 160.
+// Tried and slower: NaNs by a branch, 0.95 where a blend takes 0.76; stores of one block after the
+// arithmetic of the next, 0.70 where at once they take 0.62. What limits it are the registers that
+// hold results until their block's division is done: some 50 per block, of the core's 160.
 //
 // With AVX-512, 2026-11-26, a Xeon of 2 cores, 16,384 elements, no state, one, one with a division
 // and a root, two with both, ns per element: blocks of 32, bfloat16 0.22, 0.31, 0.51 and 0.56,
@@ -92,10 +92,10 @@ inline constexpr int64_t kCachedElements = 1 << 21;
 // processes by turns); it is 1,246 since state put back and lazily copied memory are seen as well,
 // and 1,264 since gradients in memory that the step writes are.
 //
-// Lost: versions counted before the table's entry is written, and that in its place instead of
-// copied there, 233 and 231 ns. Checking and counting shared by two threads, 0.27 to 0.47 ms for
-// 1000 of 64 instead of 0.23 to 0.40. For 10,000 of 16 that won, 2.9 to 3.2 ms instead of 4.1 to
-// 4.2, but a thread that the interpreter doesn't know would read its objects: not done.
+// Tried and no faster: versions counted before the table's entry is written, and that in its place
+// instead of copied there, 233 and 231 ns. Checking and counting shared by two threads, 0.27 to
+// 0.47 ms for 1000 of 64 instead of 0.23 to 0.40. For 10,000 of 16 that won, 2.9 to 3.2 ms instead
+// of 4.1 to 4.2, but a thread that the interpreter doesn't know would read its objects: not done.
 //
 // Counting versions and filling the table without reading a tensor or a storage again: 68 cache
 // lines per parameter instead of 79, 60 instructions fewer there and 69 more in checking, and no

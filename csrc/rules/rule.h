@@ -42,7 +42,7 @@ struct Counts {
 template <typename Options>
 inline constexpr int kScalarsOf = 0;
 template <typename Options>
-  requires(Options::kScalars <= kMaxScalars)
+  requires(Options::kScalars >= 0)
 inline constexpr int kScalarsOf<Options> = Options::kScalars;
 
 template <typename Options>

@@ -52,6 +52,21 @@ py::dict optimizers() {
   return all;
 }
 
+// Why a kernel doesn't agree with the table of optimizers, or with the other compiler's; or empty.
+std::string why_not_variant(const Optimizer& optimizer, const Variant& variant) {
+  const cpu::Kernel& host = *variant.cpu;
+  const size_t scalars = optimizer.scalars.size();
+  if (host.options > static_cast<size_t>(optimizer.numbers)) return "its options";
+  if (static_cast<size_t>(host.states) > optimizer.states.size()) return "its states";
+  if (host.scalars != 0 && scalars != static_cast<size_t>(host.scalars) + 1) return "its numbers";
+  if (variant.cuda == nullptr) return "";
+  const cuda::Kernel& device = *variant.cuda;
+  const bool same = device.states == host.states && device.scalars == host.scalars &&
+                    device.options == host.options &&
+                    std::equal(host.rule_bytes, host.rule_bytes + 2, device.rule_bytes);
+  return same ? "" : "what nvcc makes of it";
+}
+
 // Fails at import rather than by a wrong number, or by sending everything to torch.
 void check_build() {
   const std::string reason = why_not_this_torch();
@@ -62,15 +77,10 @@ void check_build() {
   for (const Optimizer& optimizer : all_optimizers()) {
     for (const double option : {0.0, 1.0}) {  // which choose the fewest states, and the most
       const std::vector<double> numbers(kMaxOptions, option);
-      const Variant variant = optimizer.variant(numbers.data());
-      if (variant.cuda == nullptr) continue;
-      if (variant.cuda->states != variant.cpu->states ||
-          variant.cuda->options != variant.cpu->options ||
-          !std::equal(variant.cpu->rule_bytes, variant.cpu->rule_bytes + 2,
-                      variant.cuda->rule_bytes)) {
-        throw py::import_error(std::string("fusedopt was built by two compilers to which ") +
-                               optimizer.name + "'s rule is not the same");
-      }
+      const std::string wrong = why_not_variant(optimizer, optimizer.variant(numbers.data()));
+      if (wrong.empty()) continue;
+      throw py::import_error(std::string("fusedopt's ") + optimizer.name +
+                             " is not built as its table says: " + wrong);
     }
   }
 }

@@ -316,7 +316,7 @@ void test_rules_made_on_the_device() {
   });
 }
 
-// A sweep reads whole words of a rule, and compute-sanitizer takes it amiss if nobody wrote some.
+// A sweep reads whole words of a rule; compute-sanitizer reports those that nobody wrote.
 void test_a_rule_made_on_the_device_has_no_unwritten_bytes() {
   for_each([](const Case& item, Dtype dtype) {
     std::vector<cuda::Number> options;

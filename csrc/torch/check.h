@@ -1,0 +1,25 @@
+// What checking a parameter and checking its state have in common.
+#pragma once
+
+#include "torch/reading.h"
+
+namespace fusedopt {
+
+// check_state.cpp: as check_slot, of the state.
+const char* check_state(Reading& reading, const Slot& slot, const Shape& shape, Work& work);
+
+// Stores a tensor where the last step's was.
+void set_operand(Work& work, int k, const Operand& operand);
+void forget_operands(Work& work, int from);
+
+// Notes that an operand has another dtype than the parameter. Can a kernel deal with it?
+bool take_format(Work& work, int k, const c10::TensorImpl& tensor);
+
+// What a tensor's class makes of operators, or it alone.
+const char* why_not_object(Reading& reading, PyObject* tensor);
+
+// The dtype of the gradient that torch's own step hands to lerp_.
+c10::ScalarType lerped_type(const Variant& variant, const c10::TensorImpl* grad,
+                            const c10::TensorImpl& param);
+
+}  // namespace fusedopt
