@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CLASS_CASES, OPTIMIZERS, Case, over
+from cases import CLASS_CASES, OPTIMIZERS, SCALARS, Case, over
 from helpers import (
     all_params,
     assert_identical,
@@ -20,6 +20,8 @@ from helpers import (
     step,
 )
 from torch.nn import Parameter
+
+import fusedopt
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -104,6 +106,30 @@ def test_each_step_counts_their_versions(case: Case) -> None:
         step(optimizer, 1)
         assert optimizer.state[params[0]][key] is tensor
         assert tensor._version == before + 1
+
+
+@over(CLASS_CASES, "case")
+def test_versions_of_single_numbers_are_torchs(case: Case) -> None:
+    both = case.make(make_params()), case.make(make_params(), torch.optim)
+    versions = []
+    for optimizer in both:
+        step(optimizer, 0)
+        step(optimizer, 1)
+        state = optimizer.state.get(all_params(optimizer)[0], {})
+        versions.append({key: v._version for key, v in state.items() if key in SCALARS})
+    assert versions[0] == versions[1]
+
+
+@pytest.mark.parametrize("options", [
+    {"alpha": torch.inf}, {"t0": -torch.inf},
+    {"lambd": torch.inf}, {"alpha": 0.0, "lambd": -3.0},
+], ids=str)  # fmt: skip
+def test_odd_options_of_asgd(options: dict[str, float]) -> None:
+    both = [module.ASGD(make_params(), **options) for module in (fusedopt, torch.optim)]
+    for optimizer in both:
+        for t in range(3):
+            step(optimizer, t)
+    assert_same(*both)
 
 
 @over(CASES, "case")

@@ -127,9 +127,13 @@ FUSEDOPT_HD DoubleDouble exact_power(double base, double exponent) {
   return result;
 }
 
-// Not a number where it would overflow, though the base is finite.
+// Of a base that isn't negative. Not a number where a power of finite numbers would overflow.
 FUSEDOPT_HD double power(double base, double exponent) {
-  if (base == base && !is_finite(base)) return exponent > 0 ? base : exponent < 0 ? 0.0 : 1.0;
+  if (base != base || exponent != exponent) return base + exponent;
+  if (!is_finite(base) || !is_finite(exponent)) {
+    if (base == 1.0 || exponent == 0.0) return 1.0;
+    return (base > 1.0) == (exponent > 0.0) ? __builtin_inf() : 0.0;
+  }
   return exact_power(base, exponent).high;
 }
 

@@ -1,5 +1,6 @@
 // Providing what the kernels need: state that isn't there yet, memory and gradients of a tensor's
 // own. May fail and may run Python code; what it has made is taken back if the step fails.
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/full_like.h>
@@ -51,7 +52,9 @@ void fill_state(const Keys& keys, Fresh& fresh, const py::object& optimizer) {
       at::TensorOptions().dtype(wide ? at::kDouble : at::kFloat).device(fresh.scalar_device);
   for (size_t k = 0; k < keys.optimizer->scalars.size(); ++k) {
     const double initial = initial_value(keys.optimizer->scalars[k], group, optimizer);
-    fresh.entries.emplace_back(keys.entries[keys.scalar(k)], at::full({}, initial, options));
+    const double stored = wide ? initial : static_cast<float>(initial);  // full refuses to overflow
+    const at::AutoDispatchBelowADInplaceOrView uncounted;                // full counts a version
+    fresh.entries.emplace_back(keys.entries[keys.scalar(k)], at::full({}, stored, options));
   }
   const at::Tensor param = THPVariable_Unpack(fresh.param.ptr());
   for (int k = 0; k < group.variant.cpu->states; ++k) {
