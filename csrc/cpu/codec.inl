@@ -11,7 +11,8 @@ struct Codec {
 template <Dtype kDtype, typename Compute>
 void load_tile(void* tile, const char* source, int64_t n) {
   using S = Storage<kDtype>;
-  const auto* elements = reinterpret_cast<const typename S::Type*>(source);
+  // Not auto: the attribute that allows any address would be lost.
+  const typename S::Type* elements = reinterpret_cast<const typename S::Type*>(source);
   auto* values = static_cast<Compute*>(tile);
   int64_t done = 0;
 #if defined(FUSEDOPT_F16C)
@@ -26,7 +27,7 @@ void load_tile(void* tile, const char* source, int64_t n) {
 template <Dtype kDtype, typename Compute>
 void store_tile(const void* tile, char* target, int64_t n) {
   using S = Storage<kDtype>;
-  auto* elements = reinterpret_cast<typename S::Type*>(target);
+  typename S::Type* elements = reinterpret_cast<typename S::Type*>(target);
   const auto* values = static_cast<const Compute*>(tile);
   int64_t done = 0;
 #if defined(FUSEDOPT_F16C)
