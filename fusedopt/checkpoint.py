@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -34,7 +35,7 @@ def keeping_numbers(optimizer: Optimizer, kernels: str) -> Iterator[None]:
 
 
 def keep_numbers(optimizer: Optimizer, kernels: str, loaded: Mapping[str, Any]) -> None:
-    """Gives the single numbers of a loaded state the dtype back that they were saved in.
+    """Gives single numbers of a loaded state the dtype back that they were saved in, or float32.
 
     torch does so for the step count, and casts the others to their parameter's dtype: NAdam's
     product of momenta and ASGD's learning rate lose all but 8 bits with each bfloat16 checkpoint.
@@ -51,5 +52,8 @@ def keep_numbers(optimizer: Optimizer, kernels: str, loaded: Mapping[str, Any]) 
             continue
         for key in _C.optimizers()[kernels]["scalars"][1:]:
             number, cast = saved.get(key), state.get(key)
-            if isinstance(number, Tensor) and isinstance(cast, Tensor) and number.numel() == 1:
-                state[key] = number.detach().to(cast.device, copy=True)
+            if not isinstance(number, Tensor) or not isinstance(cast, Tensor):
+                continue
+            dtype = torch.promote_types(number.dtype, torch.float32)
+            if number.is_floating_point() and cast.dtype != dtype:
+                state[key] = number.detach().to(cast.device, dtype)

@@ -173,6 +173,35 @@ def test_loading_keeps_them(case: Case, dtype: torch.dtype) -> None:
             found, expected = loaded.state[p][key], saved.state[q][key]
             assert found.dtype == torch.float32
             assert found == (expected / 2 if key == numbers(case)[0] else expected)
-            assert found is not checkpoint["state"][0][key]
-            found.fill_(7)
     assert_identical(checkpoint, saved.state_dict())
+
+
+@over(CASES, "case")
+def test_loading_numbers_of_other_dtypes(case: Case) -> None:
+    """Integers as torch; no less than float32; and what needs no other dtype isn't copied."""
+    saved = case.make(make_params(dtype=torch.float32))
+    step(saved, 0)
+    checkpoint = saved.state_dict()
+    for key in numbers(case):
+        checkpoint["state"][0][key] = torch.tensor(1)
+        checkpoint["state"][1][key] = checkpoint["state"][1][key].bfloat16()
+    loaded = case.make([Parameter(p.detach().clone()) for p in all_params(saved)])
+    loaded.load_state_dict(checkpoint)
+    states = [loaded.state[p] for p in all_params(loaded)]
+    for key in numbers(case):
+        assert all(state[key].dtype == torch.float32 for state in states)
+        assert states[2][key] is checkpoint["state"][2][key]
+    step(loaded, 1)
+
+
+@over(CASES, "case")
+def test_default_dtype_of_16_bits_as_torch(case: Case) -> None:
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        both = case.make(make_params()), case.make(make_params(), torch.optim)
+        for optimizer in both:
+            for t in range(4):
+                step(optimizer, t)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_same(*both)

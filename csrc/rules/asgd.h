@@ -41,8 +41,7 @@ struct Asgd {
         decay(o.lambd) {}
 
   FUSEDOPT_HD bool valid(double largest) const {
-    return next == next && within(eta, largest) && within(l2.factor, largest) &&
-           is_finite(decay.factor);
+    return next == next && within(eta, largest) && within(l2.factor, largest);
   }
 
   FUSEDOPT_HD void operator()(T& p, T g, T* state) const {

@@ -110,6 +110,7 @@ bool take_format(Work& work, int k, const c10::TensorImpl& tensor) {
   if (work.device != kHost || !to_dtype(tensor, dtype)) return false;
   work.mixed = true;
   work.formats[k] = dtype;
+  if (dtype == Dtype::kFloat64) work.dtype = dtype;  // computed in double, as torch promotes dtypes
   return true;
 }
 

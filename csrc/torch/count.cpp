@@ -235,10 +235,10 @@ bool has_numbers(const Work& work, const Work& other, const Counts& counts, size
 
 void advance(const Optimizer& optimizer, const Group& group, const Work& work, Counts& counts) {
   group.variant.cpu->advance(group.numbers, counts);
-  const bool in_double = c10::get_default_dtype() == caffe2::TypeMeta::Make<double>();
+  const c10::ScalarType type = c10::get_default_dtype_as_scalartype();
   for (size_t k = 1; k < optimizer.scalars.size(); ++k) {
     double& after = counts.after[k - 1];
-    if (optimizer.scalars[k].is_anew && !in_double) after = static_cast<float>(after);
+    if (optimizer.scalars[k].is_anew) after = rounded(after, type);
     after = rounded(after, work.fresh ? c10::ScalarType::Float : work.scalars[k].type);
   }
 }
