@@ -282,3 +282,21 @@ def test_a_mixture_of_everything() -> None:
     assert sum(r.tensors for r in rows) == 5
     assert sum(r.elements for r in rows) == 33 + 20 + 3 + 5 + 5
     assert all(math.isfinite(p.detach().abs().sum().item()) for p in [*ordinary, *others])
+
+
+@over(with_torch(MAIN_CASES), "case")
+def test_a_strided_parameter_without_state_beside_torchs(case: Case) -> None:
+    """The first step refuses options before torch changes anything: the table has no state yet."""
+
+    def scenario(make: Make) -> Optimizer:
+        first = make_params([(4, 6)])[0]
+        first.data = first.data.t()
+        second = Parameter(torch.complex(random((5,), 1), random((5,), 2)))
+        optimizer = make([first, second])
+        for t in range(2):
+            first.grad = random((6, 4), t)
+            second.grad = torch.complex(random((5,), t + 3), random((5,), t + 5))
+            optimizer.step()
+        return optimizer
+
+    twins(case, scenario)

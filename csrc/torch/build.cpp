@@ -154,7 +154,10 @@ void build(const Reading& reading, Tables& tables) {
     if (scalars > 1) tables.counts.push_back(bucket->counts);
     if (work.numel == 0) continue;
     const int operands = kFirstState + group.variant.cpu->states;
-    const int32_t layout = work.dense ? -1 : add_layout(work, operands, *bucket, tables);
+    // State that is still to be made: this table is only built to see whether the options are
+    // refused.
+    const int32_t layout =
+        work.dense || work.fresh ? -1 : add_layout(work, operands, *bucket, tables);
     TensorEntry& entry = bucket->tensors.emplace_back();
     for (int k = 0; k < operands; ++k) {
       entry.operands[k] = const_cast<char*>(work.operands[k].address);
