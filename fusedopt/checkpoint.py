@@ -46,11 +46,12 @@ def keep_numbers(optimizer: Optimizer, kernels: str, loaded: Mapping[str, Any]) 
     saved_groups, groups = checkpoint["param_groups"], loaded["param_groups"]
     ids = chain.from_iterable(group["params"] for group in saved_groups)
     params = chain.from_iterable(group["params"] for group in groups)
+    keys = _C.optimizers()[kernels]["scalars"][1:]  # without the step count
     for saved_id, param in zip(ids, params, strict=True):
         saved, state = checkpoint["state"].get(saved_id), loaded["state"].get(param)
         if not isinstance(saved, Mapping) or not isinstance(state, dict):
             continue
-        for key in _C.optimizers()[kernels]["scalars"][1:]:
+        for key in keys:
             number, cast = saved.get(key), state.get(key)
             if not isinstance(number, Tensor) or not isinstance(cast, Tensor):
                 continue

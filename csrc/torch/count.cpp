@@ -5,6 +5,7 @@
 
 #include <cstring>
 
+#include "engine/elements.h"
 #include "engine/tuning.h"
 
 namespace fusedopt {
@@ -36,31 +37,8 @@ void write(const Scalar& scalar, T value) {
   std::memcpy(const_cast<char*>(scalar.at.address), &value, sizeof value);
 }
 
-// Any count but the usual ones.
-__attribute__((noinline)) double next_unusual(const Scalar& step) {
-  const char* at = step.at.address;
-  switch (step.type) {
-    case c10::ScalarType::Double:
-      return value_at<double>(at) + 1.0;
-    case c10::ScalarType::BFloat16:
-      return next_rounded<Dtype::kBFloat16>(at);
-    case c10::ScalarType::Half:
-      return next_rounded<Dtype::kFloat16>(at);
-    case c10::ScalarType::Byte:
-      return next_integer<uint8_t>(at);
-    case c10::ScalarType::Char:
-      return next_integer<int8_t>(at);
-    case c10::ScalarType::Short:
-      return next_integer<int16_t>(at);
-    case c10::ScalarType::Int:
-      return next_integer<int32_t>(at);
-    default:
-      return next_integer<int64_t>(at);
-  }
-}
-
 __attribute__((noinline)) void count_unusual(const Scalar& step) {
-  const double next = next_unusual(step);
+  const double next = next_unusual_step(step);
   switch (step.type) {
     case c10::ScalarType::BFloat16:
       return write(step, Storage<Dtype::kBFloat16>::store(static_cast<float>(next)));
@@ -119,48 +97,25 @@ void prefetch_counters(const Work& work) {
   }
 }
 
-double value_of(const Scalar& scalar) {
-  const char* at = scalar.at.address;
-  switch (scalar.type) {
-    case c10::ScalarType::Float:
-      return value_at<float>(at);
-    case c10::ScalarType::Double:
-      return value_at<double>(at);
-    case c10::ScalarType::BFloat16:
-      return Storage<Dtype::kBFloat16>::load(value_at<uint16_t>(at));
-    default:
-      return Storage<Dtype::kFloat16>::load(value_at<uint16_t>(at));
-  }
-}
-
-// As it will be stored.
-double rounded(double value, c10::ScalarType type) {
-  const auto narrow = static_cast<float>(value);
+// Of a number that isn't the step count: it has one of the four dtypes.
+Dtype dtype_of(c10::ScalarType type) {
   switch (type) {
     case c10::ScalarType::Float:
-      return narrow;
+      return Dtype::kFloat32;
     case c10::ScalarType::Double:
-      return value;
+      return Dtype::kFloat64;
     case c10::ScalarType::BFloat16:
-      return Storage<Dtype::kBFloat16>::load(Storage<Dtype::kBFloat16>::store(narrow));
+      return Dtype::kBFloat16;
     default:
-      return Storage<Dtype::kFloat16>::load(Storage<Dtype::kFloat16>::store(narrow));
+      return Dtype::kFloat16;
   }
 }
 
-void write_scalar(const Scalar& scalar, double value) {
+double value_of(const Scalar& scalar) { return load(scalar.at.address, dtype_of(scalar.type)); }
+
+void write_number(const Scalar& scalar, double value) {
   count_version(scalar.at);
-  const auto narrow = static_cast<float>(value);
-  switch (scalar.type) {
-    case c10::ScalarType::Float:
-      return write(scalar, narrow);
-    case c10::ScalarType::Double:
-      return write(scalar, value);
-    case c10::ScalarType::BFloat16:
-      return write(scalar, Storage<Dtype::kBFloat16>::store(narrow));
-    default:
-      return write(scalar, Storage<Dtype::kFloat16>::store(narrow));
-  }
+  store(const_cast<char*>(scalar.at.address), dtype_of(scalar.type), value);
 }
 
 // The single numbers of a slot's state. A device counts its own.
@@ -172,7 +127,7 @@ FUSEDOPT_INLINE void count_scalars(const Work& work, size_t scalars, const Count
     } else if (k == 0) {
       count_step(scalar);
     } else {
-      write_scalar(scalar, counts->after[k - 1]);
+      write_number(scalar, counts->after[k - 1]);
     }
   }
 }
@@ -210,7 +165,27 @@ bool is_countable(c10::ScalarType type) {
   }
 }
 
-double next_unusual_step(const Scalar& step) { return next_unusual(step); }
+double next_unusual_step(const Scalar& step) {
+  const char* at = step.at.address;
+  switch (step.type) {
+    case c10::ScalarType::Double:
+      return value_at<double>(at) + 1.0;
+    case c10::ScalarType::BFloat16:
+      return next_rounded<Dtype::kBFloat16>(at);
+    case c10::ScalarType::Half:
+      return next_rounded<Dtype::kFloat16>(at);
+    case c10::ScalarType::Byte:
+      return next_integer<uint8_t>(at);
+    case c10::ScalarType::Char:
+      return next_integer<int8_t>(at);
+    case c10::ScalarType::Short:
+      return next_integer<int16_t>(at);
+    case c10::ScalarType::Int:
+      return next_integer<int32_t>(at);
+    default:
+      return next_integer<int64_t>(at);
+  }
+}
 
 Counts read_counts(const Optimizer& optimizer, const Group& group, const Work& work, double step) {
   if (work.fresh) return first_counts(optimizer, group);
@@ -235,11 +210,11 @@ bool has_numbers(const Work& work, const Work& other, const Counts& counts, size
 
 void advance(const Optimizer& optimizer, const Group& group, const Work& work, Counts& counts) {
   group.variant.cpu->advance(group.numbers, counts);
-  const c10::ScalarType type = c10::get_default_dtype_as_scalartype();
+  const Dtype by_default = dtype_of(c10::get_default_dtype_as_scalartype());
   for (size_t k = 1; k < optimizer.scalars.size(); ++k) {
     double& after = counts.after[k - 1];
-    if (optimizer.scalars[k].is_anew) after = rounded(after, type);
-    after = rounded(after, work.fresh ? c10::ScalarType::Float : work.scalars[k].type);
+    if (optimizer.scalars[k].is_anew) after = rounded(after, by_default);
+    after = rounded(after, work.fresh ? Dtype::kFloat32 : dtype_of(work.scalars[k].type));
   }
 }
 

@@ -13,6 +13,7 @@ namespace fusedopt {
 // Can torch add 1 to a number of this type?
 bool is_countable(c10::ScalarType type);
 
+// Any count but the usual ones.
 double next_unusual_step(const Scalar& step);
 
 // What the count of a slot's steps will be, as torch adds 1 to it in its own type. 0 if a device
