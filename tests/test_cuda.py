@@ -83,6 +83,31 @@ def test_same_bits_as_on_the_cpu(case: Case, dtype: torch.dtype, device: Device)
     assert_identical(found[1], found[0], device.name)
 
 
+@over(DTYPES, "grad_dtype")
+@over(MAIN_CASES, "case")
+def test_gradient_of_another_dtype(
+    case: Case,
+    grad_dtype: torch.dtype,
+    device: Device,  # noqa: F811
+) -> None:
+    """The CPU's bits; float64 with another dtype is torch's on a device."""
+    found = []
+    for where in ("cpu", device.name):
+        optimizer = case.make(make_params(where, torch.bfloat16, [*SHAPES, (2003,)]))
+        for t in range(3):
+            for i, p in enumerate(optimizer.param_groups[0]["params"]):
+                p.grad_dtype = None
+                p.grad = random(p.shape, 100 * t + i, grad_dtype).to(where)
+            if grad_dtype == torch.float64 and where != "cpu":
+                rows = fusedopt.explain(optimizer).rows
+                assert all("float64" in row.reason for row in rows)
+                return
+            optimizer.step()
+        assert kernels(optimizer) == {case.name.lower()}
+        found.append(found_in(optimizer))
+    assert_identical(*found)
+
+
 @pytest.mark.parametrize("option", ["capturable", "fused"])
 @over(MAIN_CASES, "case")
 def test_step_counts_on_the_device(case: Case, option: str, device: Device) -> None:  # noqa: F811

@@ -1,23 +1,31 @@
 // How one operand lies in memory: a part of the CPU sweep, included once per instruction set.
 // Codecs are chosen at run time, so that what is rare doesn't multiply the sweeps.
 
-// Loads elements that lie side by side into a tile of floats (or doubles), and stores them from it.
+// Elements of one operand that lie side by side.
+struct Piece {
+  char* at;
+  char* remainder;  // of a split number
+  NoiseKey noise;
+  uint32_t index;  // for noise, of the first one
+};
+
+// Loads a piece of n elements into a tile of floats (or doubles), and stores them from it.
 struct Codec {
   int64_t item;  // bytes of an element
-  void (*load)(void* tile, const char* source, int64_t n);
-  void (*store)(const void* tile, char* target, int64_t n);
+  void (*load)(void* tile, const Piece& piece, int64_t n);
+  void (*store)(const void* tile, const Piece& piece, int64_t n);
 };
 
 template <Dtype kDtype, typename Compute>
-void load_tile(void* tile, const char* source, int64_t n) {
+void load_tile(void* tile, const Piece& piece, int64_t n) {
   using S = Storage<kDtype>;
   // Not auto: the attribute that allows any address would be lost.
-  const typename S::Type* elements = reinterpret_cast<const typename S::Type*>(source);
+  const typename S::Type* elements = reinterpret_cast<const typename S::Type*>(piece.at);
   auto* values = static_cast<Compute*>(tile);
   int64_t done = 0;
 #if defined(FUSEDOPT_F16C)
   if constexpr (kDtype == Dtype::kFloat16 && sizeof(Compute) == sizeof(float)) {
-    for (; done + 8 <= n; done += 8) load_eight(values + done, source + 2 * done);
+    for (; done + 8 <= n; done += 8) load_eight(values + done, piece.at + 2 * done);
   }
 #endif
   FUSEDOPT_VECTORIZE
@@ -25,14 +33,14 @@ void load_tile(void* tile, const char* source, int64_t n) {
 }
 
 template <Dtype kDtype, typename Compute>
-void store_tile(const void* tile, char* target, int64_t n) {
+void store_tile(const void* tile, const Piece& piece, int64_t n) {
   using S = Storage<kDtype>;
-  typename S::Type* elements = reinterpret_cast<typename S::Type*>(target);
+  typename S::Type* elements = reinterpret_cast<typename S::Type*>(piece.at);
   const auto* values = static_cast<const Compute*>(tile);
   int64_t done = 0;
 #if defined(FUSEDOPT_F16C)
   if constexpr (kDtype == Dtype::kFloat16 && sizeof(Compute) == sizeof(float)) {
-    for (; done + 8 <= n; done += 8) store_eight(values + done, target + 2 * done);
+    for (; done + 8 <= n; done += 8) store_eight(values + done, piece.at + 2 * done);
   }
 #endif
   FUSEDOPT_VECTORIZE
@@ -41,23 +49,67 @@ void store_tile(const void* tile, char* target, int64_t n) {
   }
 }
 
-template <Dtype kDtype, typename Compute>
-constexpr Codec make_codec() {
-  return {sizeof(typename Storage<kDtype>::Type), load_tile<kDtype, Compute>,
-          store_tile<kDtype, Compute>};
+template <typename Compute>
+void store_noisy(const void* tile, const Piece& piece, int64_t n) {
+  using S = Storage<Dtype::kBFloat16>;
+  S::Type* elements = reinterpret_cast<S::Type*>(piece.at);
+  const auto* values = static_cast<const Compute*>(tile);
+  const NoiseKey key = piece.noise;
+  const uint32_t first = piece.index;
+  FUSEDOPT_VECTORIZE
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t noise = noise_at(key, first + static_cast<uint32_t>(i));
+    elements[i] = round_with(noise, static_cast<float>(values[i]));
+  }
 }
 
-// By dtype.
+// Halves lie anywhere, too.
+typedef int16_t Remainder __attribute__((aligned(1), may_alias));
+
 template <typename Compute>
-inline constexpr Codec kCodecs[kDtypes] = {
-    make_codec<Dtype::kFloat32, Compute>(), make_codec<Dtype::kFloat64, Compute>(),
-    make_codec<Dtype::kBFloat16, Compute>(), make_codec<Dtype::kFloat16, Compute>()};
+void load_split(void* tile, const Piece& piece, int64_t n) {
+  using S = Storage<Dtype::kBFloat16>;
+  const S::Type* upper = reinterpret_cast<const S::Type*>(piece.at);
+  const Remainder* rest = reinterpret_cast<const Remainder*>(piece.remainder);
+  auto* values = static_cast<Compute*>(tile);
+  FUSEDOPT_VECTORIZE
+  for (int64_t i = 0; i < n; ++i) values[i] = join(upper[i], rest[i]);
+}
+
+template <typename Compute>
+void store_split(const void* tile, const Piece& piece, int64_t n) {
+  using S = Storage<Dtype::kBFloat16>;
+  S::Type* upper = reinterpret_cast<S::Type*>(piece.at);
+  Remainder* rest = reinterpret_cast<Remainder*>(piece.remainder);
+  const auto* values = static_cast<const Compute*>(tile);
+  FUSEDOPT_VECTORIZE
+  for (int64_t i = 0; i < n; ++i) {
+    const Halves halves = split(static_cast<float>(values[i]));
+    upper[i] = halves.upper;
+    rest[i] = halves.remainder;
+  }
+}
+
+template <Dtype kDtype, typename Compute>
+constexpr Codec make_codec() {
+  return {item_bytes(kDtype), load_tile<kDtype, Compute>, store_tile<kDtype, Compute>};
+}
+
+// By format.
+template <typename Compute>
+inline constexpr Codec kCodecs[kFormats] = {
+    make_codec<Dtype::kFloat32, Compute>(),
+    make_codec<Dtype::kFloat64, Compute>(),
+    make_codec<Dtype::kBFloat16, Compute>(),
+    make_codec<Dtype::kFloat16, Compute>(),
+    {2, load_tile<Dtype::kBFloat16, Compute>, store_noisy<Compute>},
+    {2, load_split<Compute>, store_split<Compute>}};
 
 struct Steps;
 
 // How a rule steps a parameter of one dtype, whose gradient and states may have others.
 struct Stepper {
-  int operands;
+  int operands;  // without a remainder
   size_t rule_bytes;
   const Codec* codecs[kMaxOperands];
   // Elements [begin, end) of a tensor that lie side by side.

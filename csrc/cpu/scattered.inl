@@ -1,7 +1,9 @@
 // Tensors of many short dimensions: boxes of a few elements would take longer to find than to step.
-// Where the elements of the innermost dimensions lie is worked out once.
+// Where the elements of the innermost dimensions lie is worked out once. Also what is stored with
+// noise, whose elements have numbers, or in two halves.
 struct Scattered {
-  int64_t count = 1;  // elements of those dimensions together
+  int64_t period = 1;  // elements after which all repeats
+  int64_t count = 1;   // of those, how many are dealt with at once
   int64_t offsets[kMaxOperands][kRowTile];
   alignas(64) char tiles[kMaxOperands][kRowTile * 8 + 64];
 
@@ -12,8 +14,13 @@ struct Scattered {
 
   Scattered(const Layout& layout, int operands) {
     int first = layout.ndim;
-    while (first > 0 && count * layout.sizes[first - 1] <= kRowTile) {
-      count *= layout.sizes[--first];
+    while (first > 0 && period * layout.sizes[first - 1] <= kRowTile) {
+      period *= layout.sizes[--first];
+    }
+    count = period;
+    if (first == layout.ndim) {  // part of a long row
+      period = layout.sizes[--first];
+      count = kRowTile;
     }
     for (int64_t i = 0; i < count; ++i) {
       int64_t at[kMaxOperands] = {};
@@ -26,29 +33,34 @@ struct Scattered {
 inline void step_scattered(const Table& table, const TensorEntry& tensor, const Stepper& stepper,
                            const void* rule, int64_t begin, int64_t end) {
   const Layout& layout = table.layouts[tensor.layout];
-  Scattered scattered(layout, stepper.operands);
+  const int operands = stepper.operands + is_split(table);
+  Scattered scattered(layout, operands);
+  const auto item = [&](int k) { return k < stepper.operands ? stepper.item(k) : kRemainderBytes; };
   const auto move = [&](int k, char* operand, const int64_t* offsets, int64_t n, bool to_tile) {
-    const auto move_items = stepper.item(k) == 2   ? move_scattered<2>
-                            : stepper.item(k) == 4 ? move_scattered<4>
-                                                   : move_scattered<8>;
+    const auto move_items = item(k) == 2   ? move_scattered<2>
+                            : item(k) == 4 ? move_scattered<4>
+                                           : move_scattered<8>;
     move_items(operand, offsets, n, scattered.tiles[k], to_tile);
   };
   while (begin < end) {
-    const int64_t from = begin % scattered.count;
-    const int64_t n = std::min(scattered.count - from, end - begin);
+    const int64_t within = begin % scattered.period;
+    const int64_t from = within % scattered.count;
+    const int64_t rest = std::min(scattered.period - within, scattered.count - from);
+    const int64_t n = std::min(rest, end - begin);
     int64_t at[kMaxOperands] = {};
-    add_place(layout, stepper.operands, 0, begin - from, at);
+    add_place(layout, operands, 0, begin - from, at);
     TensorEntry part = tensor;
-    char* operands[kMaxOperands];
-    for (int k = 0; k < stepper.operands; ++k) {
-      operands[k] = static_cast<char*>(tensor.operands[k]) + at[k] * stepper.item(k);
+    part.origin += begin;
+    char* places[kMaxOperands];
+    for (int k = 0; k < operands; ++k) {
+      places[k] = static_cast<char*>(tensor.operands[k]) + at[k] * item(k);
       part.operands[k] = scattered.tiles[k];
-      move(k, operands[k], scattered.offsets[k] + from, n, true);
+      move(k, places[k], scattered.offsets[k] + from, n, true);
     }
     stepper.dense(table, part, stepper, rule, 0, n);
-    for (int k = 0; k < stepper.operands; ++k) {
+    for (int k = 0; k < operands; ++k) {
       if (k == kGrad && !table.scaled) continue;
-      move(k, operands[k], scattered.offsets[k] + from, n, false);
+      move(k, places[k], scattered.offsets[k] + from, n, false);
     }
     begin += n;
   }

@@ -256,7 +256,7 @@ inline int64_t columns_of_block(int64_t rows, int64_t columns, bool transposed) 
 __attribute__((noinline)) inline void strided(const Table& table, const TensorEntry& tensor,
                                               const Stepper& stepper, const void* rule,
                                               int64_t begin, int64_t end) {
-  if (Scattered::suits(table.layouts[tensor.layout])) {
+  if (Scattered::suits(table.layouts[tensor.layout]) || is_split(table) || table.keys != nullptr) {
     return step_scattered(table, tensor, stepper, rule, begin, end);
   }
   Block block(table, tensor, stepper, rule);

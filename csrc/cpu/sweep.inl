@@ -54,6 +54,20 @@ inline void prefetch(const TensorEntry& tensor, const Stepper& stepper) {
   }
 }
 
+// Tells the pieces that begin with element `at` their noise. Returns for how many of n elements:
+// the key is another where an index's upper half changes.
+inline int64_t find_noise(const Table& table, const TensorEntry& tensor, const Stepper& stepper,
+                          int64_t at, bool is_first, int64_t n, Piece* pieces) {
+  const auto index = static_cast<uint64_t>(tensor.origin + at);
+  const auto lower = static_cast<uint32_t>(index);
+  for (int k = 0; k < stepper.operands; ++k) {
+    pieces[k].index = lower;
+    if (!is_first && lower != 0) continue;
+    pieces[k].noise = {operand_key(table.keys[tensor.rule], tensor.position, k), index};
+  }
+  return std::min(n, (int64_t{1} << 32) - lower);
+}
+
 // Elements [begin, end) of one tensor through tiles: low precision, a gradient scale, operands in
 // several dtypes. All operands pass through the same load instruction, so the hardware sees no
 // stream in them.
@@ -63,28 +77,39 @@ __attribute__((noinline)) void tiled(const Table& table, const TensorEntry& tens
                                      int64_t end) {
   alignas(64) Compute values[kMaxOperands][kTile];
   void* tiles[kMaxOperands];
+  Piece pieces[kMaxOperands];
   for (int k = 0; k < kMaxOperands; ++k) tiles[k] = values[k];
+  for (int k = 0; k < stepper.operands; ++k) {
+    pieces[k].at = static_cast<char*>(tensor.operands[k]) + begin * stepper.item(k);
+  }
+  const bool split = is_split(table);
+  if (split) {
+    pieces[kParam].remainder =
+        static_cast<char*>(tensor.operands[stepper.operands]) + begin * kRemainderBytes;
+  }
   const auto scale = Compute(table.grad_scale);
-  for (int64_t at = begin; at < end; at += kTile) {
-    const int64_t n = std::min<int64_t>(kTile, end - at);
-    char* operands[kMaxOperands];
+  for (int64_t at = begin; at < end;) {
+    int64_t n = std::min<int64_t>(kTile, end - at);
+    if (table.keys != nullptr) n = find_noise(table, tensor, stepper, at, at == begin, n, pieces);
     for (int k = 0; k < stepper.operands; ++k) {
-      operands[k] = static_cast<char*>(tensor.operands[k]) + at * stepper.item(k);
       const int64_t bytes = kTile * stepper.item(k);
       if (at + kTilesAhead * kTile >= end) continue;
       for (int64_t i = 0; i < bytes; i += 64) {
-        __builtin_prefetch(operands[k] + kTilesAhead * bytes + i, 1);
+        __builtin_prefetch(pieces[k].at + kTilesAhead * bytes + i, 1);
       }
     }
-    for (int k = 0; k < stepper.operands; ++k) stepper.codecs[k]->load(tiles[k], operands[k], n);
+    for (int k = 0; k < stepper.operands; ++k) stepper.codecs[k]->load(tiles[k], pieces[k], n);
     if (table.scaled) {
       for (int64_t i = 0; i < n; ++i) values[kGrad][i] /= scale;
-      stepper.codecs[kGrad]->store(tiles[kGrad], operands[kGrad], n);
+      stepper.codecs[kGrad]->store(tiles[kGrad], pieces[kGrad], n);
     }
     stepper.apply(rule, tiles, n, tensor.maximize);
     for (int k = 0; k < stepper.operands; ++k) {
-      if (k != kGrad) stepper.codecs[k]->store(tiles[k], operands[k], n);
+      if (k != kGrad) stepper.codecs[k]->store(tiles[k], pieces[k], n);
+      pieces[k].at += n * stepper.item(k);
     }
+    if (split) pieces[kParam].remainder += n * kRemainderBytes;
+    at += n;
   }
 }
 
@@ -163,9 +188,9 @@ constexpr Stepper make_stepper() {
   return made;
 }
 
-// Of operands in several dtypes.
+// Of operands in several formats.
 template <typename Compute>
-Stepper with_formats(Stepper stepper, const Dtype* formats) {
+Stepper with_formats(Stepper stepper, const Format* formats) {
   for (int k = 0; k < stepper.operands; ++k) {
     stepper.codecs[k] = &kCodecs<Compute>[static_cast<int>(formats[k])];
   }

@@ -1,6 +1,6 @@
 // CUDA kernels of Adadelta.
+#include "cuda/kernels.cuh"
 #include "cuda/kernels.h"
-#include "cuda/sweep.cuh"
 #include "rules/adadelta.h"
 
 namespace fusedopt::cuda {

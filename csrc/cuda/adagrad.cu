@@ -1,6 +1,6 @@
 // CUDA kernels of Adagrad.
+#include "cuda/kernels.cuh"
 #include "cuda/kernels.h"
-#include "cuda/sweep.cuh"
 #include "rules/adagrad.h"
 
 namespace fusedopt::cuda {

@@ -1,6 +1,6 @@
 // CUDA kernels of Adam and AdamW.
+#include "cuda/kernels.cuh"
 #include "cuda/kernels.h"
-#include "cuda/sweep.cuh"
 #include "rules/adam.h"
 
 namespace fusedopt::cuda {

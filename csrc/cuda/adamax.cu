@@ -1,6 +1,6 @@
 // CUDA kernels of Adamax.
+#include "cuda/kernels.cuh"
 #include "cuda/kernels.h"
-#include "cuda/sweep.cuh"
 #include "rules/adamax.h"
 
 namespace fusedopt::cuda {

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "engine/dtype.h"
+#include "engine/format.h"
 #include "engine/table.h"
 
 namespace fusedopt::cuda {
@@ -12,8 +12,9 @@ namespace fusedopt::cuda {
 // launch itself: nothing to allocate or to keep alive, and safe under graph capture.
 inline constexpr int kArgumentBytes = 32764;
 
-// A tensor's words in SweepArguments: the operands' addresses, its number of elements, then a
-// Place.
+// A tensor's words in SweepArguments: the operands' addresses, its number of elements, a Place. Of
+// a table with formats: the addresses, the remainder's (or null), the parameter's position, the
+// first element's index, then the same.
 struct Place {
   uint32_t first;         // chunks of the tensors before it in this launch
   uint32_t rule : 12;     // the word where its rule is; or its index, if the device made the rules
@@ -26,7 +27,9 @@ static_assert(sizeof(Place) == sizeof(uint64_t));
 
 inline constexpr int kMaxWordIndex = 1 << 12;  // what the fields `rule` and `layout` can hold
 
-inline constexpr int kTensorWords = 2;  // beside the operands' addresses
+// Beside the operands' addresses.
+inline constexpr int kTensorWords = 2;
+inline constexpr int kMixedWords = 3 + kTensorWords;
 
 struct SweepHeader {
   const void*
@@ -37,6 +40,10 @@ struct SweepHeader {
   int32_t scaled;  // gradients are divided by their scale, and stored so
   int32_t count;   // tensors
   uint32_t chunk;  // elements per block, a multiple of a row (tuning.h)
+  // Of a table with formats. A key of noise follows its rule in words.
+  Format formats[kMaxOperands];
+  bool noisy;
+  const uint64_t* device_keys;  // as device_rules
 };
 
 inline constexpr int kWords =
@@ -51,15 +58,18 @@ static_assert(sizeof(SweepArguments) <= kArgumentBytes);
 
 // The operands of prepare(), which makes rules on the device, one thread each.
 inline constexpr int kPreparedGroups = 192;
-inline constexpr int kPreparedRules = 1800;  // whose state holds no number but the step count
+inline constexpr int kPreparedRules = 1600;  // whose state holds no number but the step count
 inline constexpr uint8_t kHere = 0xff;       // in the place of a Dtype: the number itself
 
 struct PrepareArguments {
   void* rules;  // where the first of them goes
   const float* found_inf;
   int32_t count;
+  int32_t numbers;  // of each rule, in `counts`
+  uint64_t* keys;   // of noise, where the first goes; null: there is none
+  uint64_t seeds[kPreparedGroups];
   uint64_t options[kPreparedGroups][kMaxOptions];      // a double's bits, or an address
-  uint64_t counts[kPreparedRules];                     // a rule's step, then its scalars
+  uint64_t counts[kPreparedRules];                     // a rule's step, its scalars, its roundings
   uint8_t option_types[kPreparedGroups][kMaxOptions];  // what is at the address: a Dtype; kHere
   uint8_t count_types[kPreparedRules];
   uint8_t groups[kPreparedRules];

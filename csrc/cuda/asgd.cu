@@ -1,6 +1,6 @@
 // CUDA kernels of ASGD.
+#include "cuda/kernels.cuh"
 #include "cuda/kernels.h"
-#include "cuda/sweep.cuh"
 #include "rules/asgd.h"
 
 namespace fusedopt::cuda {

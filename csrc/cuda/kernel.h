@@ -22,6 +22,9 @@ struct Kernel {
   size_t rule_bytes[2];
   void (*prepare[2])(PrepareArguments);
   void (*sweep[kDtypes])(SweepArguments);
+  // Of a table with formats, none of them float64: the same in double would add a tenth to the
+  // library, for what hardly occurs on a device.
+  void (*mixed)(SweepArguments);
 
   static constexpr int compute(Dtype dtype) { return dtype == Dtype::kFloat64 ? 1 : 0; }
 };
@@ -39,6 +42,9 @@ struct RuleSource {
   int32_t group;
   Number step;
   Number scalars[kMaxScalars];  // written by the device: any dtype, and no two the same
+  // For noise: the group's seed, and how often was rounded, if the optimizer counts no steps.
+  uint64_t seed = 0;
+  Number roundings = {};
 };
 
 // Rules that the device makes, because some of their numbers are only there.
@@ -46,7 +52,9 @@ struct DeviceRules {
   const Number* options;      // the groups' one after the other, Kernel::options of each
   const RuleSource* sources;  // TensorEntry::rule is an index into these
   int64_t count;
-  void* memory;  // on the device, aligned to 16 bytes: count * rule_bytes
+  void* memory;              // on the device, aligned to 16 bytes: count * rule_bytes
+  uint64_t* keys = nullptr;  // on the device, of noise: count; null: there is none
+  bool roundings = false;    // the sources say how often was rounded
 };
 
 // Numbers that are not in the table because they are on the device. Null: there is none.
@@ -57,7 +65,7 @@ struct Scalars {
 };
 
 // The device can only access an element at a multiple of its size: run() throws for anything else.
-bool is_aligned(const void* address, Dtype dtype);
+bool is_aligned(const void* address, Format format);
 
 // Memory was short, which it may not be next time.
 struct OutOfMemory : std::runtime_error {
@@ -74,6 +82,6 @@ void run(const Kernel& kernel, Dtype dtype, const Table& table, const Scalars& s
 bool is_capturing(void* stream);
 
 // Why a kernel can't run on the current device: too old, say. Empty: it can.
-std::string why_not(const Kernel& kernel, Dtype dtype);
+std::string why_not(const Kernel& kernel, Dtype dtype, bool mixed);
 
 }  // namespace fusedopt::cuda

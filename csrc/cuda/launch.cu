@@ -65,10 +65,12 @@ void run(const Kernel& kernel, Dtype dtype, const Table& table, const Scalars& s
       launch(kernel.prepare[Kernel::compute(dtype)], blocks, args, target);
     }
   }
+  const auto sweep =
+      table.formats != nullptr ? kernel.mixed : kernel.sweep[static_cast<int>(dtype)];
   SweepPacker packer(kernel, dtype, table, scalars, multiprocessors_of(target));
   SweepArguments args;
   while (const uint32_t blocks = packer.next(args)) {
-    launch(kernel.sweep[static_cast<int>(dtype)], blocks, args, target);
+    launch(sweep, blocks, args, target);
   }
 }
 
@@ -81,9 +83,10 @@ bool is_capturing(void* stream) {
   throw std::runtime_error(std::string("fusedopt: CUDA says: ") + cudaGetErrorString(error));
 }
 
-std::string why_not(const Kernel& kernel, Dtype dtype) {
+std::string why_not(const Kernel& kernel, Dtype dtype, bool mixed) {
   cudaFuncAttributes attributes;
-  const auto* sweep = reinterpret_cast<const void*>(kernel.sweep[static_cast<int>(dtype)]);
+  const auto chosen = mixed ? kernel.mixed : kernel.sweep[static_cast<int>(dtype)];
+  const auto* sweep = reinterpret_cast<const void*>(chosen);
   const cudaError_t error = cudaFuncGetAttributes(&attributes, sweep);
   if (error == cudaSuccess) return "";
   cudaGetLastError();

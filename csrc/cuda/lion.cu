@@ -1,6 +1,6 @@
 // CUDA kernels of Lion.
+#include "cuda/kernels.cuh"
 #include "cuda/kernels.h"
-#include "cuda/sweep.cuh"
 #include "rules/lion.h"
 
 namespace fusedopt::cuda {

@@ -1,6 +1,6 @@
 // CUDA kernels of NAdam.
+#include "cuda/kernels.cuh"
 #include "cuda/kernels.h"
-#include "cuda/sweep.cuh"
 #include "rules/nadam.h"
 
 namespace fusedopt::cuda {

@@ -38,8 +38,8 @@ uint32_t choose_chunk(int64_t elements, int64_t count, Dtype dtype, int multipro
   return static_cast<uint32_t>(chunk);
 }
 
-bool is_aligned(const void* address, Dtype dtype) {
-  return reinterpret_cast<uintptr_t>(address) % item_bytes(dtype) == 0;
+bool is_aligned(const void* address, Format format) {
+  return reinterpret_cast<uintptr_t>(address) % item_bytes(format) == 0;
 }
 
 SweepPacker::SweepPacker(const Kernel& kernel, Dtype dtype, const Table& table,
@@ -49,7 +49,8 @@ SweepPacker::SweepPacker(const Kernel& kernel, Dtype dtype, const Table& table,
       operands_(kFirstState + kernel.states),
       dtype_(dtype),
       rule_bytes_(kernel.rule_bytes[Kernel::compute(dtype)]),
-      rule_words_(static_cast<int>(divide_up(rule_bytes_, sizeof(uint64_t)))) {
+      rule_words_(static_cast<int>(divide_up(rule_bytes_, sizeof(uint64_t)))),
+      mixed_(table.formats != nullptr) {
   if (table.count == 0) return;
   const TensorEntry& last = table.tensors[table.count - 1];
   chunk_ = choose_chunk(last.start + last.numel, table.count, dtype, multiprocessors);
@@ -57,14 +58,14 @@ SweepPacker::SweepPacker(const Kernel& kernel, Dtype dtype, const Table& table,
 
 // Does a tensor still fit into the launch, with its rule and layout?
 bool SweepPacker::fits(const SweepArguments& args, const TensorEntry& tensor) const {
-  int words = (args.count + 1) * (operands_ + kTensorWords);
+  int words = (args.count + 1) * tensor_words();
   if (scalars_.rules != nullptr) {
     const int64_t index = args.count == 0 ? 0 : int64_t{tensor.rule} - rule_;
     if (index < 0 || index >= kMaxWordIndex) return false;
   } else if (args.count == 0 || rule_ != tensor.rule) {
-    words += rule_words_;
+    words += rule_words_ + noisy();
   }
-  if (tensor.layout >= 0) words += layout_words(table_.layouts[tensor.layout], operands_);
+  if (tensor.layout >= 0) words += layout_words(table_.layouts[tensor.layout], laid_out());
   return words <= back_;
 }
 
@@ -73,16 +74,18 @@ uint32_t SweepPacker::place_rule(SweepArguments& args, int32_t rule) {
   if (scalars_.rules != nullptr) {
     if (args.count == 0) {
       args.device_rules = static_cast<char*>(scalars_.rules->memory) + rule * rule_bytes_;
+      if (noisy()) args.device_keys = scalars_.rules->keys + rule;
       rule_ = rule;
     }
     return static_cast<uint32_t>(rule - rule_);
   }
   if (args.count == 0 || rule_ != rule) {
     rule_ = rule;
-    back_ -= rule_words_;
+    back_ -= rule_words_ + noisy();
     rule_place_ = back_;
     const char* from = static_cast<const char*>(table_.rules) + rule * rule_bytes_;
     std::memcpy(args.words + rule_place_, from, rule_bytes_);
+    if (noisy()) args.words[rule_place_ + rule_words_] = table_.keys[rule];
   }
   return static_cast<uint32_t>(rule_place_);
 }
@@ -91,21 +94,21 @@ uint32_t SweepPacker::place_rule(SweepArguments& args, int32_t rule) {
 uint32_t SweepPacker::place_layout(SweepArguments& args, const TensorEntry& tensor) {
   if (tensor.layout < 0) return 0;
   const Layout& layout = table_.layouts[tensor.layout];
-  back_ -= layout_words(layout, operands_);
+  back_ -= layout_words(layout, laid_out());
   uint64_t* at = args.words + back_;
   *at = static_cast<uint64_t>(layout.ndim);
   at = std::copy_n(layout.sizes, layout.ndim, at + 1);
-  std::copy_n(layout.strides, layout.ndim * operands_, at);
+  std::copy_n(layout.strides, layout.ndim * laid_out(), at);
   return static_cast<uint32_t>(back_);
 }
 
 void SweepPacker::add(SweepArguments& args, const TensorEntry& tensor) {
   const auto lead = reinterpret_cast<uintptr_t>(tensor.operands[kParam]) % kVectorBytes;
-  bool alike = tensor.layout < 0;
-  uint64_t* words = args.words + args.count * (operands_ + kTensorWords);
+  bool alike = tensor.layout < 0 && !mixed_;
+  uint64_t* words = args.words + args.count * tensor_words();
   for (int k = 0; k < operands_; ++k) {
     const auto address = reinterpret_cast<uintptr_t>(tensor.operands[k]);
-    if (!is_aligned(tensor.operands[k], dtype_)) {
+    if (!is_aligned(tensor.operands[k], mixed_ ? table_.formats[k] : format_of(dtype_))) {
       throw std::runtime_error("fusedopt: a tensor on a CUDA device isn't aligned to its elements");
     }
     alike = alike && address % kVectorBytes == lead;
@@ -118,14 +121,24 @@ void SweepPacker::add(SweepArguments& args, const TensorEntry& tensor) {
   place.lead = alike ? static_cast<uint32_t>(lead) / item_bytes(dtype_) : 0;
   place.vectors = alike;
   place.maximize = tensor.maximize;
-  words[operands_] = static_cast<uint64_t>(tensor.numel);
-  std::memcpy(words + operands_ + 1, &place, sizeof place);
+  if (mixed_) {
+    words[operands_] =
+        is_split(table_) ? reinterpret_cast<uintptr_t>(tensor.operands[operands_]) : 0;
+    words[operands_ + 1] = tensor.position;
+    words[operands_ + 2] = static_cast<uint64_t>(tensor.origin);
+  }
+  words += tensor_words() - kTensorWords;
+  words[0] = static_cast<uint64_t>(tensor.numel);
+  std::memcpy(words + 1, &place, sizeof place);
   blocks_ += divide_up(place.lead + tensor.numel, chunk_);
   ++args.count;
 }
 
 uint32_t SweepPacker::next(SweepArguments& args) {
   args.device_rules = nullptr;
+  args.device_keys = nullptr;
+  args.noisy = noisy();
+  if (mixed_) std::copy_n(table_.formats, kMaxOperands, args.formats);
   args.found_inf = scalars_.found_inf;
   args.scale_at = scalars_.grad_scale;
   args.scale = table_.grad_scale;
@@ -144,14 +157,17 @@ PreparePacker::PreparePacker(const Kernel& kernel, Dtype dtype, const Scalars& s
     : rules_(scalars.rules),
       found_inf_(scalars.found_inf),
       options_(static_cast<int>(kernel.options)),
-      counts_(1 + kernel.scalars),
+      scalars_(kernel.scalars),
+      counts_(1 + kernel.scalars + (rules_ != nullptr && rules_->roundings)),
       rule_bytes_(kernel.rule_bytes[Kernel::compute(dtype)]) {}
 
 uint32_t PreparePacker::next(PrepareArguments& args) {
   if (rules_ == nullptr) return 0;
   args.rules = static_cast<char*>(rules_->memory) + done_ * rule_bytes_;
+  args.keys = rules_->keys == nullptr ? nullptr : rules_->keys + done_;
   args.found_inf = found_inf_;
   args.count = 0;
+  args.numbers = counts_;
   int groups = 0;
   for (; done_ < rules_->count && args.count < kPreparedRules / counts_; ++done_, ++args.count) {
     const RuleSource& source = rules_->sources[done_];
@@ -161,12 +177,16 @@ uint32_t PreparePacker::next(PrepareArguments& args) {
         write(rules_->options[int64_t{source.group} * options_ + i], args.options[groups][i],
               args.option_types[groups][i]);
       }
+      args.seeds[groups] = source.seed;
       ++groups;
     }
     args.groups[args.count] = static_cast<uint8_t>(groups - 1);
     for (int k = 0; k < counts_; ++k) {
       const int at = args.count * counts_ + k;
-      write(k == 0 ? source.step : source.scalars[k - 1], args.counts[at], args.count_types[at]);
+      const Number& number = k == 0          ? source.step
+                             : k <= scalars_ ? source.scalars[k - 1]
+                                             : source.roundings;
+      write(number, args.counts[at], args.count_types[at]);
     }
   }
   return static_cast<uint32_t>(divide_up(args.count, kBlockThreads));

@@ -25,6 +25,12 @@ class SweepPacker {
  private:
   bool fits(const SweepArguments& args, const TensorEntry& tensor) const;
   void add(SweepArguments& args, const TensorEntry& tensor);
+  int tensor_words() const { return operands_ + (mixed_ ? kMixedWords : kTensorWords); }
+  int laid_out() const { return operands_ + is_split(table_); }
+  bool noisy() const { return table_.keys != nullptr || (mixed_ && keys_on_device()); }
+  bool keys_on_device() const {
+    return scalars_.rules != nullptr && scalars_.rules->keys != nullptr;
+  }
   uint32_t place_rule(SweepArguments& args, int32_t rule);
   uint32_t place_layout(SweepArguments& args, const TensorEntry& tensor);
 
@@ -34,6 +40,7 @@ class SweepPacker {
   Dtype dtype_;
   size_t rule_bytes_;
   int rule_words_;
+  bool mixed_;
   uint32_t chunk_ = 0;
   int64_t done_ = 0;  // tensors
   // Of the launch that is being packed:
@@ -54,6 +61,7 @@ class PreparePacker {
   const DeviceRules* rules_;
   const float* found_inf_;
   int options_;
+  int scalars_;
   int counts_;  // of each rule
   size_t rule_bytes_;
   int64_t done_ = 0;  // rules

@@ -1,6 +1,6 @@
 // CUDA kernels of RAdam.
+#include "cuda/kernels.cuh"
 #include "cuda/kernels.h"
-#include "cuda/sweep.cuh"
 #include "rules/radam.h"
 
 namespace fusedopt::cuda {

@@ -1,6 +1,6 @@
 // CUDA kernels of RMSprop.
+#include "cuda/kernels.cuh"
 #include "cuda/kernels.h"
-#include "cuda/sweep.cuh"
 #include "rules/rmsprop.h"
 
 namespace fusedopt::cuda {

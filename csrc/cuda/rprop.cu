@@ -1,6 +1,6 @@
 // CUDA kernels of Rprop.
+#include "cuda/kernels.cuh"
 #include "cuda/kernels.h"
-#include "cuda/sweep.cuh"
 #include "rules/rprop.h"
 
 namespace fusedopt::cuda {

@@ -46,15 +46,32 @@ double value_between(int operand, double from_0_to_1) {
   return operand == 2 ? 1 + from_0_to_1 : from_0_to_1 / 4;
 }
 
-std::vector<char> make_values(Dtype dtype, int operands) {
+// What each operand is stored as. With `mixed` all formats occur that the kernel takes.
+struct Formats {
+  Format all[kMaxOperands];
+  bool mixed;
+
+  Formats(Dtype dtype, bool several) : mixed(several) {
+    constexpr Format kSeveral[kMaxOperands] = {Format::kSplitFloat32,  Format::kFloat16,
+                                               Format::kNoisyBFloat16, Format::kFloat32,
+                                               Format::kBFloat16,      Format::kBFloat16};
+    for (int k = 0; k < kMaxOperands; ++k) all[k] = mixed ? kSeveral[k] : format_of(dtype);
+  }
+  const Format* in_table() const { return mixed ? all : nullptr; }
+};
+
+std::vector<char> make_values(const Formats& formats, int operands) {
   std::vector<char> bytes(kTensors * operands * kSlot);
   uint32_t random = 1;
   for (int64_t slot = 0; slot < kTensors * operands; ++slot) {
+    const auto operand = static_cast<int>(slot % operands);
+    const Format format = formats.all[operand];
+    const Dtype dtype =
+        static_cast<int>(format) < kDtypes ? static_cast<Dtype>(format) : Dtype::kBFloat16;
     for (int64_t i = 0; i < kElements; ++i) {
       random = random * 1664525u + 1013904223u;  // Numerical Recipes' generator
-      const double value =
-          value_between(static_cast<int>(slot % operands), (random >> 8) * 0x1p-24);
-      store(bytes.data() + slot * kSlot + i * item_bytes(dtype), dtype, value);
+      const double value = value_between(operand, (random >> 8) * 0x1p-24);
+      store(bytes.data() + slot * kSlot + i * item_bytes(format), dtype, value);
     }
   }
   return bytes;
@@ -69,6 +86,8 @@ std::vector<TensorEntry> make_tensors(char* base, int operands) {
     entry.numel = kElements;
     entry.layout = -1;
     entry.maximize = t == 1;
+    entry.position = static_cast<uint32_t>(t);
+    entry.origin = t * ((int64_t{1} << 32) - 100);
     tensors.push_back(entry);
   }
   return tensors;
@@ -76,16 +95,17 @@ std::vector<TensorEntry> make_tensors(char* base, int operands) {
 
 void serially(int64_t, void (*task)(int64_t, void*), void* context) { task(0, context); }
 
-bool has_the_cpus_bits(const Kernel& kernel, const cpu::Kernel& expected, Dtype dtype, char* values,
-                       int device, cudaStream_t stream) {
-  const int operands = kFirstState + kernel.states;
+bool has_the_cpus_bits(const Kernel& kernel, const cpu::Kernel& expected, Dtype dtype, bool mixed,
+                       char* values, int device, cudaStream_t stream) {
+  const Formats formats(dtype, mixed);
+  const int operands = kFirstState + kernel.states + 1;  // with a remainder
   const int compute = Kernel::compute(dtype);
   const std::vector<double> options(kernel.options, kOption);
   std::vector<char> rule(kernel.rule_bytes[compute]);
   Counts counts{3, {kScalars[0], kScalars[1]}, {}, {}};
   expected.advance(options.data(), counts);
   expected.prepare[compute](options.data(), counts, kLargest[1], rule.data());
-  std::vector<char> host = make_values(dtype, operands);
+  std::vector<char> host = make_values(formats, operands);
 
   // A count, an option, a scale, found_inf, what else the state holds; the rule.
   char* const numbers = values + host.size();
@@ -102,13 +122,18 @@ bool has_the_cpus_bits(const Kernel& kernel, const cpu::Kernel& expected, Dtype 
   for (int k = 0; k < kernel.scalars; ++k) {
     source.scalars[k] = {0, numbers + 16 + 4 * k, Dtype::kFloat32};
   }
-  const DeviceRules made{sources.data(), &source, 1, numbers + 256};
+  const uint64_t key = step_key(source.seed, 3);
+  auto* const made_key = reinterpret_cast<uint64_t*>(numbers + 128);
+  const DeviceRules made{sources.data(), &source, 1, numbers + 256, mixed ? made_key : nullptr};
   const Scalars scalars{reinterpret_cast<const float*>(numbers + 12),
                         reinterpret_cast<const float*>(numbers + 8), &made};
   for (const bool from_device : {false, true}) {
-    const Table table{on_device.data(), kTensors, rule.data(), nullptr, from_device, 4};
+    Table table{on_device.data(), kTensors, rule.data(), nullptr, from_device, 4};
+    table.formats = formats.in_table();
+    table.keys = mixed ? &key : nullptr;
+    Table twin = table;
+    twin.tensors = on_host.data();
     run(kernel, dtype, table, from_device ? scalars : Scalars{}, device, stream);
-    const Table twin{on_host.data(), kTensors, rule.data(), nullptr, from_device, 4};
     cpu::run(expected, dtype, twin, serially);
   }
   std::vector<char> found(host.size());
@@ -119,13 +144,13 @@ bool has_the_cpus_bits(const Kernel& kernel, const cpu::Kernel& expected, Dtype 
 
 }  // namespace
 
-std::string self_test(const Kernel& kernel, const cpu::Kernel& expected, Dtype dtype, void* memory,
-                      int device, void* stream) {
+std::string self_test(const Kernel& kernel, const cpu::Kernel& expected, Dtype dtype, bool mixed,
+                      void* memory, int device, void* stream) {
   try {
     const Relaxed relaxed;  // loading a kernel is nothing that a capture elsewhere allows, either
-    const std::string reason = why_not(kernel, dtype);
+    const std::string reason = why_not(kernel, dtype, mixed);
     if (!reason.empty()) return reason;
-    if (has_the_cpus_bits(kernel, expected, dtype, static_cast<char*>(memory), device,
+    if (has_the_cpus_bits(kernel, expected, dtype, mixed, static_cast<char*>(memory), device,
                           static_cast<cudaStream_t>(stream))) {
       return "";
     }
@@ -138,7 +163,7 @@ std::string self_test(const Kernel& kernel, const cpu::Kernel& expected, Dtype d
 }
 
 int64_t self_test_bytes(const Kernel& kernel) {
-  return kTensors * (kFirstState + kernel.states) * kSlot + kNumbers;
+  return kTensors * (kFirstState + kernel.states + 1) * kSlot + kNumbers;
 }
 
 }  // namespace fusedopt::cuda

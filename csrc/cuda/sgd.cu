@@ -1,6 +1,6 @@
 // CUDA kernels of SGD.
+#include "cuda/kernels.cuh"
 #include "cuda/kernels.h"
-#include "cuda/sweep.cuh"
 #include "rules/sgd.h"
 
 namespace fusedopt::cuda {

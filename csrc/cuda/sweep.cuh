@@ -8,8 +8,6 @@
 #include <cstring>
 
 #include "cuda/arguments.h"
-#include "cuda/kernel.h"
-#include "cuda/prepare.cuh"
 #include "engine/dtype.h"
 #include "engine/tuning.h"
 
@@ -135,14 +133,14 @@ FUSEDOPT_HD Place place_of(const uint64_t* words) {
   return place;
 }
 
-// The words of the tensor to which a block's chunk belongs.
-FUSEDOPT_HD const uint64_t* find_words(const SweepArguments& args, int operands, uint32_t block) {
-  const int each = operands + kTensorWords;
+// The words of the tensor to which a block's chunk belongs; each has so many, and ends with a
+// Place.
+FUSEDOPT_HD const uint64_t* find_words(const SweepArguments& args, int each, uint32_t block) {
   int low = 0;
   int high = args.count;
   while (high - low > 1) {
     const int middle = (low + high) / 2;
-    (place_of(args.words + middle * each + operands + 1).first <= block ? low : high) = middle;
+    (place_of(args.words + middle * each + each - 1).first <= block ? low : high) = middle;
   }
   return args.words + low * each;
 }
@@ -195,7 +193,7 @@ FUSEDOPT_HD void sweep_chunk(const SweepArguments& args, uint32_t block, uint32_
   using Single = Piece<kDtype, 1>;
   if (args.found_inf != nullptr && *args.found_inf != 0) return;
 
-  const uint64_t* words = find_words(args, kOperands, block);
+  const uint64_t* words = find_words(args, kOperands + kTensorWords, block);
   const auto numel = static_cast<int64_t>(words[kOperands]);
   const Place place = place_of(words + kOperands + 1);
   const Rule rule = rule_at<Rule>(args, place.rule);
@@ -248,36 +246,5 @@ FUSEDOPT_HD void sweep_chunk(const SweepArguments& args, uint32_t block, uint32_
         }
       });
 }
-
-#if defined(__CUDACC__)
-
-template <typename Rule, Dtype kDtype>
-__global__ void __launch_bounds__(kBlockThreads,
-                                  kResidentBlocks<sizeof(typename Element<kDtype>::Type)>)
-    sweep(const __grid_constant__ SweepArguments args) {
-  sweep_chunk<Rule, kDtype>(args, blockIdx.x, threadIdx.x);
-}
-
-template <typename Rule>
-__global__ void __launch_bounds__(kBlockThreads)
-    prepare(const __grid_constant__ PrepareArguments args) {
-  prepare_rule<Rule>(args, blockIdx.x * kBlockThreads + threadIdx.x);
-}
-
-// From one rule, for float and for double. (Concrete types, for the reason in csrc/README.md.)
-template <typename Float, typename Double>
-Kernel make_kernel(const char* name) {
-  static_assert(Float::kStates <= kMaxStates && Double::kStates == Float::kStates);
-  return {name,
-          Float::kStates,
-          kScalarsOf<typename Float::Options>,
-          sizeof(typename Float::Options) / sizeof(double),
-          {sizeof(Float), sizeof(Double)},
-          {prepare<Float>, prepare<Double>},
-          {sweep<Float, Dtype::kFloat32>, sweep<Double, Dtype::kFloat64>,
-           sweep<Float, Dtype::kBFloat16>, sweep<Float, Dtype::kFloat16>}};
-}
-
-#endif
 
 }  // namespace fusedopt::cuda

@@ -54,9 +54,10 @@ inline void put_block_last(std::vector<int>& kept, std::vector<int64_t>& sizes,
 }
 
 // Dimensions in the order of the first operand's strides (its memory is walked forwards),
-// neighbours merged where every operand allows it.
+// neighbours merged where every operand allows it. With `in_order` nothing else decides the order:
+// elements have the numbers that they have in the parameter's memory.
 inline LayoutBuffer make_layout(int ndim, const int64_t* sizes,
-                                const std::vector<const int64_t*>& strides) {
+                                const std::vector<const int64_t*>& strides, bool in_order = false) {
   std::vector<int> order;
   for (int d = 0; d < ndim; ++d) {
     if (sizes[d] != 1) order.push_back(d);
@@ -78,7 +79,7 @@ inline LayoutBuffer make_layout(int ndim, const int64_t* sizes,
       merged.push_back(sizes[d]);
     }
   }
-  put_block_last(kept, merged, strides);
+  if (!in_order) put_block_last(kept, merged, strides);
   LayoutBuffer layout;
   if (kept.empty()) {  // a single element
     layout.ndim = 1;

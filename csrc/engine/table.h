@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "engine/dtype.h"
+#include "engine/format.h"
 
 namespace fusedopt {
 
@@ -12,8 +12,8 @@ namespace fusedopt {
 enum Role : int { kParam, kGrad, kFirstState };
 
 inline constexpr int kMaxStates = 3;
-inline constexpr int kMaxOperands = kFirstState + kMaxStates;
-inline constexpr int kMaxOptions = 8;  // numbers of a parameter group
+inline constexpr int kMaxOperands = kFirstState + kMaxStates + 1;  // the last: a remainder
+inline constexpr int kMaxOptions = 8;                              // numbers of a parameter group
 
 // How to walk operands that do not all share one dense layout. Elements are numbered in row-major
 // order over `sizes`; operand k of element (i0, i1, ...) is at sum_d i_d * strides[k * ndim + d],
@@ -25,12 +25,16 @@ struct Layout {
 };
 
 struct TensorEntry {
-  void* operands[kMaxOperands];  // by role
-  int64_t start;                 // elements in the tensors before this one
-  int64_t numel;                 // never 0
-  int32_t rule;                  // index into the table's rules
+  // By role. After the last state: the parameter's remainder, if its format is kSplitFloat32.
+  void* operands[kMaxOperands];
+  int64_t start;   // elements in the tensors before this one
+  int64_t numel;   // never 0
+  int32_t rule;    // index into the table's rules
   int32_t layout;  // index into the table's layouts; -1: all operands are dense and alike
   bool maximize;
+  // For noise: which parameter this is, and which of its elements the first one here.
+  uint32_t position;
+  int64_t origin;
 };
 
 struct Table {
@@ -40,8 +44,13 @@ struct Table {
   const Layout* layouts;
   bool scaled;  // gradients are divided by grad_scale, and stored so
   double grad_scale;
-  const Dtype* formats = nullptr;  // of the operands; null: all have the parameter's dtype
+  const Format* formats = nullptr;  // of the operands; null: all have the parameter's dtype
+  const uint64_t* keys = nullptr;   // of noise, by rule; null: no format needs any
 };
+
+inline bool is_split(const Table& table) {
+  return table.formats != nullptr && table.formats[kParam] == Format::kSplitFloat32;
+}
 
 // The tensor that holds element `index` of the whole work list.
 inline int64_t find_tensor(const Table& table, int64_t index) {

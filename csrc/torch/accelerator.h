@@ -16,8 +16,8 @@ struct Accelerator {
   c10::DeviceType type;
   c10::DispatchKeySet plain;  // of a dense tensor there and nothing else
   // All on the current device and one of its streams.
-  // Why a kernel can't run there. Empty: it can.
-  std::string (*why_not)(const Variant& variant, Dtype dtype, int device, void* stream);
+  // Why a kernel can't run there; `mixed`: on operands in several formats. Empty: it can.
+  std::string (*why_not)(const Variant& variant, Dtype dtype, bool mixed, int device, void* stream);
   bool (*is_capturing)(void* stream);
   // As cuda::run.
   void (*run)(const Variant& variant, Dtype dtype, const Table& table, const cuda::Scalars& scalars,

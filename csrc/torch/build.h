@@ -17,7 +17,7 @@ struct Bucket {
   int device;
   bool rules_on_device;  // the device makes them, from `sources` and `numbers`
   bool mixed;
-  Dtype formats[kMaxOperands];  // of the operands
+  Format formats[kMaxOperands];  // of the operands
   std::vector<TensorEntry> tensors;
   std::vector<char> rules;
   std::vector<cuda::RuleSource> sources;

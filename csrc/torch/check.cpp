@@ -107,9 +107,9 @@ void forget_operands(Work& work, int from) {
 
 bool take_format(Work& work, int k, const c10::TensorImpl& tensor) {
   Dtype dtype;
-  if (work.device != kHost || !to_dtype(tensor, dtype)) return false;
+  if (!to_dtype(tensor, dtype)) return false;
   work.mixed = true;
-  work.formats[k] = dtype;
+  work.formats[k] = format_of(dtype);
   if (dtype == Dtype::kFloat64) work.dtype = dtype;  // computed in double, as torch promotes dtypes
   return true;
 }
@@ -150,7 +150,7 @@ const char* check_slot(Reading& reading, const Slot& slot, c10::TensorImpl* grad
   const Operand operand = operand_of(param);
   const Shape shape(param, work.device);
   const bool dense = param.is_non_overlapping_and_dense();
-  std::fill_n(work.formats, kMaxOperands, work.dtype);
+  std::fill_n(work.formats, kMaxOperands, format_of(work.dtype));
   work.mixed = false;
   work.dense = dense;
   work.moved = work.moved || work.numel != param.numel() || work.dtype != dtype_before;

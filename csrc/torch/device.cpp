@@ -27,13 +27,14 @@ c10::Device place(int index) { return {accelerator->type, static_cast<c10::Devic
 
 #if defined(FUSEDOPT_WITH_CUDA)
 
-std::string why_not(const Variant& variant, Dtype dtype, int device, void* stream) {
+std::string why_not(const Variant& variant, Dtype dtype, bool mixed, int device, void* stream) {
   static const char* const asked_for = std::getenv("FUSEDOPT_CUDA_KERNELS");
   if (asked_for != nullptr && std::strcmp(asked_for, "0") == 0) return "FUSEDOPT_CUDA_KERNELS=0";
   const c10::Device where(c10::kCUDA, static_cast<c10::DeviceIndex>(device));
   const at::Tensor memory = at::empty({cuda::self_test_bytes(*variant.cuda)},
                                       at::TensorOptions().dtype(at::kByte).device(where));
-  return cuda::self_test(*variant.cuda, *variant.cpu, dtype, memory.data_ptr(), device, stream);
+  return cuda::self_test(*variant.cuda, *variant.cpu, dtype, mixed, memory.data_ptr(), device,
+                         stream);
 }
 
 void run(const Variant& variant, Dtype dtype, const Table& table, const cuda::Scalars& scalars,
@@ -43,7 +44,9 @@ void run(const Variant& variant, Dtype dtype, const Table& table, const cuda::Sc
 
 #else
 
-std::string why_not(const Variant&, Dtype, int, void*) { return "this build has no CUDA kernels"; }
+std::string why_not(const Variant&, Dtype, bool, int, void*) {
+  return "this build has no CUDA kernels";
+}
 void run(const Variant&, Dtype, const Table&, const cuda::Scalars&, int, void*) {}
 
 #endif
@@ -62,13 +65,14 @@ const Accelerator kCuda = {
 };
 
 // Why a kernel can't run on a device, as far as that was tried. The texts stay where they are.
-using Known = std::map<std::tuple<const Accelerator*, const cpu::Kernel*, Dtype, int>, std::string>;
+using Known =
+    std::map<std::tuple<const Accelerator*, const cpu::Kernel*, Dtype, bool, int>, std::string>;
 Known& known() {
   static auto* const all = new Known;
   return *all;
 }
-Known::key_type key_of(const Variant& variant, Dtype dtype, int device) {
-  return {accelerator, variant.cpu, dtype, device};
+Known::key_type key_of(const Untried& kernel) {
+  return {accelerator, kernel.variant.cpu, kernel.dtype, kernel.mixed, kernel.device};
 }
 
 // A rule's share of a device's memory. Each bucket's begins at a multiple of 16.
@@ -124,8 +128,8 @@ void try_kernel(const Untried& kernel) {
   std::vector<Device> devices;
   const Device& device = device_of(devices, kernel.device);
   std::string reason =
-      accelerator->why_not(kernel.variant, kernel.dtype, device.index, device.stream);
-  known().emplace(key_of(kernel.variant, kernel.dtype, kernel.device), std::move(reason));
+      accelerator->why_not(kernel.variant, kernel.dtype, kernel.mixed, device.index, device.stream);
+  known().emplace(key_of(kernel), std::move(reason));
 }
 
 void read_back(Scaler& scaler) {
@@ -187,15 +191,18 @@ const char* check_device(Reading& reading, const Slot& slot, Work& work) {
     deleters.device = c10::GetAllocator(accelerator->type)->raw_deleter();
   }
   const Device& device = device_of(reading.devices, work.device);
-  const auto found = known().find(key_of(group.variant, work.dtype, work.device));
+  if (work.mixed && work.dtype == Dtype::kFloat64) return "float64 and another dtype";
+  const Untried kernel{group.variant, work.dtype, work.mixed, work.device};
+  const auto found = known().find(key_of(kernel));
   const bool tried = found != known().end();
   if (tried && !found->second.empty()) return found->second.c_str();
   if (!tried && !device.capturing) {
-    reading.needs.kernels.push_back({group.variant, work.dtype, work.device});
+    reading.needs.kernels.push_back(kernel);
     return "its kernel is to be tried";
   }
-  for (const Operand& operand : work.operands) {
-    if (operand.tensor != nullptr && !cuda::is_aligned(operand.address, work.dtype)) {
+  for (int k = 0; k < kMaxOperands; ++k) {
+    const Operand& operand = work.operands[k];
+    if (operand.tensor != nullptr && !cuda::is_aligned(operand.address, work.formats[k])) {
       return "an address is no multiple of its element's size";
     }
   }
@@ -274,7 +281,9 @@ void add_source(const Reading& reading, int slot, double step, Bucket& bucket) {
     to_dtype(*scalar.at.tensor, number.dtype);
     return number;
   };
-  cuda::RuleSource& source = bucket.sources.emplace_back(cuda::RuleSource{index, number(0), {}});
+  cuda::RuleSource& source = bucket.sources.emplace_back();
+  source.group = index;
+  source.step = number(0);
   for (int k = 0; k < kMaxScalars; ++k) source.scalars[k] = number(1 + k);
   ++bucket.rule_count;
   bucket.group = group_index;

@@ -33,6 +33,7 @@ struct Fresh {
 struct Untried {
   Variant variant;
   Dtype dtype;
+  bool mixed;
   int device;
 };
 

@@ -62,8 +62,8 @@ struct Work {
   Dtype dtype;                      // the parameter's; float64, if any operand has that
   int device;                       // kHost, or the other device's number
   int cut;     // of a DTensor, whose pieces the operands are then; 0 for other tensors
-  bool mixed;  // has the gradient or a state another dtype than the parameter?
-  Dtype formats[kMaxOperands];
+  bool mixed;  // are formats of more than one kind among the operands, or of our own?
+  Format formats[kMaxOperands];
   int64_t numel;
   int64_t extent;  // bytes, of parameter and states together; 0 where they are dense
   Operand operands[kMaxOperands];  // without tensor: fresh state

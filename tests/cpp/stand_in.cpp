@@ -247,7 +247,7 @@ const Accelerator kStandIn = {
     kType,
     c10::DispatchKeySet({c10::DispatchKey::PrivateUse1, c10::DispatchKey::AutogradPrivateUse1,
                          c10::DispatchKey::ADInplaceOrView, c10::DispatchKey::AutocastPrivateUse1}),
-    [](const Variant&, Dtype, int, void*) { return std::string(); },
+    [](const Variant&, Dtype, bool, int, void*) { return std::string(); },
     [](void*) { return capturing; },
     run,
 };

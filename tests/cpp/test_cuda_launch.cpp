@@ -25,10 +25,10 @@ int main() {
   }
   CHECK(message.find("Adagrad (bfloat16)") != std::string::npos);
   CHECK(message.find("device 1000: ") != std::string::npos);
-  const std::string reason = cuda::why_not(cuda::kAdagrad, Dtype::kBFloat16);
+  const std::string reason = cuda::why_not(cuda::kAdagrad, Dtype::kBFloat16, false);
   if (reason.empty()) return 0;  // there is a GPU
   CHECK(message.find(reason) != std::string::npos);
-  CHECK(cuda::self_test(cuda::kAdagrad, cpu::kAdagrad, Dtype::kBFloat16, nullptr, 0, nullptr) ==
-        reason);
+  CHECK(cuda::self_test(cuda::kAdagrad, cpu::kAdagrad, Dtype::kBFloat16, false, nullptr, 0,
+                        nullptr) == reason);
 #endif
 }

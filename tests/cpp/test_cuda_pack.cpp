@@ -7,6 +7,7 @@
 
 #include "check.h"
 #include "cuda/pack.h"
+#include "cuda/prepare.cuh"
 #include "cuda/sweep.cuh"
 #include "engine/layout.h"
 #include "engine/tuning.h"
@@ -20,7 +21,7 @@ constexpr int kMultiprocessors = 132;
 
 // Like Adam in float32, or with three states like its amsgrad.
 Kernel kernel_with(int states, int scalars = 0) {
-  return {"test", states, scalars, 6, {32, 64}, {}, {}};
+  return {"test", states, scalars, 6, {32, 64}, {}, {}, {}};
 }
 
 std::vector<TensorEntry> make_tensors(int count, int64_t numel) {
@@ -144,7 +145,8 @@ void test_what_is_packed_is_what_was_given() {
         CHECK(place.lead == (place.vectors ? at % 16 / 4 : 0));
         const int64_t chunks = (place.lead + tensor.numel + args->chunk - 1) / args->chunk;
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-          CHECK(cuda::find_words(*args, operands, first + static_cast<uint32_t>(chunk)) == words);
+          CHECK(cuda::find_words(*args, operands + cuda::kTensorWords,
+                                 first + static_cast<uint32_t>(chunk)) == words);
         }
         first += static_cast<uint32_t>(chunks);
       }
@@ -167,7 +169,7 @@ void test_a_misaligned_tensor_is_refused() {
     refused = true;
   }
   CHECK(refused);
-  CHECK(cuda::is_aligned(tensors[0].operands[3], Dtype::kFloat16));
+  CHECK(cuda::is_aligned(tensors[0].operands[3], Format::kFloat16));
 }
 
 // Where the rules' order jumps back or far ahead, another launch begins.

@@ -9,7 +9,9 @@
 #include "check.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "cuda/mixed.cuh"
 #include "cuda/pack.h"
+#include "cuda/prepare.cuh"
 #include "cuda/sweep.cuh"
 #include "engine/elements.h"
 #include "engine/layout.h"
@@ -39,7 +41,7 @@ struct Case {
 
   cuda::Kernel kernel() const {
     return {"test", cpu->states, scalars, cpu->options, {cpu->rule_bytes[0], cpu->rule_bytes[1]},
-            {},     {}};
+            {},     {},          {}};
   }
 };
 
@@ -100,7 +102,7 @@ struct Memory {
     for (const int64_t size : sizes) {
       TensorEntry tensor{};
       const int64_t room = lie == Lie::kStrided ? 4 * size : size;
-      for (int k = 0; k < kMaxOperands; ++k) {
+      for (int k = 0; k < kFirstState + kMaxStates; ++k) {
         const int64_t shift = lie == Lie::kShiftedAlike    ? 3
                               : lie == Lie::kShiftedUnlike ? k % 3
                                                            : 0;
