@@ -1,4 +1,4 @@
-"""Constructors of classes that take an option which their torch.optim class doesn't have."""
+"""Constructors with the keywords that a torch.optim class doesn't have."""
 
 from __future__ import annotations
 
@@ -6,30 +6,60 @@ import functools
 import inspect
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
+
+from fusedopt.precision import PRECISION, set_precision
+
+_TYPES = {
+    "state_dtype": torch.dtype | None,
+    "stochastic_rounding": bool,
+    "master_weights": bool,
+    "seed": int | None,
+}
 
 
 def add_options(cls: type[Optimizer], options: tuple[str, ...]) -> None:
-    """Gives a class a constructor with these keywords more, `fused` or `capturable`."""
-    torchs = cls.__init__
+    """Gives a class a constructor with more keywords: these options, and those of precision.
 
-    @functools.wraps(torchs)
+    Args:
+        cls: The class.
+        options: `fused` or `capturable`, where its torch.optim class doesn't have them.
+    """
+    own = cls.__dict__.get("__init__")
+    documented = own or _torchs_constructor(cls)
+
+    @functools.wraps(documented)
     def __init__(self: Optimizer, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         added = {option: kwargs.pop(option, None) for option in options}
-        super(cls, self).__init__(*args, **kwargs)
+        precision = {key: kwargs.pop(key, value) for key, value in PRECISION.items()}
+        if own is None:
+            super(cls, self).__init__(*args, **kwargs)
+        else:
+            own(self, *args, **kwargs)
         for option, value in added.items():
             _add_option(self, option, value)
+        set_precision(self, precision)
 
-    signature = inspect.signature(torchs)
+    signature = inspect.signature(documented)
+    keyword = inspect.Parameter.KEYWORD_ONLY
     more = [
-        inspect.Parameter(
-            option, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=bool | None
-        )
+        inspect.Parameter(option, keyword, default=None, annotation=bool | None)
         for option in options
+    ]
+    more += [
+        inspect.Parameter(key, keyword, default=value, annotation=_TYPES[key])
+        for key, value in PRECISION.items()
     ]
     parameters = [*signature.parameters.values(), *more]
     __init__.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     cls.__init__ = __init__  # type: ignore[method-assign]
+
+
+def _torchs_constructor(cls: type[Optimizer]) -> Any:
+    """Returns that of the first base that is torch's."""
+    bases = (base for base in cls.__mro__ if base.__module__.startswith("torch."))
+    return next(base.__dict__["__init__"] for base in bases if "__init__" in base.__dict__)
 
 
 def _add_option(optimizer: Optimizer, option: str, value: bool | None) -> None:

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from fusedopt import _C
 from fusedopt.fallback import torch_class
 from fusedopt.optimizer import FusedOptimizer, plan_of
+from fusedopt.precision import describe
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Row:
             torch has no such optimizer.
         isa: The kernel's instruction set, or empty.
         reason: Why torch's own step takes them, or what `step` would raise; empty for a kernel.
+        precision: The group's options of how numbers are stored, such as ``stochastic_rounding``.
     """
 
     device: str
@@ -34,6 +36,7 @@ class Row:
     kernel: str
     isa: str
     reason: str
+    precision: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Explanation:
     def __str__(self) -> str:
         """Returns the rows as a table with aligned columns."""
         names = [field.name for field in fields(Row)]
+        if not any(row.precision for row in self.rows):
+            names.remove("precision")
         cells = [names] + [[str(getattr(row, name)) for name in names] for row in self.rows]
         widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in cells]
@@ -81,10 +86,11 @@ def explain(optimizer: Optimizer) -> Explanation:
             for i, group in enumerate(optimizer.param_groups)
             for k in range(len(group["params"]))
         ]
-    counts: dict[tuple[str, str, str], list[int]] = {}
+    counts: dict[tuple[str, str, str, str], list[int]] = {}
     for group_index, index, reason in found:
         param = optimizer.param_groups[group_index]["params"][index]
-        key = (str(param.device), str(param.dtype).removeprefix("torch."), reason)
+        precision = describe(optimizer.param_groups[group_index])
+        key = (str(param.device), str(param.dtype).removeprefix("torch."), reason, precision)
         count = counts.setdefault(key, [0, 0])
         count[0] += 1
         count[1] += 0 if is_lazy(param) else param.numel()
@@ -97,8 +103,9 @@ def explain(optimizer: Optimizer) -> Explanation:
             instead if why else kernel,
             "" if why or not device.startswith("cpu") else _C.isa(),
             why,
+            precision,
         )
-        for (device, dtype, why), (tensors, elements) in counts.items()
+        for (device, dtype, why, precision), (tensors, elements) in counts.items()
     ]
     explanation = Explanation(rows)
     print(explanation)

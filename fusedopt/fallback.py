@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fusedopt.precision import describe
+
 # What torch's own step takes: per group its index and the indices of its parameters.
 Places = list[tuple[int, list[int]]]
 
@@ -34,8 +36,9 @@ def step_by_torch(
         found_inf: One number; if it isn't 0, nothing is done.
 
     Raises:
-        RuntimeError: If torch has no such optimizer.
+        RuntimeError: If torch has no such optimizer, or a group has options of precision.
     """
+    _refuse_precision(optimizer, places)
     if found_inf is not None and float(found_inf):
         return
     cls = torch_class(type(optimizer))
@@ -144,12 +147,34 @@ def torch_class(cls: type) -> type[Optimizer] | None:
 def _why_not(optimizer: Any, places: Places | Literal[True]) -> str:
     """Says which parameter no kernel takes, of an optimizer that torch doesn't have."""
     first = (0, 0) if places is True else (places[0][0], places[0][1][0])
-    found = optimizer.__dict__[optimizer._plan_key].explain(optimizer)
-    why = next((reason for *place, reason in found if tuple(place) == first), "")
     return (
         f"param_groups[{first[0]}]['params'][{first[1]}]: {type(optimizer).__name__} has kernels"
-        f" only, and torch.optim no step in their place ({why or 'see fusedopt.explain'})"
+        f" only, and torch.optim no step in their place ({_reason(optimizer, first)})"
     )
+
+
+def _refuse_precision(optimizer: Any, places: Places | Literal[True]) -> None:
+    """Raises if torch's own step would ignore how a group's numbers are to be stored."""
+    groups = optimizer.param_groups
+    if places is True:
+        every = [(i, 0) for i in range(len(groups))] if isinstance(groups, list) else []
+    else:
+        every = [(index, params[0]) for index, params in places]
+    for index, first in every:
+        group = groups[index]
+        named = describe(group) if isinstance(group, dict) else ""
+        if named:
+            raise RuntimeError(
+                f"param_groups[{index}]['params'][{first}]: {named}, which torch's own step has"
+                f" not, and no kernel takes it ({_reason(optimizer, (index, first))})"
+            )
+
+
+def _reason(optimizer: Any, place: tuple[int, int]) -> str:
+    """Says why no kernel takes a parameter."""
+    found = optimizer.__dict__[optimizer._plan_key].explain(optimizer)
+    why = next((reason for *found_at, reason in found if tuple(found_at) == place), "")
+    return why or "see fusedopt.explain"
 
 
 def _step_function(cls: type[Optimizer]) -> Callable[[Optimizer], Any]:

@@ -16,6 +16,7 @@ from fusedopt.checkpoint import keep_numbers, keeping_numbers
 from fusedopt.constructors import add_options
 from fusedopt.fallback import SCALERS, step_by_torch
 from fusedopt.hooks import around, has_step_hooks
+from fusedopt.precision import PRECISION, check_precision
 
 _TORCHS_WRAPPER = Optimizer.profile_hook_step
 
@@ -35,8 +36,8 @@ class FusedOptimizer(Optimizer):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._plan_key = f"_fusedopt_{cls._kernels}"
-        if "_added_options" in cls.__dict__:
-            add_options(cls, cls._added_options)
+        if "_kernels" in cls.__dict__:  # one of ours, and no user's subclass
+            add_options(cls, cls.__dict__.get("_added_options", ()))
 
     if TYPE_CHECKING:
 
@@ -118,9 +119,26 @@ class FusedOptimizer(Optimizer):
             raise
         return loss
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, as torch.optim's.
+
+        Raises:
+            ValueError: If its options of precision make no sense; nothing is added then.
+            TypeError: If one has a wrong type.
+        """
+        if isinstance(param_group, dict):
+            merged = {**self.defaults, **param_group}
+            check_precision(merged, f"param_groups[{len(self.param_groups)}]")
+        super().add_param_group(param_group)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads the optimizer state, as torch.optim's; single numbers keep the dtype they have."""
-        with keeping_numbers(self, self._kernels):
+        """Loads the optimizer state, as torch.optim's.
+
+        What the kernels have use for keeps its dtype: single numbers, state in the group's
+        `state_dtype`, the remainders of master weights. State in another dtype is converted. Which
+        of these a group has, as which code runs, isn't loaded; only the seed of its rounding is.
+        """
+        with keeping_numbers(self):
             super().load_state_dict(state_dict)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -137,11 +155,14 @@ class FusedOptimizer(Optimizer):
         super().__setstate__(state)
         if groups_before is None:  # unpickled or copied
             return
+        ours = {*self._added_options, *PRECISION} - {"seed"}
         for group, before in zip(self.param_groups, groups_before, strict=False):
-            for key in ("fused", "foreach", *self._added_options):
+            if "seed" in before:
+                group.setdefault("seed", before["seed"])
+            for key in ("fused", "foreach", *ours):
                 if key in before:
                     group[key] = before[key]
-                elif key in self._added_options:
+                elif key in ours:
                     group.pop(key, None)
 
 

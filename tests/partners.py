@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 import fusedopt
+from fusedopt.precision import PRECISION
 
 
 @cache
@@ -29,7 +30,7 @@ class _ByReference(Optimizer):
     def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         bound = inspect.signature(getattr(fusedopt, self.name)).bind(params, *args, **kwargs)
         bound.apply_defaults()
-        defaults = dict(bound.arguments)
+        defaults = {k: v for k, v in bound.arguments.items() if k not in PRECISION}
         super().__init__(defaults.pop("params"), defaults)
 
     @torch.no_grad()

@@ -22,6 +22,7 @@ from torch.optim.optimizer import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fusedopt
+from fusedopt.precision import PRECISION
 
 FLAGS = [{}, {"fused": False}, {"foreach": True}]
 
@@ -292,6 +293,9 @@ def test_class_is_a_subclass_with_the_same_signature(name: str) -> None:
     for option in ours._added_options:
         added = mine.pop(option)
         assert (added.default, added.kind) == (None, inspect.Parameter.KEYWORD_ONLY)
+    for option, default in PRECISION.items():
+        added = mine.pop(option)
+        assert (added.default, added.kind) == (default, inspect.Parameter.KEYWORD_ONLY)
     as_tuples = [[(p.name, p.default, p.kind) for p in s.values()] for s in (mine, torchs)]
     assert as_tuples[0] == as_tuples[1]
 

@@ -93,13 +93,12 @@ FUSEDOPT_HD void prepare_rule(const PrepareArguments& args, uint32_t index) {
   alignas(Rule) uint32_t words[sizeof(Rule) / sizeof(uint32_t)] = {};
   const Rule* rule = new (words) Rule(make_rule<Rule>(options, counts));
   memcpy(static_cast<Rule*>(args.rules) + index, rule, sizeof words);
-  if (args.keys == nullptr) return;
   constexpr int kCounts = 1 + kScalarsOf<Options>;
   const uint32_t roundings = first + kCounts;
-  const double step = args.numbers == kCounts
-                          ? counts.step
-                          : count_step(args.counts[roundings], args.count_types[roundings]);
-  args.keys[index] = step_key(args.seeds[group], step);
+  const double rounding = args.numbers == kCounts
+                              ? counts.step
+                              : count_step(args.counts[roundings], args.count_types[roundings]);
+  if (args.keys != nullptr) args.keys[index] = step_key(args.seeds[group], rounding);
 }
 
 }  // namespace fusedopt::cuda

@@ -18,6 +18,7 @@ void clear(Tables& tables) {
     bucket.tensors.clear();
     bucket.elements = 0;
     bucket.rules.clear();
+    bucket.keys.clear();
     bucket.sources.clear();
     bucket.numbers.clear();
     bucket.rule_count = 0;
@@ -46,6 +47,8 @@ Bucket& bucket_for(Tables& tables, const Variant& variant, const Work& work, boo
   bucket.rules_on_device = rules_on_device;
   bucket.mixed = work.mixed;
   std::copy_n(work.formats, kMaxOperands, bucket.formats);
+  bucket.noisy = work.mixed &&
+                 std::count(work.formats, work.formats + kMaxOperands, Format::kNoisyBFloat16) != 0;
   return bucket;
 }
 
@@ -81,12 +84,14 @@ __attribute__((cold, noinline)) void refuse_invalid(const Reading& reading, int 
 }
 
 // Is the newest rule of a bucket that of a slot of the same group, too?
-FUSEDOPT_INLINE bool has_rule(const Bucket& bucket, const Work& work, double step, size_t scalars) {
-  return bucket.counts.step == step &&
+FUSEDOPT_INLINE bool has_rule(const Bucket& bucket, const Work& work, double step, double rounding,
+                              size_t scalars) {
+  return bucket.counts.step == step && bucket.rounding == rounding &&
          (scalars <= 1 || has_numbers(work, *bucket.work, bucket.counts, scalars));
 }
 
-void add_rule(const Reading& reading, int group, const Work& work, double step, Bucket& bucket) {
+void add_rule(const Reading& reading, int group, const Work& work, double step, double rounding,
+              Bucket& bucket) {
   const cpu::Kernel& kernel = *bucket.variant.cpu;  // a rule is the same on all devices
   const Group& of = reading.groups[group];
   const int compute = cpu::Kernel::compute(bucket.dtype);
@@ -102,10 +107,12 @@ void add_rule(const Reading& reading, int group, const Work& work, double step, 
                                bucket.rules.data() + bucket.rule_count * bytes)) {
     refuse_invalid(reading, group, bucket, counts);
   }
+  if (bucket.noisy) bucket.keys.push_back(step_key(of.precision.seed, rounding));
   ++bucket.rule_count;
   bucket.group = group;
   bucket.work = &work;
   bucket.counts = counts;
+  bucket.rounding = rounding;
 }
 
 int32_t add_layout(const Work& work, int operands, Bucket& bucket, Tables& tables) {
@@ -114,7 +121,8 @@ int32_t add_layout(const Work& work, int operands, Bucket& bucket, Tables& table
     strides.push_back(work.operands[k].tensor->strides().data());
   }
   const auto sizes = work.operands[kParam].tensor->sizes();
-  tables.layouts.push_back(make_layout(static_cast<int>(sizes.size()), sizes.data(), strides));
+  tables.layouts.push_back(
+      make_layout(static_cast<int>(sizes.size()), sizes.data(), strides, work.mixed));
   bucket.layouts.push_back(tables.layouts.back().view());
   return static_cast<int32_t>(bucket.layouts.size()) - 1;
 }
@@ -143,17 +151,18 @@ void build(const Reading& reading, Tables& tables) {
     const Group& group = reading.groups[group_index];
     const bool on_device = work.device != kHost && (work.any_on_device || group.any_on_device);
     const double step = next_step(work, scalars);
+    const double rounding = !group.precision.noisy ? 0 : scalars != 0 ? step : next_rounding(work);
     if (bucket == nullptr || !takes(*bucket, group.variant, work, on_device)) {
       bucket = &bucket_for(tables, group.variant, work, on_device);
     }
     if (on_device) {
-      add_source(reading, ready[i], step, *bucket);
-    } else if (bucket->group != group_index || !has_rule(*bucket, work, step, scalars)) {
-      add_rule(reading, group_index, work, step, *bucket);
+      add_source(reading, ready[i], step, rounding, *bucket);
+    } else if (bucket->group != group_index || !has_rule(*bucket, work, step, rounding, scalars)) {
+      add_rule(reading, group_index, work, step, rounding, *bucket);
     }
     if (scalars > 1) tables.counts.push_back(bucket->counts);
     if (work.numel == 0) continue;
-    const int operands = kFirstState + group.variant.cpu->states;
+    const int operands = operands_of(group);
     // State that is still to be made: this table is only built to see whether the options are
     // refused.
     const int32_t layout =
@@ -167,6 +176,8 @@ void build(const Reading& reading, Tables& tables) {
     entry.rule = bucket->rule_count - 1;
     entry.layout = layout;
     entry.maximize = group.maximize;
+    entry.position = static_cast<uint32_t>(ready[i]);
+    entry.origin = 0;
     bucket->elements += work.numel;
   }
 }

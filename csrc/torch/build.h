@@ -20,6 +20,8 @@ struct Bucket {
   Format formats[kMaxOperands];  // of the operands
   std::vector<TensorEntry> tensors;
   std::vector<char> rules;
+  bool noisy;
+  std::vector<uint64_t> keys;  // of noise, by rule
   std::vector<cuda::RuleSource> sources;
   std::vector<cuda::Number> numbers;
   std::vector<Layout> layouts;
@@ -28,6 +30,7 @@ struct Bucket {
   int group = -1;
   const Work* work = nullptr;
   Counts counts = {};
+  double rounding = 0;   // the count on which its noise depends
   int64_t elements = 0;  // of all tensors
 };
 
@@ -48,6 +51,6 @@ struct ZeroDivision : std::runtime_error {
 void build(const Reading& reading, Tables& tables);
 
 // device.cpp: what the rule of one parameter is made of, if the device makes it.
-void add_source(const Reading& reading, int slot, double step, Bucket& bucket);
+void add_source(const Reading& reading, int slot, double step, double rounding, Bucket& bucket);
 
 }  // namespace fusedopt

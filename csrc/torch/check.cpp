@@ -77,7 +77,8 @@ bool is_promoted(const Reading& reading, const Slot& slot, const c10::TensorImpl
 const char* check_gradient(Reading& reading, const Slot& slot, const c10::TensorImpl& grad,
                            const c10::TensorImpl& param, Work& work) {
   if (grad.layout() != c10::kStrided) return "sparse gradient";
-  const bool other_dtype = grad.dtype() != param.dtype() && !take_format(work, kGrad, grad);
+  const bool other_dtype =
+      grad.dtype() != param.dtype() && !take_format(reading.groups[slot.group], work, kGrad, grad);
   if ((other_dtype && !is_promoted(reading, slot, grad, param)) ||
       grad.device() != param.device() || !same_sizes(grad, param)) {
     throw std::runtime_error(name_of(reading, slot) + ": its gradient has " + describe(grad) +
@@ -87,6 +88,26 @@ const char* check_gradient(Reading& reading, const Slot& slot, const c10::Tensor
   const auto plain = plain_keys(param.device().type());
   if (!is_plain(grad, plain)) return "its gradient is not a plain tensor";
   return is_allocated(grad) ? nullptr : "its gradient's memory is not allocated";
+}
+
+// Of a parameter, and of what has its dtype.
+void choose_formats(const Reading& reading, const Slot& slot, const c10::TensorImpl& param,
+                    Work& work) {
+  const Group& group = reading.groups[slot.group];
+  const Precision& precision = group.precision;
+  if (precision.master && work.dtype != Dtype::kBFloat16) {
+    throw std::runtime_error(name_of(reading, slot) +
+                             ": master_weights=True is for bfloat16, not " + describe(param));
+  }
+  if (precision.noisy && work.dtype == Dtype::kFloat16) {
+    throw std::runtime_error(name_of(reading, slot) +
+                             ": stochastic_rounding=True is for bfloat16, " + "not " +
+                             describe(param));
+  }
+  std::fill_n(work.formats, kMaxOperands, stored_as(group, work.dtype));
+  work.formats[kGrad] = format_of(work.dtype);
+  if (precision.master) work.formats[kParam] = Format::kSplitFloat32;
+  work.mixed = precision.master || work.formats[kParam] != work.formats[kGrad];
 }
 
 }  // namespace
@@ -105,11 +126,16 @@ void forget_operands(Work& work, int from) {
   }
 }
 
-bool take_format(Work& work, int k, const c10::TensorImpl& tensor) {
+Format stored_as(const Group& group, Dtype dtype) {
+  return group.precision.noisy && dtype == Dtype::kBFloat16 ? Format::kNoisyBFloat16
+                                                            : format_of(dtype);
+}
+
+bool take_format(const Group& group, Work& work, int k, const c10::TensorImpl& tensor) {
   Dtype dtype;
   if (!to_dtype(tensor, dtype)) return false;
   work.mixed = true;
-  work.formats[k] = format_of(dtype);
+  work.formats[k] = k == kGrad ? format_of(dtype) : stored_as(group, dtype);
   if (dtype == Dtype::kFloat64) work.dtype = dtype;  // computed in double, as torch promotes dtypes
   return true;
 }
@@ -150,8 +176,7 @@ const char* check_slot(Reading& reading, const Slot& slot, c10::TensorImpl* grad
   const Operand operand = operand_of(param);
   const Shape shape(param, work.device);
   const bool dense = param.is_non_overlapping_and_dense();
-  std::fill_n(work.formats, kMaxOperands, format_of(work.dtype));
-  work.mixed = false;
+  choose_formats(reading, slot, param, work);
   work.dense = dense;
   work.moved = work.moved || work.numel != param.numel() || work.dtype != dtype_before;
   work.numel = param.numel();

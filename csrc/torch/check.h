@@ -12,8 +12,11 @@ const char* check_state(Reading& reading, const Slot& slot, const Shape& shape, 
 void set_operand(Work& work, int k, const Operand& operand);
 void forget_operands(Work& work, int from);
 
+// How a kernel stores a dtype in a group.
+Format stored_as(const Group& group, Dtype dtype);
+
 // Notes that an operand has another dtype than the parameter. Can a kernel deal with it?
-bool take_format(Work& work, int k, const c10::TensorImpl& tensor);
+bool take_format(const Group& group, Work& work, int k, const c10::TensorImpl& tensor);
 
 // What a tensor's class makes of operators, or it alone.
 const char* why_not_object(Reading& reading, PyObject* tensor);

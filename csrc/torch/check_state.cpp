@@ -32,7 +32,8 @@ const char* check_state_tensor(Reading& reading, const Slot& slot, const char* k
   const Variant& variant = reading.groups[slot.group].variant;
   const auto type = c10::typeMetaToScalarType(tensor.dtype());
   const bool dtype_fits = c10::isFloatingType(type) &&
-                          (number != variant.lerp || tensor.dtype() == param.dtype() ||
+                          (number != variant.lerp || reading.groups[slot.group].precision.any() ||
+                           tensor.dtype() == param.dtype() ||
                            type == lerped_type(variant, work.operands[kGrad].tensor, param));
   if (!dtype_fits || tensor.layout() != c10::kStrided || tensor.device() != param.device() ||
       !same_sizes(tensor, param) || is_expanded(tensor)) {
@@ -40,13 +41,59 @@ const char* check_state_tensor(Reading& reading, const Slot& slot, const char* k
                              ", expected " + describe(param));
   }
   refuse_inference(reading, slot, state_name(key), tensor);
-  if (tensor.dtype() != param.dtype() && !take_format(work, kFirstState + number, tensor)) {
+  if (tensor.dtype() != param.dtype() &&
+      !take_format(reading.groups[slot.group], work, kFirstState + number, tensor)) {
     return "its state has another dtype";
   }
   const auto plain = plain_keys(param.device().type());
   if (!is_plain(tensor, plain)) return "its state is not a plain tensor";
   if (!is_allocated(tensor)) return "its state's memory is not allocated";
   return may_overlap_itself(tensor) ? "its state's elements may share memory" : nullptr;
+}
+
+const char* scalar_key(const Keys& keys, size_t number) {
+  return keys.optimizer->scalars.empty() ? kRoundings : keys.optimizer->scalars[number].key;
+}
+
+// The tensor under a key of the state, or the piece of it that is here.
+FUSEDOPT_INLINE const char* take_tensor(Reading& reading, const Slot& slot, const char* key,
+                                        PyObject* value, const Work& work,
+                                        c10::TensorImpl*& tensor) {
+  if (!is_tensor(value)) return why_not_tensor(reading, slot, state_name(key), value);
+  if (const char* reason = why_not_object(reading, value)) return reason;
+  tensor = &impl_of(value);
+  if (work.cut != 0) {
+    if (const char* reason = take_piece(reading, slot, key, value, work, tensor)) return reason;
+  }
+  return tensor->key_set().has(c10::DispatchKey::Python)
+             ? by_user(reading, "its state is a tensor subclass")
+             : nullptr;
+}
+
+// The lower halves of the parameter's float32, which are the last operand.
+const char* check_remainder(Reading& reading, const Slot& slot, PyObject* value, int k,
+                            Work& work) {
+  c10::TensorImpl* taken = nullptr;
+  if (const char* reason = take_tensor(reading, slot, kRemainder, value, work, taken)) {
+    return reason;
+  }
+  const c10::TensorImpl& tensor = *taken;
+  const c10::TensorImpl& param = *work.operands[kParam].tensor;
+  if (tensor.dtype() != caffe2::TypeMeta::Make<int16_t>() || tensor.layout() != c10::kStrided ||
+      tensor.device() != param.device() || !same_sizes(tensor, param) || is_expanded(tensor)) {
+    throw std::runtime_error(name_of(reading, slot) + state_name(kRemainder) + " has " +
+                             describe(tensor) + ", expected int16 and otherwise " +
+                             describe(param));
+  }
+  refuse_inference(reading, slot, state_name(kRemainder), tensor);
+  const Operand operand = operand_of(*taken);
+  set_operand(work, k, operand.storage == nullptr ? Operand{} : operand);
+  if (!is_plain(tensor, plain_keys(param.device().type())) || !is_allocated(tensor)) {
+    return "its state is not a plain tensor";
+  }
+  if (may_overlap_itself(tensor)) return "its state's elements may share memory";
+  work.dense = work.dense && same_strides(tensor, param);
+  return nullptr;
 }
 
 // Has a state a key that isn't a str, but may equal one?
@@ -63,9 +110,8 @@ bool has_odd_key(PyObject* dict) {
                                     const c10::TensorImpl& scalar) {
   const char* expected = number == 0 ? ", expected one real number that can be counted up"
                                      : ", expected one floating-point number";
-  throw std::runtime_error(name_of(reading, slot) +
-                           state_name(reading.keys.optimizer->scalars[number].key) + " has " +
-                           describe(scalar) + expected);
+  throw std::runtime_error(name_of(reading, slot) + state_name(scalar_key(reading.keys, number)) +
+                           " has " + describe(scalar) + expected);
 }
 
 // Can a kernel's step write this number? The step count may also be an integer.
@@ -86,7 +132,7 @@ bool is_countable_on_device(size_t number, const c10::TensorImpl& tensor, int de
 // Checks the step count, number 0, or another single number of the state.
 const char* check_scalar(Reading& reading, const Slot& slot, size_t number, PyObject* value,
                          Work& work) {
-  const char* key = reading.keys.optimizer->scalars[number].key;
+  const char* key = scalar_key(reading.keys, number);
   if (value == nullptr && has_odd_key(slot.state)) return by_user(reading, kOddKey);
   if (value == nullptr) {
     throw py::key_error(name_of(reading, slot) + ": its state has no '" + key + "'");
@@ -104,7 +150,8 @@ const char* check_scalar(Reading& reading, const Slot& slot, size_t number, PyOb
   before = scalar;
   if (is_usual_number(tensor) && scalar.at.address != nullptr) return nullptr;
   if (!takes_number(number, tensor)) {
-    const bool any = number == 0 && !reading.keys.optimizer->computes_with_step;
+    const bool any = number == 0 && reading.keys.optimizer->counts_steps() &&
+                     !reading.keys.optimizer->computes_with_step;
     if (any && (is_countable(scalar.type) || c10::isComplexType(scalar.type))) {
       return "its step count is no number";
     }
@@ -123,16 +170,19 @@ const char* check_scalar(Reading& reading, const Slot& slot, size_t number, PyOb
 
 const char* check_state(Reading& reading, const Slot& slot, const Shape& shape, Work& work) {
   const Keys& keys = reading.keys;
-  const Variant& variant = reading.groups[slot.group].variant;
+  const Group& group = reading.groups[slot.group];
+  const Variant& variant = group.variant;
   const int states = variant.cpu->states;
   const size_t scalars = keys.optimizer->scalars.size();
+  const bool roundings = group.precision.noisy && scalars == 0;
   work.first = work.fresh = work.any_on_device = work.move_scalars = false;
+  work.lacks_remainder = work.lacks_roundings = false;
   const auto forget = [&] {
     forget_operands(work, kFirstState);
     forget_scalars(work);
     return nullptr;
   };
-  if (states == 0 && scalars == 0) return forget();
+  if (states == 0 && scalars == 0 && !roundings && !group.precision.master) return forget();
   if (slot.state != nullptr && !is_plain_dict(slot.state)) {
     if (is_data(slot.state)) {
       throw py::type_error(name_of(reading, slot) + ": its state must be a dict, got " +
@@ -142,6 +192,8 @@ const char* check_state(Reading& reading, const Slot& slot, const Shape& shape, 
   }
   if (slot.state == nullptr || PyDict_GET_SIZE(slot.state) == 0) {
     work.first = work.fresh = true;
+    work.lacks_remainder = group.precision.master;
+    work.lacks_roundings = roundings;
     return forget();
   }
   PyObject** values = work.traces.state;
@@ -149,7 +201,17 @@ const char* check_state(Reading& reading, const Slot& slot, const Shape& shape, 
   if (std::exchange(work.traces.version, version) != version || version == 0) {
     read_state(keys, slot.state, values);
   }
-  if (scalars == 0) forget_scalars(work);
+  const auto is_missing = [&](size_t entry) {
+    return values[entry] == nullptr || values[entry] == Py_None;
+  };
+  work.lacks_remainder = group.precision.master && is_missing(keys.remainder());
+  work.lacks_roundings = roundings && is_missing(keys.scalar(0));
+  if (scalars == 0 && (!roundings || work.lacks_roundings)) {
+    forget_scalars(work);
+  } else if (roundings) {
+    const char* reason = check_scalar(reading, slot, 0, values[keys.scalar(0)], work);
+    if (reason != nullptr) return reason;
+  }
   for (size_t k = 0; k < scalars; ++k) {
     const char* reason = check_scalar(reading, slot, k, values[keys.scalar(k)], work);
     if (reason != nullptr) return reason;
@@ -166,16 +228,9 @@ const char* check_state(Reading& reading, const Slot& slot, const Shape& shape, 
       throw py::key_error(name_of(reading, slot) + ": its state has no '" + key +
                           "', which these options need");
     }
-    if (!is_tensor(value)) return why_not_tensor(reading, slot, state_name(key), value);
-    if (const char* reason = why_not_object(reading, value)) return reason;
-    c10::TensorImpl* taken = &impl_of(value);
-    if (work.cut != 0) {
-      if (const char* reason = take_piece(reading, slot, key, value, work, taken)) return reason;
-    }
+    c10::TensorImpl* taken = nullptr;
+    if (const char* reason = take_tensor(reading, slot, key, value, work, taken)) return reason;
     c10::TensorImpl& tensor = *taken;
-    if (tensor.key_set().has(c10::DispatchKey::Python)) {
-      return by_user(reading, "its state is a tensor subclass");
-    }
     const Operand operand = operand_of(tensor);
     set_operand(work, kFirstState + k, operand.storage == nullptr ? Operand{} : operand);
     if (work.dense && fits(tensor, operand.address, shape)) continue;
@@ -184,8 +239,13 @@ const char* check_state(Reading& reading, const Slot& slot, const Shape& shape, 
     if (reason != nullptr) return reason;
     work.dense = work.dense && same_strides(tensor, param);
   }
-  forget_operands(work, kFirstState + states);
-  return nullptr;
+  const int rest = kFirstState + states;
+  if (!group.precision.master || work.lacks_remainder) {
+    forget_operands(work, rest);
+    return nullptr;
+  }
+  forget_operands(work, rest + 1);
+  return check_remainder(reading, slot, values[keys.remainder()], rest, work);
 }
 
 void refuse_step(const Reading& reading, const Slot& slot) {

@@ -74,14 +74,17 @@ FUSEDOPT_INLINE void count_step(const Scalar& step) {
 void count_versions_of_whole(const Reading& reading, int index, int operands, bool scaled) {
   const Slot& slot = reading.slots()[index];
   const Work& work = reading.works()[index];
-  const auto& keys = reading.groups[slot.group].variant.keys;
+  const Variant& variant = reading.groups[slot.group].variant;
   const at::Tensor& param = THPVariable_Unpack(slot.param);
   for (int k = 0; k < operands; ++k) {
     if (k == kGrad && !scaled) continue;
-    const at::Tensor& whole = k == kParam ? param
-                              : k == kGrad
-                                  ? param.unsafeGetTensorImpl()->grad()
-                                  : THPVariable_Unpack(work.traces.state[keys[k - kFirstState]]);
+    const int state = k - kFirstState;
+    const size_t entry = state == variant.cpu->states ? reading.keys.remainder()
+                         : state >= 0                 ? variant.keys[state]
+                                                      : 0;
+    const at::Tensor& whole = k == kParam  ? param
+                              : k == kGrad ? param.unsafeGetTensorImpl()->grad()
+                                           : THPVariable_Unpack(work.traces.state[entry]);
     whole.unsafeGetTensorImpl()->bump_version();
   }
 }
@@ -227,8 +230,9 @@ void count(const Reading& reading, const std::vector<Counts>& counts) {
   for (size_t i = 0; i < ready.size(); ++i) {
     if (i + kFillAhead < ready.size()) prefetch_counters(works[ready[i + kFillAhead]]);
     const Work& work = works[ready[i]];
-    const int operands = kFirstState + reading.groups[slots[ready[i]].group].variant.cpu->states;
-    count_scalars(work, scalars, scalars > 1 ? &counts[i] : nullptr);
+    const Group& group = reading.groups[slots[ready[i]].group];
+    const int operands = operands_of(group);
+    count_scalars(work, reading.scalars_of(group), scalars > 1 ? &counts[i] : nullptr);
     if (work.cut != 0) {
       count_versions_of_whole(reading, ready[i], operands, scaled);
       continue;

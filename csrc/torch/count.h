@@ -32,6 +32,11 @@ FUSEDOPT_INLINE double next_step(const Work& work, size_t scalars) {
   return next_unusual_step(step);
 }
 
+// The count that a step's noise depends on: of steps, or of roundings. 0 if a device counts.
+inline double next_rounding(const Work& work) {
+  return work.scalars[0].at.address == nullptr ? 1 : next_step(work, 1);
+}
+
 // The other numbers of its state too, as far as the host has them.
 Counts read_counts(const Optimizer& optimizer, const Group& group, const Work& work, double step);
 

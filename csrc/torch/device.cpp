@@ -208,15 +208,16 @@ const char* check_device(Reading& reading, const Slot& slot, Work& work) {
   }
   const auto on_host = [](const Scalar& scalar) { return !scalar.on_device; };
   const bool any_on_host =
-      std::any_of(work.scalars, work.scalars + reading.keys.optimizer->scalars.size(), on_host);
-  work.move_scalars = any_on_host && !work.fresh && counts_on_device(reading, group, work);
+      std::any_of(work.scalars, work.scalars + reading.scalars_of(group), on_host);
+  work.move_scalars =
+      any_on_host && !work.fresh && !work.lacks_roundings && counts_on_device(reading, group, work);
   if (!device.capturing) return nullptr;
   if (group.has_capturable && !group.capturable) {
     throw std::runtime_error("Attempting CUDA graph capture of step() for an instance of " +
                              std::string(reading.keys.optimizer->name) +
                              " but param_groups' capturable is False.");
   }
-  if (work.fresh || work.move_scalars) {
+  if (work.fresh || work.lacks_remainder || work.lacks_roundings || work.move_scalars) {
     throw std::runtime_error(name_of(reading, slot) + ": a CUDA graph can't hold the step that " +
                              "makes its state: take one step before the capture");
   }
@@ -245,7 +246,7 @@ void prepare_devices(Reading& reading) {
       copy(reading.scaler.scale_at);
       copy(reading.scaler.found_inf_at);
       if (!work.any_on_device && !group.any_on_device) continue;
-      bytes += bytes_of(group.variant, work.dtype) + kAlignment;
+      bytes += bytes_of(group.variant, work.dtype) + kAlignment + int64_t(sizeof(uint64_t));
       for (int k = 0; &group != last && k < numbers; ++k) copy(group.on_device[k]);
       last = &group;
     }
@@ -254,7 +255,7 @@ void prepare_devices(Reading& reading) {
   }
 }
 
-void add_source(const Reading& reading, int slot, double step, Bucket& bucket) {
+void add_source(const Reading& reading, int slot, double step, double rounding, Bucket& bucket) {
   const Work& work = reading.works()[slot];
   const int group_index = reading.slots()[slot].group;
   const Group& group = reading.groups[group_index];
@@ -262,7 +263,7 @@ void add_source(const Reading& reading, int slot, double step, Bucket& bucket) {
   const auto options = static_cast<int>(bucket.variant.cpu->options);
   const bool same_group = bucket.group == group_index;
   if (same_group && !work.any_on_device && !bucket.work->any_on_device &&
-      bucket.counts.step == step) {
+      bucket.counts.step == step && bucket.rounding == rounding) {
     return;
   }
   if (!same_group) {
@@ -273,9 +274,10 @@ void add_source(const Reading& reading, int slot, double step, Bucket& bucket) {
     }
   }
   const int32_t index = static_cast<int32_t>(bucket.numbers.size()) / options - 1;
-  const auto number = [&](int k) {
+  const bool counts = reading.keys.optimizer->counts_steps();
+  const auto number = [&](int k, double on_host) {
     const Scalar& scalar = work.scalars[k];
-    cuda::Number number{k == 0 ? step : 0, nullptr, {}};
+    cuda::Number number{on_host, nullptr, {}};
     if (!scalar.on_device) return number;
     number.address = const_cast<char*>(scalar.at.address);
     to_dtype(*scalar.at.tensor, number.dtype);
@@ -283,12 +285,15 @@ void add_source(const Reading& reading, int slot, double step, Bucket& bucket) {
   };
   cuda::RuleSource& source = bucket.sources.emplace_back();
   source.group = index;
-  source.step = number(0);
-  for (int k = 0; k < kMaxScalars; ++k) source.scalars[k] = number(1 + k);
+  source.step = counts ? number(0, step) : cuda::Number{step, nullptr, {}};
+  source.seed = group.precision.seed;
+  if (!counts) source.roundings = number(0, rounding);
+  for (int k = 0; k < kMaxScalars; ++k) source.scalars[k] = number(1 + k, 0);
   ++bucket.rule_count;
   bucket.group = group_index;
   bucket.work = &work;
   bucket.counts = Counts{step};
+  bucket.rounding = rounding;
 }
 
 void launch(Reading& reading, const Bucket& bucket, const Table& table) {
@@ -296,6 +301,9 @@ void launch(Reading& reading, const Bucket& bucket, const Table& table) {
   const Scaler& scaler = reading.scaler;
   cuda::DeviceRules rules{bucket.numbers.data(), bucket.sources.data(),
                           static_cast<int64_t>(bucket.sources.size()), nullptr};
+  const auto is_rounded = [&](const cuda::RuleSource& source) {
+    return bucket.noisy || source.roundings.address != nullptr;
+  };
   cuda::Scalars scalars{static_cast<const float*>(address_on(device, scaler.found_inf_at)),
                         static_cast<const float*>(address_on(device, scaler.scale_at)), nullptr};
   if (bucket.rules_on_device) {
@@ -303,6 +311,13 @@ void launch(Reading& reading, const Bucket& bucket, const Table& table) {
     rules.memory = static_cast<char*>(device.memory.data_ptr()) + device.used;
     const int64_t bytes = rules.count * bytes_of(bucket.variant, bucket.dtype);
     device.used += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    if (bucket.noisy) {
+      rules.keys =
+          reinterpret_cast<uint64_t*>(static_cast<char*>(device.memory.data_ptr()) + device.used);
+      device.used += (rules.count * 8 + kAlignment - 1) / kAlignment * kAlignment;
+    }
+    rules.roundings = !reading.keys.optimizer->counts_steps() &&
+                      std::any_of(bucket.sources.begin(), bucket.sources.end(), is_rounded);
     scalars.rules = &rules;
   } else if (table.count == 0) {
     return;

@@ -4,6 +4,7 @@
 
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/Dtype.h>
 #include <torch/csrc/PyInterpreter.h>
 #include <torch/csrc/autograd/forward_grad.h>
 
@@ -24,6 +25,10 @@ struct Names {
   PyObject* differentiable = intern("differentiable");
   PyObject* fused = intern("fused");
   PyObject* capturable = intern("capturable");
+  PyObject* stochastic_rounding = intern("stochastic_rounding");
+  PyObject* master_weights = intern("master_weights");
+  PyObject* state_dtype = intern("state_dtype");
+  PyObject* seed = intern("seed");
 };
 
 const Names& names() {
@@ -75,6 +80,31 @@ PyObject* params_of(PyObject* group, int index) {
                          " must be a dict whose 'params' are a list of tensors");
   }
   throw Whole{"its group's parameters are not in a list"};
+}
+
+// What decides how numbers are stored. None of it is torch's, so nothing of it is left to torch.
+Precision read_precision(PyObject* dict, int index) {
+  Precision precision{};
+  precision.noisy = is_true(look_up(dict, names().stochastic_rounding));
+  precision.master = is_true(look_up(dict, names().master_weights));
+  PyObject* dtype = look_up(dict, names().state_dtype);
+  if (dtype != nullptr && dtype != Py_None) {
+    const bool is_dtype = THPDtype_Check(dtype);
+    if (is_dtype) precision.state_dtype = reinterpret_cast<THPDtype*>(dtype)->scalar_type;
+    if (!is_dtype ||
+        (precision.state_dtype != at::kFloat && precision.state_dtype != at::kBFloat16)) {
+      throw py::value_error(group_name(index) + "['state_dtype'] must be None, torch.float32 or " +
+                            "torch.bfloat16, got " + std::string(py::repr(dtype)));
+    }
+  }
+  PyObject* seed = precision.noisy ? look_up(dict, names().seed) : nullptr;
+  if (seed == nullptr) return precision;
+  if (!PyLong_Check(seed)) {
+    throw py::type_error(group_name(index) + "['seed'] must be an int, got " +
+                         Py_TYPE(seed)->tp_name);
+  }
+  precision.seed = PyLong_AsUnsignedLongLongMask(seed);
+  return precision;
 }
 
 // A number whose __float__ steps the same optimizer would be read without end.
@@ -215,6 +245,7 @@ void Reader::read(PyObject* dict, int index, Group& group) {
   group.has_capturable = capturable != nullptr;
   group.capturable = is_true(capturable);
   if (chosen && !group.fused) group.torch_only = "fused=False";
+  group.precision = read_precision(dict, index);
   if (is_true(look_up(dict, names().differentiable))) group.torch_only = "differentiable=True";
 }
 
@@ -245,6 +276,8 @@ Keys::Keys(const std::string& name) : optimizer(find_optimizer(name.c_str())) {
   for (const State& state : optimizer->states) states.push_back(intern(state.key));
   entries = states;
   for (const State& scalar : optimizer->scalars) entries.push_back(intern(scalar.key));
+  if (optimizer->scalars.empty()) entries.push_back(intern(kRoundings));
+  entries.push_back(intern(kRemainder));
 }
 
 Groups read_groups(const Keys& keys, const py::object& groups, bool wait, Sequences& sequences) {

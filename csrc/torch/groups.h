@@ -1,9 +1,11 @@
 // The parameter groups of an optimizer, read at the start of each step: users write to them.
 #pragma once
 
+#include <c10/core/ScalarType.h>
 #include <c10/core/TensorImpl.h>
 #include <pybind11/pybind11.h>
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -24,9 +26,22 @@ struct Keys {
   std::vector<PyObject*> states;
   PyObject* param_groups = intern("param_groups");
   PyObject* state = intern("state");
-  std::vector<PyObject*> entries;  // the states, then the single numbers
+  // The states, then the single numbers (or the count of roundings), then the remainder.
+  std::vector<PyObject*> entries;
 
-  size_t scalar(size_t number) const { return states.size() + number; }  // its place in `entries`
+  // Places in `entries`.
+  size_t scalar(size_t number) const { return states.size() + number; }
+  size_t remainder() const { return entries.size() - 1; }
+};
+
+// How a group's numbers are stored, where not as torch stores them.
+struct Precision {
+  bool noisy;                                  // what is bfloat16 is rounded by noise
+  bool master;                                 // parameters are float32 in two halves
+  std::optional<c10::ScalarType> state_dtype;  // of state that is made
+  uint64_t seed;                               // of the noise
+
+  bool any() const { return noisy || master || state_dtype.has_value(); }
 };
 
 // One group's options.
@@ -41,7 +56,8 @@ struct Group {
   bool maximize;
   bool fused;  // fused=True was asked for: state["step"] is float32 then, as torch's
   bool capturable;
-  bool has_capturable;     // the group has the option: torch's class refuses graphs without it
+  bool has_capturable;  // the group has the option: torch's class refuses graphs without it
+  Precision precision;
   const char* torch_only;  // why torch's own step takes the whole group, or null
 };
 

@@ -25,9 +25,13 @@ void for_each_lazy_copy(const Reading& reading, const Work& work, const Each& ea
   for (const Scalar& scalar : work.scalars) look_at(scalar.at);
 }
 
-std::vector<py::object> numbers_to_move(const Keys& keys, const Work& work) {
+bool is_lacking(const Work& work) {
+  return work.fresh || work.lacks_remainder || work.lacks_roundings || work.move_scalars;
+}
+
+std::vector<py::object> numbers_to_move(const Keys& keys, const Work& work, size_t scalars) {
   std::vector<py::object> moved;
-  for (size_t k = 0; work.move_scalars && k < keys.optimizer->scalars.size(); ++k) {
+  for (size_t k = 0; work.move_scalars && k < scalars; ++k) {
     PyObject* value = work.scalars[k].on_device ? nullptr : work.traces.state[keys.scalar(k)];
     moved.push_back(py::reinterpret_borrow<py::object>(value));
   }
@@ -53,14 +57,17 @@ void find_needs(Reading& reading) {
     for_each_lazy_copy(reading, work, [&](const Operand& operand) {
       needs.lazy_copies.push_back(tensor_of(operand.tensor));
     });
-    if (!work.fresh && !work.move_scalars) continue;
+    if (!is_lacking(work)) continue;
     const bool on_device =
         work.device != kHost && (group.fused || keys.optimizer->scalars_on_device ||
                                  counts_on_device(reading, group, work));
     needs.fresh.push_back(
         {py::reinterpret_borrow<py::object>(slot.param),
          py::reinterpret_borrow<py::object>(slot.state),
-         numbers_to_move(keys, work),
+         work.fresh,
+         work.lacks_remainder,
+         work.lacks_roundings,
+         numbers_to_move(keys, work, reading.scalars_of(group)),
          &group,
          on_device ? work.operands[kParam].tensor->device() : c10::Device(c10::kCPU),
          {},
@@ -72,7 +79,7 @@ void find_needs(Reading& reading) {
 void give_up(Reading& reading) {
   for (const int slot : reading.ready) {
     Work& work = reading.cache.works[slot];
-    if (work.fresh || work.move_scalars) work.reason = "its state doesn't stay in optimizer.state";
+    if (is_lacking(work)) work.reason = "its state doesn't stay in optimizer.state";
     for_each_lazy_copy(reading, work,
                        [&](const Operand&) { work.reason = "its memory doesn't stay its own"; });
   }

@@ -19,9 +19,11 @@ namespace py = pybind11;
 struct Fresh {
   py::object param;
   py::object state;  // optimizer.state[param]; null: not there yet
-  // Single numbers that are to be moved to the device, by place, or null. Empty: all state is to be
-  // made.
-  std::vector<py::object> moved;
+  // What is to be made: the optimizer's own state; what the group's precision takes beside.
+  bool states;
+  bool remainder;
+  bool roundings;
+  std::vector<py::object> moved;  // single numbers that are to be moved to the device, or null
   const Group* group;
   c10::Device scalar_device;
   std::vector<std::pair<PyObject*, at::Tensor>> entries;

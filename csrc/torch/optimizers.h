@@ -43,6 +43,11 @@ struct State {
   bool is_anew = false;  // each step's value is a new tensor's, of torch's default dtype
 };
 
+// The keys of state that any optimizer may have: the lower halves of a parameter's float32, and,
+// where it counts no steps, how often noise has rounded.
+inline constexpr const char* kRemainder = "param_remainder";
+inline constexpr const char* kRoundings = "step";
+
 struct Optimizer {
   const char* name;
   std::span<const Option> options;

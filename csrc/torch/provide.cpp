@@ -38,6 +38,11 @@ double initial_value(const State& state, const Group& group, const py::object& o
   return py::float_(options[state.from_group]);
 }
 
+at::Tensor zero(const at::TensorOptions& options) {
+  const at::AutoDispatchBelowADInplaceOrView uncounted;  // full counts a version
+  return at::full({}, 0.0, options);
+}
+
 void fill_state(const Keys& keys, Fresh& fresh, const py::object& optimizer) {
   const Group& group = *fresh.group;
   for (size_t k = 0; k < fresh.moved.size(); ++k) {
@@ -46,23 +51,28 @@ void fill_state(const Keys& keys, Fresh& fresh, const py::object& optimizer) {
     fresh.entries.emplace_back(keys.entries[keys.scalar(k)],
                                number_on_device(number, fresh.scalar_device));
   }
-  if (!fresh.moved.empty()) return;
   const bool wide = !group.fused && c10::get_default_dtype() == caffe2::TypeMeta::Make<double>();
   const auto options =
       at::TensorOptions().dtype(wide ? at::kDouble : at::kFloat).device(fresh.scalar_device);
-  for (size_t k = 0; k < keys.optimizer->scalars.size(); ++k) {
+  if (fresh.roundings) fresh.entries.emplace_back(keys.entries[keys.scalar(0)], zero(options));
+  for (size_t k = 0; fresh.states && k < keys.optimizer->scalars.size(); ++k) {
     const double initial = initial_value(keys.optimizer->scalars[k], group, optimizer);
     const double stored = wide ? initial : static_cast<float>(initial);  // full refuses to overflow
     const at::AutoDispatchBelowADInplaceOrView uncounted;                // full counts a version
     fresh.entries.emplace_back(keys.entries[keys.scalar(k)], at::full({}, stored, options));
   }
   const at::Tensor param = THPVariable_Unpack(fresh.param.ptr());
-  for (int k = 0; k < group.variant.cpu->states; ++k) {
+  const auto like = at::TensorOptions().dtype(group.precision.state_dtype);
+  for (int k = 0; fresh.states && k < group.variant.cpu->states; ++k) {
     const int which = group.variant.keys[k];
     const double initial = initial_value(keys.optimizer->states[which], group, optimizer);
     fresh.entries.emplace_back(keys.states[which],
-                               at::full_like(param, initial, {}, at::MemoryFormat::Preserve));
+                               at::full_like(param, initial, like, at::MemoryFormat::Preserve));
   }
+  if (!fresh.remainder) return;
+  const auto halves = at::TensorOptions().dtype(at::kShort);
+  fresh.entries.emplace_back(keys.entries[keys.remainder()],
+                             at::zeros_like(param, halves, at::MemoryFormat::Preserve));
 }
 
 // The same state of small parameters once more, to be dropped when the other is made: it takes the

@@ -29,7 +29,7 @@ struct Slot {
   bool is_tensor;  // not only by its own account
 };
 
-inline constexpr int kMaxEntries = kMaxStates + 1 + kMaxScalars;
+inline constexpr int kMaxEntries = kMaxStates + 1 + kMaxScalars + 1;
 
 // Where else a slot's objects lay. Only prefetched in the next step, so they may be stale then; but
 // not the state's, if its version is the same.
@@ -55,9 +55,11 @@ struct Work {
   bool first;          // no step has been made with this state (matters where steps aren't counted)
   bool dense;          // all operands share one dense layout
   bool any_on_device;  // of the state's single numbers
-  bool move_scalars;   // some are on the host, and have to be where the parameter is
-  bool moved;          // parameter or state lie elsewhere than in the last step
-  bool foreign;        // parameter or state are in memory that torch's allocators haven't made
+  bool lacks_remainder;  // of what a fresh one has beside its states
+  bool lacks_roundings;
+  bool move_scalars;  // some are on the host, and have to be where the parameter is
+  bool moved;         // parameter or state lie elsewhere than in the last step
+  bool foreign;       // parameter or state are in memory that torch's allocators haven't made
   const cpu::Kernel* usual_kernel;  // where all is as usual, the kernel that it was checked for
   Dtype dtype;                      // the parameter's; float64, if any operand has that
   int device;                       // kHost, or the other device's number
@@ -68,7 +70,7 @@ struct Work {
   int64_t extent;  // bytes, of parameter and states together; 0 where they are dense
   Operand operands[kMaxOperands];  // without tensor: fresh state
   Traces traces;
-  Scalar scalars[1 + kMaxScalars];  // the step count first
+  Scalar scalars[1 + kMaxScalars];  // the step count first, or how often noise has rounded
 };
 
 // Asks for what looking at a slot will read, as far as it lies where the last step found it.
@@ -106,6 +108,11 @@ struct Cache {
   Cuts cuts;
 };
 
+// How many operands a parameter has in a group.
+inline int operands_of(const Group& group) {
+  return kFirstState + group.variant.cpu->states + (group.precision.master ? 1 : 0);
+}
+
 // What a step owns. Its end is the step's, outside of all locks: what it lets go may run Python
 // code.
 struct Owned {
@@ -131,6 +138,12 @@ struct Reading {
   std::vector<Slot>& slots() const { return cache.slots; }
   std::vector<Work>& works() const { return cache.works; }
   const Group& group_of(int slot) const { return groups[cache.slots[slot].group]; }
+  // The single numbers of a state in a group: those of the optimizer, or how often noise has
+  // rounded.
+  size_t scalars_of(const Group& group) const {
+    const size_t own = keys.optimizer->scalars.size();
+    return own == 0 && group.precision.noisy ? 1 : own;
+  }
 
   std::vector<int> ready = {};    // the slots that the kernels step
   std::vector<int> checked = {};  // those of them that weren't as they were

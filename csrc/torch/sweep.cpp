@@ -33,7 +33,8 @@ void sweep(Reading& reading, const Tables& tables) {
                       bucket.layouts.data(),
                       scaler.scaled,
                       scaler.scale,
-                      bucket.mixed ? bucket.formats : nullptr};
+                      bucket.mixed ? bucket.formats : nullptr,
+                      bucket.noisy ? bucket.keys.data() : nullptr};
     if (bucket.device == kHost) {
       cpu::run(*bucket.variant.cpu, bucket.dtype, table, parallel);
     } else {

@@ -46,7 +46,9 @@ void prefetch_objects(const Slot& slot, const Work& last) {
 bool is_unchanged(const Reading& reading, const Slot& slot, c10::TensorImpl& grad, Work& work) {
   const Group& group = reading.groups[slot.group];
   const Variant& variant = group.variant;
-  if (work.usual_kernel != variant.cpu || group.torch_only != nullptr) return false;
+  if (work.usual_kernel != variant.cpu || group.torch_only != nullptr || group.precision.any()) {
+    return false;
+  }
   const c10::TensorImpl& param = impl_of(slot.param);
   Dtype dtype;
   if (!lies_as_before(param, work.operands[kParam]) || param.key_set() != kPlainKeys ||
@@ -94,8 +96,9 @@ bool is_unchanged(const Reading& reading, const Slot& slot, c10::TensorImpl& gra
 bool is_usual(const Reading& reading, const Slot& slot, const Work& work) {
   const auto exact = [&](size_t k) { return is_exact(work.traces.state[k]); };
   const auto& variant = reading.groups[slot.group].variant;
-  if (!work.ready || !work.dense || work.mixed || work.device != kHost || work.cut != 0 ||
-      work.first || work.foreign || work.operands[kParam].tensor->key_set() != kPlainKeys ||
+  if (!work.ready || !work.dense || work.mixed || reading.groups[slot.group].precision.any() ||
+      work.device != kHost || work.cut != 0 || work.first || work.foreign ||
+      work.operands[kParam].tensor->key_set() != kPlainKeys ||
       work.operands[kGrad].tensor == nullptr || work.numel == 0) {
     return false;
   }

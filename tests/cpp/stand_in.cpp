@@ -147,6 +147,8 @@ struct Launch {
   std::vector<char> memory;  // a graph's own, for the rules it makes
   std::vector<cuda::Number> numbers;
   std::vector<cuda::RuleSource> sources;
+  std::vector<uint64_t> keys = {};
+  std::vector<Format> formats = {};
 };
 std::vector<Launch> graph;
 std::vector<std::pair<int, bool>> launches;  // the device, and was it its stream?
@@ -192,6 +194,7 @@ void execute(const Launch& launch) {
   const size_t bytes = launch.kernel->rule_bytes[compute];
   if (launch.scalars.rules != nullptr) {
     char* rule = static_cast<char*>(launch.made.memory);
+    uint64_t* key = launch.made.keys;
     for (const cuda::RuleSource& source : launch.sources) {
       std::vector<double> options;
       for (size_t i = 0; i < launch.kernel->options; ++i) {
@@ -199,10 +202,17 @@ void execute(const Launch& launch) {
             Packed(launch.numbers[source.group * launch.kernel->options + i]).value());
       }
       const Counts counts = count_up(*launch.kernel, options, source);
+      double rounding = counts.step;
+      if (launch.made.roundings) {
+        const Packed roundings(source.roundings);
+        rounding = cuda::count_step(roundings.bits, roundings.type);
+      }
+      if (launch.made.keys != nullptr) *key++ = step_key(source.seed, rounding);
       launch.kernel->prepare[compute](options.data(), counts, kLargest[1], rule);
       rule += bytes;
     }
     table.rules = launch.made.memory;
+    table.keys = launch.made.keys;
   }
   if (launch.scalars.grad_scale != nullptr) table.grad_scale = *launch.scalars.grad_scale;
   const auto serial = [](int64_t, void (*task)(int64_t, void*), void* context) {
@@ -228,9 +238,14 @@ void run(const Variant& variant, Dtype dtype, const Table& table, const cuda::Sc
   if (scalars.rules == nullptr && table.count != 0) {
     const auto* rules = static_cast<const char*>(table.rules);
     launch.rules.assign(rules, rules + (launch.tensors.back().rule + 1) * bytes);
+    if (table.keys != nullptr) {
+      launch.keys.assign(table.keys, table.keys + launch.tensors.back().rule + 1);
+    }
   }
   for (const TensorEntry& tensor : launch.tensors) TORCH_CHECK(tensor.layout < 0);
+  if (table.formats != nullptr) launch.formats.assign(table.formats, table.formats + kMaxOperands);
   launch.memory.resize(launch.made.count * bytes);
+  if (launch.made.keys != nullptr) launch.keys.resize(launch.made.count);
   graph.push_back(std::move(launch));
 }
 
@@ -239,6 +254,11 @@ void replay() {
     launch.table.tensors = launch.tensors.data();
     launch.table.rules = launch.rules.data();
     launch.made.memory = launch.memory.data();
+    if (!launch.formats.empty()) launch.table.formats = launch.formats.data();
+    if (!launch.keys.empty()) {
+      launch.table.keys = launch.keys.data();
+      launch.made.keys = launch.made.keys != nullptr ? launch.keys.data() : nullptr;
+    }
     execute(launch);
   }
 }
