@@ -19,15 +19,23 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor import (
+    DTensor,
+    Partial,
+    Placement,
+    Replicate,
+    Shard,
+    distribute_tensor,
+)
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
     SequenceParallel,
     parallelize_module,
 )
+from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -84,8 +92,11 @@ def train(
 
 
 def full(value: Any) -> Any:
-    """The whole tensor, gathered from all ranks."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    """The whole tensor, gathered from all ranks (which gloo, as NCCL, doesn't do with int16)."""
+    if not isinstance(value, DTensor):
+        return value
+    wide = value.int() if value.dtype == torch.int16 else value
+    return wide.full_tensor().to(value.dtype)
 
 
 def learned(optimizer: Optimizer) -> list[Any]:
@@ -179,6 +190,48 @@ def tensor_parallel_equals_one_process() -> None:
         assert_close(learned(optimizer), learned(alone))
 
 
+def noise_is_the_wholes() -> None:
+    """An element's noise is the same wherever it lies: cut by rows or columns, or not at all."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    shapes = ((7, 6), (5,), (8, 3, 5), (1, 9))
+
+    def values(seed: int) -> list[Tensor]:
+        return [random(shape, 10 * seed + i).bfloat16() for i, shape in enumerate(shapes)]
+
+    modes: list[dict[str, Any]] = [
+        {"stochastic_rounding": True, "seed": 3},
+        {"stochastic_rounding": True, "master_weights": True},
+    ]
+    for each in CLASS_CASES:
+        for mode in modes:
+            alone = each.make([Parameter(v) for v in values(0)], **mode)
+            steps: list[list[Tensor]] = [values(1 + t) for t in range(STEPS)]
+            for grads in steps:
+                for p, grad in zip(alone.param_groups[0]["params"], grads, strict=True):
+                    p.grad = grad
+                alone.step()
+            for dim in (0, -1, None):
+                placed = [Replicate() if dim is None else Shard(dim % len(s)) for s in shapes]
+
+                def cut(tensors: list[Tensor], where: list[Any] = placed) -> list[DTensor]:
+                    return [distribute_tensor(*both) for both in _with(tensors, mesh, where)]
+
+                ours = each.make([Parameter(v) for v in cut(values(0))], **mode)
+                for grads in steps:
+                    pairs = zip(ours.param_groups[0]["params"], cut(grads), strict=True)
+                    for p, grad in pairs:
+                        p.grad = grad
+                    ours.step()
+                assert kernels(ours) == {each.name.lower()}
+                assert_identical(learned(ours), learned(alone))
+
+
+def _with(
+    tensors: list[Tensor], mesh: DeviceMesh, placements: list[Placement]
+) -> list[tuple[Tensor, DeviceMesh, list[Placement]]]:
+    return [(t, mesh, [p]) for t, p in zip(tensors, placements, strict=True)]
+
+
 def partial_gradients_are_torchs() -> None:
     """A norm between shards gets summands as its gradient, and torch adds them up."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -253,6 +306,41 @@ def load(folder: Path) -> None:
     alone = MAIN.make(reference.parameters())
     train(reference, alone, whole_batch, range(STEPS + 1))
     assert_close(learned(optimizer), learned(alone))
+
+
+def save_rounded(folder: Path) -> None:
+    """As `save`, in bfloat16 with noise and remainders."""
+    model, optimizer = rounded()
+    train(model, optimizer, lambda seed: whole_batch(seed).bfloat16())
+    state = {
+        "model": get_model_state_dict(model),
+        "optimizer": get_optimizer_state_dict(model, optimizer),
+    }
+    dcp.save(state, checkpoint_id=folder / "rounded")
+    values = learned(optimizer)
+    if dist.get_rank() == 0:
+        torch.save(values, folder / "rounded.pt")
+
+
+def load_rounded(folder: Path) -> None:
+    """On another number of ranks: the same bits."""
+    model, optimizer = rounded()
+    state = {
+        "model": get_model_state_dict(model),
+        "optimizer": get_optimizer_state_dict(model, optimizer),
+    }
+    dcp.load(state, checkpoint_id=folder / "rounded")
+    set_model_state_dict(model, state["model"])
+    set_optimizer_state_dict(model, optimizer, state["optimizer"])
+    assert_identical(learned(optimizer), torch.load(folder / "rounded.pt"))
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def rounded() -> tuple[nn.Module, Optimizer]:
+    model = sharded(make_model().bfloat16())
+    return model, fusedopt.AdamW(
+        model.parameters(), lr=0.01, stochastic_rounding=True, master_weights=True, seed=4
+    )
 
 
 def state_dicts() -> None:

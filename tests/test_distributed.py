@@ -26,6 +26,7 @@ def ranks() -> Iterator[Get]:
         checks.fsdp_equals_ddp,
         checks.zero_equals_ddp,
         checks.tensor_parallel_equals_one_process,
+        checks.noise_is_the_wholes,
         checks.partial_gradients_are_torchs,
         checks.overflow_on_one_rank_skips_all,
         checks.state_dicts,
@@ -44,3 +45,6 @@ def test_a_checkpoint_is_loaded_on_another_number_of_ranks(ranks: Get, tmp_path:
     ranks(2).run(checks.save, tmp_path)
     ranks(4).run(checks.load, tmp_path)
     ranks(1).run(checks.load, tmp_path)
+    ranks(2).run(checks.save_rounded, tmp_path)
+    ranks(4).run(checks.load_rounded, tmp_path)
+    ranks(1).run(checks.load_rounded, tmp_path)

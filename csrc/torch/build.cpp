@@ -7,6 +7,7 @@
 
 #include "engine/tuning.h"
 #include "torch/count.h"
+#include "torch/look.h"
 #include "torch/python.h"
 
 namespace fusedopt {
@@ -127,6 +128,33 @@ int32_t add_layout(const Work& work, int operands, Bucket& bucket, Tables& table
   return static_cast<int32_t>(bucket.layouts.size()) - 1;
 }
 
+// The newest entry is a DTensor's piece: a tensor of its own for each run of elements that follow
+// each other in the whole, whose noise begins where the run does.
+void cut_into_runs(const Reading& reading, int slot, Bucket& bucket) {
+  const Work& work = reading.works()[slot];
+  PyObject* spec = piece_of(reading.slots()[slot].param).spec;
+  const auto runs = runs_of(*work.operands[kParam].tensor, *reading.cache.cuts.extent_of(spec));
+  TensorEntry entry = bucket.tensors.back();
+  if (runs.size() > 1 && !work.dense) {
+    throw std::runtime_error(
+        name_of(reading, reading.slots()[slot]) +
+        ": stochastic_rounding=True of a DTensor's piece whose rows are no rows "
+        "of the whole, and whose operands lie differently in memory");
+  }
+  bucket.tensors.pop_back();
+  for (const Run& run : runs) {
+    TensorEntry& part = bucket.tensors.emplace_back(entry);
+    for (int k = 0; k < operands_of(reading.group_of(slot)); ++k) {
+      const bool is_remainder = k == kFirstState + reading.group_of(slot).variant.cpu->states;
+      const int64_t item = is_remainder ? kRemainderBytes : item_bytes(work.formats[k]);
+      part.operands[k] = static_cast<char*>(part.operands[k]) + run.start * item;
+    }
+    part.start += run.start;
+    part.numel = run.numel;
+    part.origin = run.origin;
+  }
+}
+
 // What filling the tables reads of a slot.
 void prefetch_scalars(const Work& work) {
   for (const Scalar& scalar : work.scalars) {
@@ -178,6 +206,7 @@ void build(const Reading& reading, Tables& tables) {
     entry.maximize = group.maximize;
     entry.position = static_cast<uint32_t>(ready[i]);
     entry.origin = 0;
+    if (work.cut != 0 && bucket->noisy) cut_into_runs(reading, ready[i], *bucket);
     bucket->elements += work.numel;
   }
 }

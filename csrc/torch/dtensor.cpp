@@ -1,6 +1,7 @@
 // DTensors in a step: their pieces take the place of parameter, gradient and state.
 #include "torch/dtensor.h"
 
+#include <pybind11/stl.h>
 #include <structmember.h>
 
 #include <sstream>
@@ -97,6 +98,7 @@ void Cuts::learn(const std::vector<py::object>& specs, size_t in_use) {
   std::vector<py::object> dropped;
   if (!by_cut_ || numbers_.size() > 2 * in_use) {
     numbers_.clear();
+    extents_.clear();
     dropped = std::exchange(known_, {});
     by_cut_ = py::dict();
   }
@@ -109,6 +111,30 @@ void Cuts::learn(const std::vector<py::object>& specs, size_t in_use) {
       number = by_cut_.attr("setdefault")(cut, 1 + py::len(by_cut_)).cast<int>();
     }
     if (numbers_.emplace(spec.ptr(), number).second) known_.push_back(spec);
+  }
+}
+
+const Extent* Cuts::extent_of(PyObject* spec) const {
+  const auto found = extents_.find(spec);
+  return found != extents_.end() ? &found->second : nullptr;
+}
+
+void Cuts::learn_extents(const std::vector<py::object>& specs) {
+  const auto placed = py::module_::import("torch.distributed.tensor._utils")
+                          .attr("compute_local_shape_and_global_offset");
+  const auto types = py::module_::import("torch.distributed.tensor.placement_types");
+  for (const py::object& spec : specs) {
+    const py::object shape = spec.attr("shape");
+    for (const py::handle placement : spec.attr("placements")) {
+      const py::type type = py::type::of(placement);
+      if (type.is(types.attr("Shard")) || type.is(types.attr("Replicate"))) continue;
+      throw std::runtime_error(
+          "stochastic_rounding=True can't tell which elements of the whole a " +
+          std::string("DTensor's piece has that is placed by ") + std::string(py::repr(placement)));
+    }
+    const py::tuple found = placed(shape, spec.attr("mesh"), spec.attr("placements"));
+    extents_[spec.ptr()] = {shape.cast<std::vector<int64_t>>(),
+                            found[1].cast<std::vector<int64_t>>()};
   }
 }
 
@@ -136,6 +162,11 @@ const char* take_pieces(Reading& reading, const Slot& slot, Work& work, c10::Ten
   if (work.cut == Cuts::kUnknown) return "its placements are to be compared";
   if (work.cut == Cuts::kUncovered) return "a placement other than Shard and Replicate";
   refuse_inference(reading, slot, "", whole);
+  if (reading.groups[slot.group].precision.noisy &&
+      reading.cache.cuts.extent_of(piece.spec) == nullptr) {
+    reading.needs.extents.push_back(py::reinterpret_borrow<py::object>(piece.spec));
+    return "its place in the whole is to be found";
+  }
   param = piece.local;
   if (grad == nullptr) return nullptr;
   return take_piece(reading, slot, nullptr, object_of(*grad), work, grad);

@@ -7,6 +7,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "torch/runs.h"
+
 namespace fusedopt {
 
 namespace py = pybind11;
@@ -39,8 +41,14 @@ class Cuts {
   // Gives a number to each. Forgets what is in use no more, if more than `in_use` specs aren't.
   void learn(const std::vector<py::object>& specs, size_t in_use);
 
+  // Where the piece of a spec lies in the whole. Null: not learned.
+  const Extent* extent_of(PyObject* spec) const;
+  // Of specs that have a number. Throws where a piece isn't one block of the whole.
+  void learn_extents(const std::vector<py::object>& specs);
+
  private:
   std::unordered_map<PyObject*, int> numbers_;
+  std::unordered_map<PyObject*, Extent> extents_;
   std::vector<py::object> known_;  // the specs in numbers_
   py::object by_cut_;              // a dict from mesh, placements and shard order to the number
 };

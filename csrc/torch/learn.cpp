@@ -12,6 +12,7 @@ void learn(const Needs& needs, Cache& cache) {
   if (!needs.specs.empty()) {
     cache.cuts.learn(needs.specs, cache.slots.size() * (kMaxStates + 2));
   }
+  if (!needs.extents.empty()) cache.cuts.learn_extents(needs.extents);
   for (const Untried& kernel : needs.kernels) try_kernel(kernel);
 }
 

@@ -42,7 +42,8 @@ struct Untried {
 struct Needs {
   // To be learned, before it is known who steps what.
   std::vector<py::object> classes;
-  std::vector<py::object> specs;  // DTensorSpecs
+  std::vector<py::object> specs;    // DTensorSpecs
+  std::vector<py::object> extents;  // those of which it matters where the piece lies in the whole
   std::vector<Untried> kernels;
   bool numbers = false;  // of a device, for the host
 
@@ -52,7 +53,7 @@ struct Needs {
   std::vector<at::Tensor> shared_gradients;  // their parameters
 
   bool to_learn() const {
-    return numbers || !classes.empty() || !specs.empty() || !kernels.empty();
+    return numbers || !classes.empty() || !specs.empty() || !extents.empty() || !kernels.empty();
   }
   bool to_provide() const {
     return !lazy_copies.empty() || !fresh.empty() || !shared_gradients.empty();
