@@ -6,7 +6,8 @@ struct Piece {
   char* at;
   char* remainder;  // of a split number
   NoiseKey noise;
-  uint32_t index;  // for noise, of the first one
+  uint32_t factor;  // of noise
+  uint32_t index;   // of the first one, for noise
 };
 
 // Loads a piece of n elements into a tile of floats (or doubles), and stores them from it.
@@ -43,6 +44,13 @@ void store_tile(const void* tile, const Piece& piece, int64_t n) {
     for (; done + 8 <= n; done += 8) store_eight(values + done, piece.at + 2 * done);
   }
 #endif
+#if defined(FUSEDOPT_GROUPS)
+  if constexpr (kDtype == Dtype::kBFloat16 && sizeof(Compute) == sizeof(float)) {
+    for (; done + kGroup <= n; done += kGroup) {
+      store_sixteen(piece.at + 2 * done, round_lanes(lanes_of_row(values + done)));
+    }
+  }
+#endif
   FUSEDOPT_VECTORIZE
   for (int64_t i = done; i < n; ++i) {
     elements[i] = S::store(static_cast<typename S::Compute>(values[i]));
@@ -56,11 +64,22 @@ void store_noisy(const void* tile, const Piece& piece, int64_t n) {
   const auto* values = static_cast<const Compute*>(tile);
   const NoiseKey key = piece.noise;
   const uint32_t first = piece.index;
-  FUSEDOPT_VECTORIZE
-  for (int64_t i = 0; i < n; ++i) {
-    const uint32_t noise = noise_at(key, first + static_cast<uint32_t>(i));
+  const auto store_one = [&](int64_t i) {
+    const uint32_t noise = noise_at(key, piece.factor, first + static_cast<uint32_t>(i));
     elements[i] = round_with(noise, static_cast<float>(values[i]));
+  };
+  int64_t done = 0;
+#if defined(FUSEDOPT_GROUPS)
+  if constexpr (sizeof(Compute) == sizeof(float)) {
+    if (first % 2 != 0) store_one(done++);
+    for (; done + kGroup <= n; done += kGroup) {
+      const __m256i pairs = noise_of_pairs(key, first + static_cast<uint32_t>(done));
+      const __m256i noise = noise_of_group(pairs, piece.factor);
+      store_sixteen(piece.at + 2 * done, round_lanes_with(noise, lanes_of_row(values + done)));
+    }
   }
+#endif
+  for (int64_t i = done; i < n; ++i) store_one(i);
 }
 
 // Halves lie anywhere, too.

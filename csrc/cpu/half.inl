@@ -3,9 +3,9 @@
 //
 // `load_group` and `store_group` take as many as there are bfloat16 in a register. Of those, the
 // ones with even numbers come first in `values`, which no rule notices: then nothing is shuffled.
-// `round_group` rounds to the nearest bfloat16 in lanes of 16 bits: up, if the lower half is more
-// than 0x8000, or equal to it and the upper half is odd. The upper half tells a NaN: arithmetic
-// makes quiet ones only. AVX-512's own conversion would take subnormal numbers for 0.
+// bfloat16 are rounded in lanes of 16 bits: to nearest up, if the lower half is more than 0x8000,
+// or equal to it and the upper half is odd. The upper half tells a NaN: arithmetic makes quiet ones
+// only. AVX-512's own conversion would take subnormal numbers for 0.
 
 #if defined(FUSEDOPT_F16C)
 // Eight float16 at a time, with the same bits as Storage's load and store.
@@ -20,8 +20,15 @@ inline void store_eight(const float* values, char* target) {
 }
 #endif
 
-#if defined(FUSEDOPT_BLOCKS) && !defined(FUSEDOPT_AVX512)
+#if defined(FUSEDOPT_GROUPS)
 inline constexpr int kGroup = 16;
+
+inline __m256i load_sixteen(const void* source) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(source));
+}
+inline void store_sixteen(void* target, __m256i halves) {
+  _mm256_storeu_si256(static_cast<__m256i*>(target), halves);
+}
 
 template <Dtype kDtype>
 inline void load_group(float* values, const char* source) {
@@ -29,23 +36,124 @@ inline void load_group(float* values, const char* source) {
     load_eight(values, source);
     load_eight(values + 8, source + 16);
   } else {
-    const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source));
+    const __m256i pairs = load_sixteen(source);
     const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000));
     _mm256_storeu_ps(values, _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)));
     _mm256_storeu_ps(values + 8, _mm256_castsi256_ps(_mm256_and_si256(pairs, high)));
   }
 }
 
-inline __m256i round_group(const float* values) {
-  const __m256i even = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
-  const __m256i odd = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + 8));
-  const __m256i upper = _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa);
-  const __m256i lower = _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa);
-  const __m256i is_even = _mm256_andnot_si256(upper, _mm256_set1_epi16(1));
-  const __m256i up = _mm256_srli_epi16(_mm256_subs_epu16(lower, is_even), 15);
-  const __m256i magnitude = _mm256_and_si256(upper, _mm256_set1_epi16(0x7fff));
-  const __m256i is_nan = _mm256_cmpgt_epi16(magnitude, _mm256_set1_epi16(0x7f80));
-  return _mm256_blendv_epi8(_mm256_add_epi16(upper, up), _mm256_set1_epi16(0x7fc0), is_nan);
+// The same in memory's order.
+inline void load_row(float* values, const char* source) {
+  for (int i = 0; i < 16; i += 8) {
+    const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + 2 * i));
+    store_sixteen(values + i, _mm256_slli_epi32(_mm256_cvtepu16_epi32(eight), 16));
+  }
+}
+
+inline void copy_group(void* to, const void* from) {
+  store_sixteen(to, load_sixteen(from));
+  store_sixteen(static_cast<char*>(to) + 32, load_sixteen(static_cast<const char*>(from) + 32));
+}
+
+// Sixteen floats' upper and lower halves, in lanes of 16 bits and in memory's order.
+struct Lanes {
+  __m256i upper, lower;
+};
+
+inline Lanes lanes_of_group(const float* values) {
+  const __m256i even = load_sixteen(values);
+  const __m256i odd = load_sixteen(values + 8);
+  return {_mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa),
+          _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa)};
+}
+
+// The same of floats in memory's order.
+inline Lanes lanes_of_row(const float* values) {
+  const __m256i first = load_sixteen(values);
+  const __m256i second = load_sixteen(values + 8);
+  const __m256i low = _mm256_set1_epi32(0xffff);
+  const __m256i upper =
+      _mm256_packus_epi32(_mm256_srli_epi32(first, 16), _mm256_srli_epi32(second, 16));
+  const __m256i lower =
+      _mm256_packus_epi32(_mm256_and_si256(first, low), _mm256_and_si256(second, low));
+  return {_mm256_permute4x64_epi64(upper, 0xd8), _mm256_permute4x64_epi64(lower, 0xd8)};
+}
+
+inline __m256i magnitude_of(const Lanes& lanes) {
+  return _mm256_and_si256(lanes.upper, _mm256_set1_epi16(0x7fff));
+}
+
+// 1 where the upper half is to be rounded up, to nearest.
+inline __m256i up_to_nearest(const Lanes& lanes) {
+  const __m256i is_even = _mm256_andnot_si256(lanes.upper, _mm256_set1_epi16(1));
+  return _mm256_srli_epi16(_mm256_subs_epu16(lanes.lower, is_even), 15);
+}
+
+inline __m256i rounded_up(const Lanes& lanes, __m256i up) {
+  const __m256i is_nan = _mm256_cmpgt_epi16(magnitude_of(lanes), _mm256_set1_epi16(0x7f80));
+  return _mm256_blendv_epi8(_mm256_add_epi16(lanes.upper, up), _mm256_set1_epi16(0x7fc0), is_nan);
+}
+
+inline __m256i round_lanes(const Lanes& lanes) { return rounded_up(lanes, up_to_nearest(lanes)); }
+
+inline __m256i eight_of(uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
+
+// What the operands of sixteen elements have in common, of which the first has an even index.
+inline __m256i noise_of_pairs(const NoiseKey& key, uint32_t index) {
+  alignas(32) static constexpr uint32_t kCounts[8] = {0,
+                                                      kNoiseFirst,
+                                                      2 * kNoiseFirst,
+                                                      3 * kNoiseFirst,
+                                                      4 * kNoiseFirst,
+                                                      5 * kNoiseFirst,
+                                                      6 * kNoiseFirst,
+                                                      7 * kNoiseFirst};
+  const __m256i x =
+      _mm256_add_epi32(eight_of((index >> 1) * kNoiseFirst + key.before), load_sixteen(kCounts));
+  const __m256i product =
+      _mm256_mullo_epi32(_mm256_xor_si256(x, _mm256_srli_epi32(x, 16)), eight_of(kNoiseSecond));
+  const __m256i y = _mm256_add_epi32(product, eight_of(key.between));
+  return _mm256_xor_si256(y, _mm256_srli_epi32(y, 15));
+}
+
+inline __m256i noise_of_group(__m256i pairs, uint32_t factor) {
+  const __m256i x = _mm256_mullo_epi32(pairs, eight_of(factor));
+  return _mm256_xor_si256(x, _mm256_srli_epi32(x, 16));
+}
+
+// Up where the lower half is more than the noise; beyond the largest finite number, whose upper
+// half is odd, where it is at least a half.
+inline __m256i round_lanes_with(__m256i noise, const Lanes& lanes) {
+  const __m256i away =
+      _mm256_min_epu16(_mm256_subs_epu16(lanes.lower, noise), _mm256_set1_epi16(1));
+  const __m256i is_last = _mm256_cmpgt_epi16(magnitude_of(lanes), _mm256_set1_epi16(0x7f7e));
+  return rounded_up(lanes, _mm256_blendv_epi8(away, _mm256_srli_epi16(lanes.lower, 15), is_last));
+}
+
+// Engine's join, of the upper halves and what is to be added to them.
+inline __m256i join_eight(__m256i alone, __m256i addend) {
+  const __m256i bits = _mm256_add_epi32(alone, addend);
+  const __m256i magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff));
+  const __m256i is_nan = _mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(0x7f800000));
+  return _mm256_blendv_epi8(bits, alone, is_nan);
+}
+
+// Sixteen floats of which these are the halves.
+inline void join_group(float* values, const char* upper, const char* remainder) {
+  const __m256i pairs = load_sixteen(upper);
+  const __m256i rest = load_sixteen(remainder);
+  const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000));
+  const __m256i of_even = _mm256_srai_epi32(_mm256_slli_epi32(rest, 16), 16);
+  store_sixteen(values, join_eight(_mm256_slli_epi32(pairs, 16), of_even));
+  store_sixteen(values + 8, join_eight(_mm256_and_si256(pairs, high), _mm256_srai_epi32(rest, 16)));
+}
+
+inline void split_group(const float* values, char* upper, char* remainder) {
+  const Lanes lanes = lanes_of_group(values);
+  const __m256i is_nan = _mm256_cmpgt_epi16(magnitude_of(lanes), _mm256_set1_epi16(0x7f80));
+  store_sixteen(upper, rounded_up(lanes, _mm256_srli_epi16(lanes.lower, 15)));
+  store_sixteen(remainder, _mm256_andnot_si256(is_nan, lanes.lower));
 }
 
 template <Dtype kDtype>
@@ -54,7 +162,7 @@ inline void store_group(const float* values, char* target) {
     store_eight(values, target);
     store_eight(values + 8, target + 16);
   } else {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), round_group(values));
+    store_sixteen(target, round_lanes(lanes_of_group(values)));
   }
 }
 #endif

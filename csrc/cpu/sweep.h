@@ -45,9 +45,11 @@ namespace baseline {
 #pragma GCC target("avx2,f16c")
 #endif
 #define FUSEDOPT_BLOCKS
+#define FUSEDOPT_GROUPS
 namespace avx2 {
 #include "cpu/sweep.inl"
 }
+#undef FUSEDOPT_GROUPS
 #if defined(__clang__)
 #pragma clang attribute pop
 #pragma clang attribute push(__attribute__((target("f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \

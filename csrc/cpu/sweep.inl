@@ -6,6 +6,9 @@
 template <typename Compute>
 using Plain = Storage<sizeof(Compute) == 4 ? Dtype::kFloat32 : Dtype::kFloat64>;
 
+template <typename Compute>
+inline constexpr Format kPlainFormat = sizeof(Compute) == 4 ? Format::kFloat32 : Format::kFloat64;
+
 #include "cpu/half.inl"
 
 template <Dtype kDtype>
@@ -38,8 +41,9 @@ __attribute__((noinline)) void apply(const Rule& of, typename Access::Type* p,
 
 template <typename Rule, typename Compute>
 void apply_to_tiles(const void* rule, void* const* tiles, int64_t n, bool maximize) {
-  Compute* at[kFirstState + Rule::kStates];
-  for (int k = 0; k < kFirstState + Rule::kStates; ++k) at[k] = static_cast<Compute*>(tiles[k]);
+  using Element = typename Plain<Compute>::Type;  // at any address: it may be an operand's own
+  Element* at[kFirstState + Rule::kStates];
+  for (int k = 0; k < kFirstState + Rule::kStates; ++k) at[k] = static_cast<Element*>(tiles[k]);
   apply<Rule, Plain<Compute>>(*static_cast<const Rule*>(rule), at[kParam], at[kGrad],
                               at + kFirstState, n, maximize ? Compute(-1) : Compute(1));
 }
@@ -54,16 +58,29 @@ inline void prefetch(const TensorEntry& tensor, const Stepper& stepper) {
   }
 }
 
+// The operands from element `at` on.
+inline void find_pieces(const Table& table, const TensorEntry& tensor, const Stepper& stepper,
+                        int64_t at, Piece* pieces) {
+  for (int k = 0; k < stepper.operands; ++k) {
+    pieces[k].at = static_cast<char*>(tensor.operands[k]) + at * stepper.item(k);
+  }
+  if (!is_split(table)) return;
+  char* remainder = static_cast<char*>(tensor.operands[stepper.operands]);
+  pieces[kParam].remainder = remainder + at * kRemainderBytes;
+}
+
 // Tells the pieces that begin with element `at` their noise. Returns for how many of n elements:
 // the key is another where an index's upper half changes.
 inline int64_t find_noise(const Table& table, const TensorEntry& tensor, const Stepper& stepper,
                           int64_t at, bool is_first, int64_t n, Piece* pieces) {
   const auto index = static_cast<uint64_t>(tensor.origin + at);
   const auto lower = static_cast<uint32_t>(index);
+  NoiseKey key = pieces[kParam].noise;
+  if (is_first || lower == 0) key = {table.keys[tensor.rule], tensor.position, index};
   for (int k = 0; k < stepper.operands; ++k) {
     pieces[k].index = lower;
-    if (!is_first && lower != 0) continue;
-    pieces[k].noise = {operand_key(table.keys[tensor.rule], tensor.position, k), index};
+    pieces[k].noise = key;
+    pieces[k].factor = noise_factor(k);
   }
   return std::min(n, (int64_t{1} << 32) - lower);
 }
@@ -79,14 +96,12 @@ __attribute__((noinline)) void tiled(const Table& table, const TensorEntry& tens
   void* tiles[kMaxOperands];
   Piece pieces[kMaxOperands];
   for (int k = 0; k < kMaxOperands; ++k) tiles[k] = values[k];
+  find_pieces(table, tensor, stepper, begin, pieces);
+  bool in_place[kMaxOperands];  // what is stored as it is computed with
   for (int k = 0; k < stepper.operands; ++k) {
-    pieces[k].at = static_cast<char*>(tensor.operands[k]) + begin * stepper.item(k);
+    in_place[k] = stepper.codecs[k] == &kCodecs<Compute>[int(kPlainFormat<Compute>)];
   }
   const bool split = is_split(table);
-  if (split) {
-    pieces[kParam].remainder =
-        static_cast<char*>(tensor.operands[stepper.operands]) + begin * kRemainderBytes;
-  }
   const auto scale = Compute(table.grad_scale);
   for (int64_t at = begin; at < end;) {
     int64_t n = std::min<int64_t>(kTile, end - at);
@@ -98,14 +113,21 @@ __attribute__((noinline)) void tiled(const Table& table, const TensorEntry& tens
         __builtin_prefetch(pieces[k].at + kTilesAhead * bytes + i, 1);
       }
     }
-    for (int k = 0; k < stepper.operands; ++k) stepper.codecs[k]->load(tiles[k], pieces[k], n);
+    for (int k = 0; k < stepper.operands; ++k) {
+      if (in_place[k]) {
+        tiles[k] = pieces[k].at;
+      } else {
+        stepper.codecs[k]->load(tiles[k], pieces[k], n);
+      }
+    }
     if (table.scaled) {
-      for (int64_t i = 0; i < n; ++i) values[kGrad][i] /= scale;
-      stepper.codecs[kGrad]->store(tiles[kGrad], pieces[kGrad], n);
+      auto* grads = static_cast<typename Plain<Compute>::Type*>(tiles[kGrad]);
+      for (int64_t i = 0; i < n; ++i) grads[i] /= scale;
+      if (!in_place[kGrad]) stepper.codecs[kGrad]->store(tiles[kGrad], pieces[kGrad], n);
     }
     stepper.apply(rule, tiles, n, tensor.maximize);
     for (int k = 0; k < stepper.operands; ++k) {
-      if (k != kGrad) stepper.codecs[k]->store(tiles[k], pieces[k], n);
+      if (k != kGrad && !in_place[k]) stepper.codecs[k]->store(tiles[k], pieces[k], n);
       pieces[k].at += n * stepper.item(k);
     }
     if (split) pieces[kParam].remainder += n * kRemainderBytes;
@@ -125,25 +147,81 @@ inline void direct(const TensorEntry& tensor, const Rule& rule, int64_t begin, i
   apply<Rule, Plain<Compute>>(rule, at[kParam], at[kGrad], at + kFirstState, end - begin, sign);
 }
 
+// How blocks load and store operands of one dtype.
+template <Dtype kDtype>
+struct AllOf {
+  static constexpr bool kNoisy = false;
+  static constexpr bool kSplit = false;
+  static constexpr int item(int) { return 2; }
+#if defined(FUSEDOPT_BLOCKS)
+  static void load(int, float* values, const Piece& piece, int i) {
+    load_group<kDtype>(values, piece.at + 2 * i);
+  }
+  static int noise(const Piece&, int) { return 0; }
+  static void store(int, const float* values, const Piece& piece, int i, int) {
+    store_group<kDtype>(values, piece.at + 2 * i);
+  }
+#endif
+};
+
+// Parameters and states in these formats, gradients in the parameters' dtype.
+template <Format kParamFormat, Format kStateFormat>
+struct Formatted {
+  static constexpr bool kWide = kParamFormat == Format::kFloat32;  // then in memory's order
+  static constexpr bool kSplit = kParamFormat == Format::kSplitFloat32;
+  static constexpr bool kNoisy = kStateFormat == Format::kNoisyBFloat16;
+  static constexpr Format of(int k) {
+    constexpr Format kGradFormat = kWide ? Format::kFloat32 : Format::kBFloat16;
+    return k == kParam ? kParamFormat : k == kGrad ? kGradFormat : kStateFormat;
+  }
+  static constexpr int item(int k) { return item_bytes(of(k)); }
+#if defined(FUSEDOPT_GROUPS)
+  static void load(int k, float* values, const Piece& piece, int i) {
+    const char* at = piece.at + item(k) * i;
+    if (of(k) == Format::kSplitFloat32) return join_group(values, at, piece.remainder + 2 * i);
+    if (of(k) == Format::kFloat32) return copy_group(values, at);
+    kWide ? load_row(values, at) : load_group<Dtype::kBFloat16>(values, at);
+  }
+  // Of element i and those that follow, for all operands.
+  static __m256i noise(const Piece& piece, int i) {
+    return kNoisy ? noise_of_pairs(piece.noise, piece.index + static_cast<uint32_t>(i))
+                  : _mm256_setzero_si256();
+  }
+  static void store(int k, const float* values, const Piece& piece, int i, __m256i noise) {
+    char* at = piece.at + item(k) * i;
+    if (of(k) == Format::kSplitFloat32) return split_group(values, at, piece.remainder + 2 * i);
+    if (of(k) == Format::kFloat32) return copy_group(at, values);
+    const Lanes lanes = kWide ? lanes_of_row(values) : lanes_of_group(values);
+    if (of(k) == Format::kBFloat16) return store_sixteen(at, round_lanes(lanes));
+    store_sixteen(at, round_lanes_with(noise_of_group(noise, noise_factor(k)), lanes));
+  }
+#endif
+};
+
 // 16-bit floats, one dense layout: blocks so short that the conversions of one overlap the
-// divisions of another. Returns where the rest begins. See tuning.h for the gain.
-template <typename Rule, Dtype kDtype>
+// divisions of another. `pieces` are moved behind them. Returns where the rest begins. See tuning.h
+// for the gain.
+template <typename Rule, typename Stored>
 __attribute__((noinline)) int64_t blocks([[maybe_unused]] const TensorEntry& tensor,
-                                         [[maybe_unused]] const Rule& of, int64_t begin,
+                                         [[maybe_unused]] const Rule& of,
+                                         [[maybe_unused]] const Piece* pieces, int64_t begin,
                                          [[maybe_unused]] int64_t end) {
 #if defined(FUSEDOPT_BLOCKS)
   constexpr int kOperands = kFirstState + Rule::kStates;
   constexpr int kBlock = kBlockGroups<Rule::kStates> * kGroup;
   const Rule rule = of;
   const float sign = tensor.maximize ? -1.0f : 1.0f;
-  char* at[kOperands];
-  for (int k = 0; k < kOperands; ++k) at[k] = static_cast<char*>(tensor.operands[k]) + 2 * begin;
+  Piece at[kOperands];
+  for (int k = 0; k < kOperands; ++k) at[k] = pieces[k];
 #pragma GCC unroll 2  // 3 % less for two states in bfloat16
   for (; begin + kBlock <= end; begin += kBlock) {
     alignas(64) float values[kOperands][kBlock];
+    if (Stored::kSplit) __builtin_prefetch(at[kParam].remainder + kBlockBytesAhead, 1);
     for (int k = 0; k < kOperands; ++k) {
-      for (int i = 0; i < 2 * kBlock; i += 64) __builtin_prefetch(at[k] + kBlockBytesAhead + i, 1);
-      for (int i = 0; i < kBlock; i += kGroup) load_group<kDtype>(values[k] + i, at[k] + 2 * i);
+      for (int i = 0; i < Stored::item(k) * kBlock; i += 64) {
+        __builtin_prefetch(at[k].at + kBlockBytesAhead + i, 1);
+      }
+      for (int i = 0; i < kBlock; i += kGroup) Stored::load(k, values[k] + i, at[k], i);
     }
     FUSEDOPT_VECTORIZE
     for (int i = 0; i < kBlock; ++i) {
@@ -152,12 +230,15 @@ __attribute__((noinline)) int64_t blocks([[maybe_unused]] const TensorEntry& ten
       rule(values[kParam][i], sign * values[kGrad][i], state);
       for (int k = 0; k < Rule::kStates; ++k) values[kFirstState + k][i] = state[k];
     }
-    for (int k = 0; k < kOperands; ++k) {
-      for (int i = 0; k != kGrad && i < kBlock; i += kGroup) {
-        store_group<kDtype>(values[k] + i, at[k] + 2 * i);
+    for (int i = 0; i < kBlock; i += kGroup) {
+      const auto noise = Stored::noise(at[kParam], i);
+      for (int k = 0; k < kOperands; ++k) {
+        if (k != kGrad) Stored::store(k, values[k] + i, at[k], i, noise);
       }
-      at[k] += 2 * kBlock;
     }
+    for (int k = 0; k < kOperands; ++k) at[k].at += Stored::item(k) * kBlock;
+    at[kParam].index += kBlock;
+    if (Stored::kSplit) at[kParam].remainder += 2 * kBlock;
   }
 #endif
   return begin;
@@ -169,12 +250,49 @@ void dense(const Table& table, const TensorEntry& tensor, const Stepper& stepper
            int64_t begin, int64_t end) {
   const Rule& of = *static_cast<const Rule*>(rule);
   if constexpr (kHalf<kDtype>) {
-    if (!table.scaled) begin = blocks<Rule, kDtype>(tensor, of, begin, end);
+    if (!table.scaled) {
+      Piece pieces[kMaxOperands];
+      find_pieces(table, tensor, stepper, begin, pieces);
+      begin = blocks<Rule, AllOf<kDtype>>(tensor, of, pieces, begin, end);
+    }
   } else if (!table.scaled) {
     return direct<Rule, kDtype>(tensor, of, begin, end);
   }
   tiled<typename Storage<kDtype>::Compute>(table, tensor, stepper, rule, begin, end);
 }
+
+#if defined(FUSEDOPT_GROUPS)
+// The same with noise or halves: noise comes in pairs, and its key is another where an index's
+// upper half changes.
+template <typename Rule, typename Stored>
+void dense_formatted(const Table& table, const TensorEntry& tensor, const Stepper& stepper,
+                     const void* rule, int64_t begin, int64_t end) {
+  const Rule& of = *static_cast<const Rule*>(rule);
+  while (begin < end) {
+    const auto index = static_cast<uint64_t>(tensor.origin + begin);
+    int64_t stop = std::min(end, begin + (int64_t{1} << 32) - static_cast<uint32_t>(index));
+    if (index % 2 != 0) {
+      stop = begin + 1;
+    } else if (!table.scaled) {
+      Piece pieces[kMaxOperands];
+      find_pieces(table, tensor, stepper, begin, pieces);
+      if (Stored::kNoisy) find_noise(table, tensor, stepper, begin, true, 0, pieces);
+      begin = blocks<Rule, Stored>(tensor, of, pieces, begin, stop);
+    }
+    tiled<float>(table, tensor, stepper, rule, begin, stop);
+    begin = stop;
+  }
+}
+
+template <typename Rule, Format kParamFormat, Format kStateFormat>
+bool take_formatted(const Format* formats, Stepper& stepper) {
+  using Stored = Formatted<kParamFormat, kStateFormat>;
+  bool same = true;
+  for (int k = 0; k < stepper.operands; ++k) same = same && formats[k] == Stored::of(k);
+  if (same) stepper.dense = dense_formatted<Rule, Stored>;
+  return same;
+}
+#endif
 
 #include "cpu/strided.inl"
 
@@ -189,13 +307,23 @@ constexpr Stepper make_stepper() {
 }
 
 // Of operands in several formats.
-template <typename Compute>
+template <typename Rule, typename Compute>
 Stepper with_formats(Stepper stepper, const Format* formats) {
   for (int k = 0; k < stepper.operands; ++k) {
     stepper.codecs[k] = &kCodecs<Compute>[static_cast<int>(formats[k])];
   }
   stepper.dense = tiled<Compute>;
   stepper.apart = nullptr;
+#if defined(FUSEDOPT_GROUPS)
+  if constexpr (sizeof(Compute) == sizeof(float)) {
+    using enum Format;
+    take_formatted<Rule, kNoisyBFloat16, kNoisyBFloat16>(formats, stepper) ||
+        take_formatted<Rule, kSplitFloat32, kBFloat16>(formats, stepper) ||
+        take_formatted<Rule, kSplitFloat32, kNoisyBFloat16>(formats, stepper) ||
+        (Rule::kStates != 0 && (take_formatted<Rule, kFloat32, kBFloat16>(formats, stepper) ||
+                                take_formatted<Rule, kFloat32, kNoisyBFloat16>(formats, stepper)));
+  }
+#endif
   return stepper;
 }
 
@@ -222,5 +350,5 @@ void sweep(const Table& table, int64_t begin, int64_t end) {
   static constexpr Stepper kStepper = make_stepper<Rule, kDtype>();
   if (table.formats == nullptr) return walk(table, kStepper, begin, end);
   using Compute = typename Storage<kDtype>::Compute;
-  walk(table, with_formats<Compute>(kStepper, table.formats), begin, end);
+  walk(table, with_formats<Rule, Compute>(kStepper, table.formats), begin, end);
 }

@@ -53,17 +53,16 @@ FUSEDOPT_CALLED float load(Format format, At at) {
   }
 }
 
-FUSEDOPT_CALLED void store(Format format, At at, float value, uint64_t key, uint64_t index) {
+// `noise` is of the element and of the operand.
+FUSEDOPT_CALLED void store(Format format, At at, float value, uint32_t noise) {
   switch (format) {
     case Format::kFloat32:
       return store_as<Dtype::kFloat32>(at.address, value);
     case Format::kFloat16:
       return store_as<Dtype::kFloat16>(at.address, value);
-    case Format::kNoisyBFloat16: {
-      const uint32_t noise = noise_at(NoiseKey(key, index), static_cast<uint32_t>(index));
+    case Format::kNoisyBFloat16:
       *elements_at<Dtype::kBFloat16>(at.address) = round_with(noise, value);
       return;
-    }
     case Format::kSplitFloat32: {
       const Halves halves = split(value);
       *elements_at<Dtype::kBFloat16>(at.address) = halves.upper;
@@ -83,7 +82,7 @@ FUSEDOPT_HD uint64_t key_at(const SweepArguments& args, uint32_t rule, int rule_
 // Element `index` of a tensor; its words are those of a table with formats.
 template <typename Rule>
 FUSEDOPT_HD void step_element(const SweepArguments& args, const uint64_t* words, const Place& place,
-                              const Rule& rule, const uint64_t* keys, int64_t index) {
+                              const Rule& rule, uint64_t step_key, int64_t index) {
   constexpr int kOperands = kFirstState + Rule::kStates;
   const uint64_t remainder = words[kOperands];
   int64_t offsets[kOperands + 1];
@@ -99,15 +98,18 @@ FUSEDOPT_HD void step_element(const SweepArguments& args, const uint64_t* words,
     values[k] = load(args.formats[k], at[k]);
   }
   const uint64_t number = words[kOperands + 2] + index;
+  const NoiseKey key(step_key, static_cast<uint32_t>(words[kOperands + 1]), number);
   if (args.scaled != 0) {
     const auto scale = static_cast<float>(args.scale_at != nullptr ? *args.scale_at : args.scale);
     values[kGrad] = values[kGrad] / scale;
-    store(args.formats[kGrad], at[kGrad], values[kGrad], keys[kGrad], number);
+    store(args.formats[kGrad], at[kGrad], values[kGrad], 0);
   }
   const float sign = place.maximize ? -1.0f : 1.0f;
   rule(values[kParam], sign * values[kGrad], values + kFirstState);
   for (int k = 0; k < kOperands; ++k) {
-    if (k != kGrad) store(args.formats[k], at[k], values[k], keys[k], number);
+    if (k == kGrad) continue;
+    const uint32_t noise = noise_at(key, noise_factor(k), static_cast<uint32_t>(number));
+    store(args.formats[k], at[k], values[k], noise);
   }
 }
 
@@ -122,14 +124,10 @@ FUSEDOPT_HD void mixed_chunk(const SweepArguments& args, uint32_t block, uint32_
   const Place place = place_of(last + 1);
   const Rule rule = rule_at<Rule>(args, place.rule);
   const uint64_t key = key_at(args, place.rule, kRuleWords);
-  uint64_t keys[kOperands];
-  for (int k = 0; k < kOperands; ++k) {
-    keys[k] = operand_key(key, static_cast<uint32_t>(words[kOperands + 1]), k);
-  }
   const int64_t begin = static_cast<int64_t>(block - place.first) * args.chunk;
   const int64_t end = begin + args.chunk < numel ? begin + args.chunk : numel;
   for (int64_t i = begin + thread; i < end; i += kBlockThreads) {
-    step_element<Rule>(args, words, place, rule, keys, i);
+    step_element<Rule>(args, words, place, rule, key, i);
   }
 }
 

@@ -93,8 +93,8 @@ struct Means {
 void test_noise_is_uncorrelated() {
   constexpr int64_t kCount = int64_t{1} << 20;
   const auto noise = [](uint64_t seed, double step, uint32_t position, int role, uint64_t index) {
-    const uint64_t key = operand_key(step_key(seed, step), position, role);
-    return noise_at(NoiseKey(key, index), static_cast<uint32_t>(index)) - 32767.5;
+    const NoiseKey key(step_key(seed, step), position, index);
+    return noise_at(key, noise_factor(role), static_cast<uint32_t>(index)) - 32767.5;
   };
   Means next, row, power, operands, steps, positions, seeds, halves;
   double sum = 0, squares = 0;
