@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from fusedopt.train.augment import make_augmentation
 from fusedopt.train.cli import make_parser, parse
 from fusedopt.train.loop import make_optimizer
 from fusedopt.train.models import make_model
-from fusedopt.train.options import Options
+from fusedopt.train.options import Options, UserError
 from fusedopt.train.recipe import EarlyStopping, parameter_groups
 from fusedopt.train.schedule import SCHEDULERS, Scheduler
 from fusedopt.train.start import start
@@ -215,6 +216,31 @@ def test_mixed_precision(precision: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert {p.dtype for p in mixed.model.parameters()} == {torch.float32}
     assert mixed.rows[0]["train_loss"] == pytest.approx(full.rows[0]["train_loss"], rel=0.02)
     assert mixed.rows[0]["train_loss"] != full.rows[0]["train_loss"]
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--stochastic-rounding",), ("--master-weights", "--stochastic-rounding")]
+)
+def test_weights_in_bfloat16(options: tuple[str, ...], tmp_path: Path) -> None:
+    """Trained, validated, saved, and resumed with the same bits."""
+    given = (*SMALL, "--precision", "bf16-true", *options)
+    straight = train(*given, "--epochs", 2)
+    assert {p.dtype for p in straight.model.parameters()} == {torch.bfloat16}
+    assert straight.rows[-1]["train_loss"] < straight.rows[0]["train_loss"]
+    train(*given, "--epochs", 1, "--out", tmp_path / "run")
+    resumed = train("--resume", tmp_path / "run", "--epochs", 2)
+    assert torch.equal(flat(resumed.model), flat(straight.model))
+
+
+def test_what_bfloat16_weights_refuse() -> None:
+    for given in (
+        ("--stochastic-rounding",),
+        ("--master-weights", "--precision", "bf16"),
+        ("--master-weights", "--precision", "bf16-true", "--impl", "torch"),
+        ("--ema", "0.9", "--precision", "bf16-true"),
+    ):
+        with pytest.raises(UserError):
+            options_of(*SMALL, *given)
 
 
 def test_an_overflow_skips_the_step_and_halves_the_scale() -> None:

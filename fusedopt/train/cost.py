@@ -58,7 +58,7 @@ def measure(model: nn.Module, options: Options, images: Tensor, labels: Tensor) 
         The cost with "fusedopt" and, where torch.optim has this optimizer, with "torch".
     """
     device = torch.device(options.device)
-    images, labels = images.to(device), labels.to(device)
+    images, labels = images.to(device, options.weights_dtype()), labels.to(device)
     runs = {}
     for impl in ("fusedopt", "torch"):
         if optimizer_class(options, impl) is None:
@@ -74,7 +74,7 @@ def measure(model: nn.Module, options: Options, images: Tensor, labels: Tensor) 
             start = clock(device)
             optimizer.zero_grad()
             with autocast(options):
-                loss = F.cross_entropy(twin(images), labels)
+                loss = F.cross_entropy(twin(images).float(), labels)
             loss.backward()
             before = clock(device)
             optimizer.step()

@@ -176,7 +176,11 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         " best weights")  # fmt: skip
     add("--monitor", choices=("loss", "accuracy"), default="loss", help="figure for --patience")
     add("--precision", choices=tuple(PRECISIONS), default="fp32",
-        help="of forward and backward pass; weights stay in fp32")  # fmt: skip
+        help="of forward and backward pass; weights stay in fp32, but for bf16-true")  # fmt: skip
+    add("--stochastic-rounding", action="store_true", default=None,
+        help="with bf16-true: round weights and state so that the means are right")  # fmt: skip
+    add("--master-weights", action="store_true", default=None,
+        help="with bf16-true: keep the lower half of each weight's float32 as well")  # fmt: skip
 
 
 def _add_transfer(parser: argparse.ArgumentParser) -> None:

@@ -58,15 +58,18 @@ def make_optimizer(
     own_class = optimizer_class(options, impl)
     if own_class is None:
         raise UserError(f"--impl {impl}: torch.optim has no {CLASSES[options.optimizer]}")
+    chosen = options.optimizer_kwargs()
+    if impl == "fusedopt":
+        chosen |= options.precision_kwargs()
     if options.strategy == "zero" and shared:
-        return shared_optimizer(own_class, parameters, **options.optimizer_kwargs())
-    return own_class(parameters, **options.optimizer_kwargs())
+        return shared_optimizer(own_class, parameters, **chosen)
+    return own_class(parameters, **chosen)
 
 
 def autocast(options: Options) -> torch.autocast:
     """Returns the context in which the forward pass runs in `--precision`."""
     device, dtype = torch.device(options.device), PRECISIONS[options.precision]
-    return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
+    return torch.autocast(device.type, dtype, enabled=options.precision in ("bf16", "fp16"))
 
 
 def own_batch_size(options: Options) -> int:
@@ -137,7 +140,7 @@ def train_epoch(
         for images, labels in loader:
             images, labels = augmentation(images.to(device)), labels.to(device)
             with autocast(options):
-                logits = _forward(state, images)
+                logits = _forward(state, images.to(options.weights_dtype())).float()
                 loss = F.cross_entropy(
                     logits, labels, state.class_weights, label_smoothing=options.label_smoothing
                 )
@@ -190,7 +193,7 @@ def evaluate(
     for images, labels in loader:
         images, labels = augmentation(images.to(device)), labels.to(device)
         with autocast(options):
-            logits = model(images)[:left]
+            logits = model(images.to(options.weights_dtype()))[:left].float()
             labels = labels[:left]
             loss = F.cross_entropy(logits, labels)
         if left > 0:

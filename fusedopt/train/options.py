@@ -36,7 +36,12 @@ for _name in _C.optimizers():  # the others: what the class says
     )
 IMPLEMENTATIONS = ("fusedopt", "torch")
 AUGMENTATION = {"cifar10": "crop,flip", "cifar100": "crop,flip", "folder": "resized-crop,flip"}
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "bf16-true": torch.bfloat16,  # the weights and the optimizer's state as well
+}
 
 FOLDER = "folder:"  # before a path, in --data
 
@@ -110,6 +115,8 @@ class Options:
     patience: int | None
     monitor: str
     precision: str
+    stochastic_rounding: bool | None
+    master_weights: bool | None
     # transfer
     init: Path | None
     new_head: bool | None
@@ -124,9 +131,18 @@ class Options:
     checkpoint_every: int | None
     strategy: str | None
 
-    def optimizer_kwargs(self) -> dict[str, float]:
+    def optimizer_kwargs(self) -> dict[str, Any]:
         """Returns the keyword arguments of the optimizer's constructor."""
         return {name: getattr(self, name) for name in DEFAULTS[self.optimizer]}
+
+    def precision_kwargs(self) -> dict[str, Any]:
+        """Returns those that only fusedopt's constructors have."""
+        names = [name for name in ("stochastic_rounding", "master_weights") if getattr(self, name)]
+        return {name: True for name in names} | ({"seed": self.seed} if names else {})
+
+    def weights_dtype(self) -> torch.dtype:
+        """Returns the dtype of the weights, and of the images that the network gets."""
+        return torch.bfloat16 if self.precision == "bf16-true" else torch.float32
 
     def plain(self) -> dict[str, Any]:
         """Returns the options as JSON has them."""
@@ -169,6 +185,14 @@ def make_options(given: dict[str, Any]) -> Options:
         values["data"] = f"{FOLDER}{folder_path(values['data'])}"
     if values["class_weights"] and values["sampler"]:
         raise UserError("--sampler: balanced samples need no --class-weights; give one of the two")
+    for name in ("stochastic_rounding", "master_weights"):
+        flag = f"--{name.replace('_', '-')}"
+        if values[name] and values["precision"] != "bf16-true":
+            raise UserError(f"{flag}: is for weights in bfloat16; give --precision bf16-true")
+        if values[name] and values["impl"] == "torch":
+            raise UserError(f"{flag}: torch.optim has none; give --impl fusedopt")
+    if values["ema"] is not None and values["precision"] == "bf16-true":
+        raise UserError("--ema: an average in bfloat16 would lose what each step adds to it")
     values["device"] = pick_device(values["device"])
     values["scheduler_arg"] = tuple(dict(values["scheduler_arg"] or ()).items())
     if values["classes"] is not None:

@@ -37,6 +37,8 @@ def print_setup(options: Options, state: TrainingState, splits: Splits) -> None:
     frozen = f", {trained:,} of them trained" if trained < parameters else ""
     several = f", {world.size()} processes, {options.strategy}" if options.strategy else ""
     precision = "" if options.precision == "fp32" else f", {options.precision}"
+    precision += ", stochastic rounding" if options.stochastic_rounding else ""
+    precision += ", master weights" if options.master_weights else ""
     say(f"{options.model}, {parameters:,} parameters{frozen}, {options.device}{precision},"
         f" seed {options.seed}{several}")  # fmt: skip
     say(f"{class_name(options, options.impl)}, {settings}"

@@ -38,7 +38,8 @@ def start(options: Options, splits: Splits, content: dict[str, Any] | None) -> T
     if device.type == "cuda":
         torch.backends.cudnn.deterministic = True  # or else no run could be repeated
     try:
-        model = _make_model(options, splits, initialised=content is None).to(device)
+        model = _make_model(options, splits, initialised=content is None)
+        model = model.to(device, options.weights_dtype())
         if options.freeze:
             recipe.freeze_backbone(model)
         depths = depth_of_parameters(model)
