@@ -1,4 +1,4 @@
-"""A character GPT of 0.4 million parameters, trained on the source of Python's standard library."""
+"""A character GPT of half a million parameters, trained on the source of Python's standard library."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.optim import Optimizer
 
-VOCABULARY, CONTEXT, WIDTH, LAYERS, HEADS, BATCH = 128, 64, 96, 4, 4, 16
+VOCABULARY, CONTEXT, WIDTH, LAYERS, HEADS, BATCH = 128, 64, 96, 4, 4, 8
 _CHARACTERS = 2_000_000
 _HELD_OUT = 100_000
-_EVALUATED = 32  # batches
+_EVALUATED = 100  # batches
 
 
 @cache

@@ -106,7 +106,7 @@ def learn(mode: str, steps: int, seed: int) -> Row:
     """Trains the GPT with AdamW, whose betas are torch's."""
     chosen = MODES[mode]
     loss = gpt.train(
-        lambda params: _make("AdamW", chosen, params, lr=3e-3, weight_decay=0.1),
+        lambda params: _make("AdamW", chosen, params, lr=1e-3, weight_decay=0.1),
         chosen.dtype,
         steps,
         seed,
@@ -218,7 +218,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.precision", description=__doc__)
     experiments = ("tracking", "training", "speed")
     parser.add_argument("--experiment", nargs="+", choices=experiments, default=experiments)
-    parser.add_argument("--steps", type=runs.number(int, 1), default=400, help="of training (400)")
+    parser.add_argument(
+        "--steps", type=runs.number(int, 1), default=1000, help="of training (1000)"
+    )
     parser.add_argument("--seeds", type=runs.number(int, 1), default=3, help="of training (3)")
     parser.add_argument("--elements", type=runs.number(int, 1), default=1 << 24, help="of speed")
     parser.add_argument("--rounds", type=runs.number(int, 1), default=31, help="of speed (31)")

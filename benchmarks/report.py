@@ -18,6 +18,7 @@ from benchmarks import (
     chart,
     host,
     landscapes,
+    precision,
     report_gpu,
     strides,
     tables,
@@ -31,7 +32,10 @@ from benchmarks.results import RESULTS, Row, load, provenance
 from benchmarks.workloads import WORKLOADS
 
 ROOT = Path(__file__).resolve().parents[1]
-READMES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "optimizers.md")
+READMES = tuple(
+    ROOT / name
+    for name in ("README.md", "benchmarks/README.md", "docs/optimizers.md", "docs/precision.md")
+)
 _TABLE = re.compile(r"(<!-- begin table: (\S+) ([^>\n]+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 
 
@@ -126,6 +130,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "train": lambda result: tables.markdown(train.table_rows(result["rows"])),
     "accuracy": lambda result: tables.markdown(accuracy.table_rows(result["rows"])),
     "strides": lambda result: "\n\n".join(map(tables.markdown, strides.all_tables(result["rows"]))),
+    "precision": lambda result: "\n\n".join(
+        map(tables.markdown, precision.table_rows(result["rows"]))
+    ),
     "trajectories": lambda result: tables.markdown(landscapes.trajectory_table(result["rows"])),
     "tolerance": lambda result: tables.markdown(landscapes.tolerance_table(result["rows"])),
     "groups": lambda result: tables.markdown(landscapes.group_table(result["rows"])),

@@ -13,9 +13,12 @@ from cases import over
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import fusedopt  # noqa: E402
 from benchmarks import (  # noqa: E402
     floor,
+    gpt,
     memory,
+    precision,
     tables,
     timing,
 )
@@ -252,3 +255,27 @@ def test_peak_memory_is_what_a_step_needs_for_a_while() -> None:
     if peak is None:
         pytest.skip("this system doesn't tell peak memory")
     assert 0.9 * size < peak < 1.2 * size
+
+
+def test_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tracked, trained and timed, made short: tables and a chart of it."""
+    monkeypatch.setattr(precision, "_gradients", lambda name, seed: [(6500, torch.ones(8))])
+    monkeypatch.setattr(precision, "_ELEMENTS", 8)
+    rows = precision.track("Adam")
+    monkeypatch.setattr(gpt, "train", lambda make, dtype, steps, seed: 2.0 + seed)
+    rows += [precision.learn(mode, 1, seed) for mode in precision.TRAINED for seed in range(2)]
+    rows += precision.clock(1000, 1)
+    assert [len(table) for table in precision.table_rows(rows)] == [
+        2, 1 + len(precision.TRAINED), 1 + len(precision.MODES),
+    ]  # fmt: skip
+    precision.draw(rows, tmp_path / "precision.png")
+    assert (tmp_path / "precision.png").stat().st_size > 1000
+
+
+def test_the_gpt_learns() -> None:
+    """From about log 128 at the start, of bfloat16 weights."""
+    losses = [
+        gpt.train(lambda params: fusedopt.AdamW(params, lr=3e-3), torch.bfloat16, steps, 0)
+        for steps in (1, 8)
+    ]
+    assert losses[1] < losses[0] < 5.2

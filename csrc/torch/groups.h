@@ -42,6 +42,8 @@ struct Precision {
   uint64_t seed;                               // of the noise
 
   bool any() const { return noisy || master || state_dtype.has_value(); }
+  // What decides how tensors that are there are stepped.
+  int kind() const { return (noisy ? 1 : 0) + (master ? 2 : 0); }
 };
 
 // One group's options.

@@ -134,7 +134,10 @@ __attribute__((noinline)) bool look_closely(Reading& reading, int index, c10::Te
     if (dict) refuse_step(reading, slot);
     return false;
   }
-  if (is_usual(reading, slot, work)) work.usual_kernel = reading.groups[slot.group].variant.cpu;
+  if (is_usual(reading, slot, work)) {
+    work.usual_kernel = reading.groups[slot.group].variant.cpu;
+    work.usual_precision = reading.groups[slot.group].precision.kind();
+  }
   reading.checked.push_back(index);
   return true;
 }

@@ -61,6 +61,7 @@ struct Work {
   bool moved;         // parameter or state lie elsewhere than in the last step
   bool foreign;       // parameter or state are in memory that torch's allocators haven't made
   const cpu::Kernel* usual_kernel;  // where all is as usual, the kernel that it was checked for
+  int usual_precision;              // and its group's precision
   Dtype dtype;                      // the parameter's; float64, if any operand has that
   int device;                       // kHost, or the other device's number
   int cut;     // of a DTensor, whose pieces the operands are then; 0 for other tensors

@@ -9,6 +9,19 @@ namespace fusedopt {
 
 namespace {
 
+caffe2::TypeMeta type_of(Format format) {
+  switch (format) {
+    case Format::kFloat32:
+      return caffe2::TypeMeta::Make<float>();
+    case Format::kFloat64:
+      return caffe2::TypeMeta::Make<double>();
+    case Format::kFloat16:
+      return caffe2::TypeMeta::Make<at::Half>();
+    default:
+      return caffe2::TypeMeta::Make<at::BFloat16>();
+  }
+}
+
 // Does it lie where it lay, in memory of its own, and is its version counted there?
 FUSEDOPT_INLINE bool lies_as_before(const c10::TensorImpl& tensor, const Operand& before) {
   return &tensor == before.tensor &&
@@ -46,25 +59,27 @@ void prefetch_objects(const Slot& slot, const Work& last) {
 bool is_unchanged(const Reading& reading, const Slot& slot, c10::TensorImpl& grad, Work& work) {
   const Group& group = reading.groups[slot.group];
   const Variant& variant = group.variant;
-  if (work.usual_kernel != variant.cpu || group.torch_only != nullptr || group.precision.any()) {
+  if (work.usual_kernel != variant.cpu || group.torch_only != nullptr ||
+      work.usual_precision != group.precision.kind()) {
     return false;
   }
   const c10::TensorImpl& param = impl_of(slot.param);
-  Dtype dtype;
   if (!lies_as_before(param, work.operands[kParam]) || param.key_set() != kPlainKeys ||
-      !to_dtype(param, dtype) || dtype != work.dtype || param.numel() != work.numel ||
+      param.dtype() != type_of(work.formats[kParam]) || param.numel() != work.numel ||
       !param.is_non_overlapping_and_dense()) {
     return false;
   }
-  const Shape shape(param, kHost);
+  Shape shape(param, kHost);
   PyObject* wrapper = grad.pyobj_slot()->load_pyobj();
   if (grad.key_set() != kPlainKeys || (wrapper != nullptr && !is_exact(wrapper))) {
     return false;
   }
   const Operand gradient = operand_of(grad);
+  shape.dtype = type_of(work.formats[kGrad]);
   if (!fits(grad, gradient.address, shape)) return false;
-  const size_t scalars = reading.keys.optimizer->scalars.size();
-  if (variant.cpu->states != 0 || scalars != 0) {
+  const size_t scalars = reading.scalars_of(group);
+  const int operands = operands_of(group);
+  if (operands != kFirstState || scalars != 0) {
     if (slot.state == nullptr || !PyDict_Check(slot.state)) return false;
     const uint64_t version = version_of(slot.state);
     if (version == 0 || version != work.traces.version) return false;
@@ -79,10 +94,13 @@ bool is_unchanged(const Reading& reading, const Slot& slot, c10::TensorImpl& gra
         return false;
       }
     }
-    for (int k = 0; k < variant.cpu->states; ++k) {
-      PyObject* value = values[variant.keys[k]];
+    for (int k = kFirstState; k < operands; ++k) {
+      const bool is_remainder = k == kFirstState + variant.cpu->states;
+      PyObject* value =
+          values[is_remainder ? reading.keys.remainder() : variant.keys[k - kFirstState]];
       const c10::TensorImpl& tensor = impl_of(value);
-      const Operand& before = work.operands[kFirstState + k];
+      const Operand& before = work.operands[k];
+      shape.dtype = is_remainder ? caffe2::TypeMeta::Make<int16_t>() : type_of(work.formats[k]);
       if (!is_exact(value) || !lies_as_before(tensor, before) ||
           !fits(tensor, before.address, shape)) {
         return false;
@@ -96,16 +114,16 @@ bool is_unchanged(const Reading& reading, const Slot& slot, c10::TensorImpl& gra
 bool is_usual(const Reading& reading, const Slot& slot, const Work& work) {
   const auto exact = [&](size_t k) { return is_exact(work.traces.state[k]); };
   const auto& variant = reading.groups[slot.group].variant;
-  if (!work.ready || !work.dense || work.mixed || reading.groups[slot.group].precision.any() ||
-      work.device != kHost || work.cut != 0 || work.first || work.foreign ||
-      work.operands[kParam].tensor->key_set() != kPlainKeys ||
+  if (!work.ready || !work.dense || work.device != kHost || work.cut != 0 || work.first ||
+      work.foreign || work.operands[kParam].tensor->key_set() != kPlainKeys ||
       work.operands[kGrad].tensor == nullptr || work.numel == 0) {
     return false;
   }
   for (int k = 0; k < variant.cpu->states; ++k) {
     if (!exact(variant.keys[k])) return false;
   }
-  for (size_t k = 0; k < reading.keys.optimizer->scalars.size(); ++k) {
+  if (reading.groups[slot.group].precision.master && !exact(reading.keys.remainder())) return false;
+  for (size_t k = 0; k < reading.scalars_of(reading.groups[slot.group]); ++k) {
     if (!is_usual_number(*work.scalars[k].at.tensor) || !exact(reading.keys.scalar(k)))
       return false;
   }
