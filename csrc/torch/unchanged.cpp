@@ -116,7 +116,8 @@ bool is_usual(const Reading& reading, const Slot& slot, const Work& work) {
   const auto& variant = reading.groups[slot.group].variant;
   if (!work.ready || !work.dense || work.device != kHost || work.cut != 0 || work.first ||
       work.foreign || work.operands[kParam].tensor->key_set() != kPlainKeys ||
-      work.operands[kGrad].tensor == nullptr || work.numel == 0) {
+      work.operands[kGrad].tensor == nullptr || work.numel == 0 || work.lacks_remainder ||
+      work.lacks_roundings) {
     return false;
   }
   for (int k = 0; k < variant.cpu->states; ++k) {
