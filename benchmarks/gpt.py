@@ -1,4 +1,4 @@
-"""A character GPT of half a million parameters, trained on the source of Python's standard library."""
+"""A character GPT of half a million parameters, trained on Python's standard library."""
 
 from __future__ import annotations
 

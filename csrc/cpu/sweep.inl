@@ -147,102 +147,7 @@ inline void direct(const TensorEntry& tensor, const Rule& rule, int64_t begin, i
   apply<Rule, Plain<Compute>>(rule, at[kParam], at[kGrad], at + kFirstState, end - begin, sign);
 }
 
-// How blocks load and store operands of one dtype.
-template <Dtype kDtype>
-struct AllOf {
-  static constexpr bool kNoisy = false;
-  static constexpr bool kSplit = false;
-  static constexpr int item(int) { return 2; }
-#if defined(FUSEDOPT_BLOCKS)
-  static void load(int, float* values, const Piece& piece, int i) {
-    load_group<kDtype>(values, piece.at + 2 * i);
-  }
-  static int noise(const Piece&, int) { return 0; }
-  static void store(int, const float* values, const Piece& piece, int i, int) {
-    store_group<kDtype>(values, piece.at + 2 * i);
-  }
-#endif
-};
-
-// Parameters and states in these formats, gradients in the parameters' dtype.
-template <Format kParamFormat, Format kStateFormat>
-struct Formatted {
-  static constexpr bool kWide = kParamFormat == Format::kFloat32;  // then in memory's order
-  static constexpr bool kSplit = kParamFormat == Format::kSplitFloat32;
-  static constexpr bool kNoisy = kStateFormat == Format::kNoisyBFloat16;
-  static constexpr Format of(int k) {
-    constexpr Format kGradFormat = kWide ? Format::kFloat32 : Format::kBFloat16;
-    return k == kParam ? kParamFormat : k == kGrad ? kGradFormat : kStateFormat;
-  }
-  static constexpr int item(int k) { return item_bytes(of(k)); }
-#if defined(FUSEDOPT_GROUPS)
-  static void load(int k, float* values, const Piece& piece, int i) {
-    const char* at = piece.at + item(k) * i;
-    if (of(k) == Format::kSplitFloat32) return join_group(values, at, piece.remainder + 2 * i);
-    if (of(k) == Format::kFloat32) return copy_group(values, at);
-    kWide ? load_row(values, at) : load_group<Dtype::kBFloat16>(values, at);
-  }
-  // Of element i and those that follow, for all operands.
-  static __m256i noise(const Piece& piece, int i) {
-    return kNoisy ? noise_of_pairs(piece.noise, piece.index + static_cast<uint32_t>(i))
-                  : _mm256_setzero_si256();
-  }
-  static void store(int k, const float* values, const Piece& piece, int i, __m256i noise) {
-    char* at = piece.at + item(k) * i;
-    if (of(k) == Format::kSplitFloat32) return split_group(values, at, piece.remainder + 2 * i);
-    if (of(k) == Format::kFloat32) return copy_group(at, values);
-    const Lanes lanes = kWide ? lanes_of_row(values) : lanes_of_group(values);
-    if (of(k) == Format::kBFloat16) return store_sixteen(at, round_lanes(lanes));
-    store_sixteen(at, round_lanes_with(noise_of_group(noise, noise_factor(k)), lanes));
-  }
-#endif
-};
-
-// 16-bit floats, one dense layout: blocks so short that the conversions of one overlap the
-// divisions of another. `pieces` are moved behind them. Returns where the rest begins. See tuning.h
-// for the gain.
-template <typename Rule, typename Stored>
-__attribute__((noinline)) int64_t blocks([[maybe_unused]] const TensorEntry& tensor,
-                                         [[maybe_unused]] const Rule& of,
-                                         [[maybe_unused]] const Piece* pieces, int64_t begin,
-                                         [[maybe_unused]] int64_t end) {
-#if defined(FUSEDOPT_BLOCKS)
-  constexpr int kOperands = kFirstState + Rule::kStates;
-  constexpr int kBlock = kBlockGroups<Rule::kStates> * kGroup;
-  const Rule rule = of;
-  const float sign = tensor.maximize ? -1.0f : 1.0f;
-  Piece at[kOperands];
-  for (int k = 0; k < kOperands; ++k) at[k] = pieces[k];
-#pragma GCC unroll 2  // 3 % less for two states in bfloat16
-  for (; begin + kBlock <= end; begin += kBlock) {
-    alignas(64) float values[kOperands][kBlock];
-    if (Stored::kSplit) __builtin_prefetch(at[kParam].remainder + kBlockBytesAhead, 1);
-    for (int k = 0; k < kOperands; ++k) {
-      for (int i = 0; i < Stored::item(k) * kBlock; i += 64) {
-        __builtin_prefetch(at[k].at + kBlockBytesAhead + i, 1);
-      }
-      for (int i = 0; i < kBlock; i += kGroup) Stored::load(k, values[k] + i, at[k], i);
-    }
-    FUSEDOPT_VECTORIZE
-    for (int i = 0; i < kBlock; ++i) {
-      float state[Rule::kStates + 1];
-      for (int k = 0; k < Rule::kStates; ++k) state[k] = values[kFirstState + k][i];
-      rule(values[kParam][i], sign * values[kGrad][i], state);
-      for (int k = 0; k < Rule::kStates; ++k) values[kFirstState + k][i] = state[k];
-    }
-    for (int i = 0; i < kBlock; i += kGroup) {
-      const auto noise = Stored::noise(at[kParam], i);
-      for (int k = 0; k < kOperands; ++k) {
-        if (k != kGrad) Stored::store(k, values[k] + i, at[k], i, noise);
-      }
-    }
-    for (int k = 0; k < kOperands; ++k) at[k].at += Stored::item(k) * kBlock;
-    at[kParam].index += kBlock;
-    if (Stored::kSplit) at[kParam].remainder += 2 * kBlock;
-  }
-#endif
-  return begin;
-}
+#include "cpu/blocks.inl"
 
 // Elements [begin, end) of a tensor whose operands share one dense layout and one dtype.
 template <typename Rule, Dtype kDtype>
@@ -261,39 +166,6 @@ void dense(const Table& table, const TensorEntry& tensor, const Stepper& stepper
   tiled<typename Storage<kDtype>::Compute>(table, tensor, stepper, rule, begin, end);
 }
 
-#if defined(FUSEDOPT_GROUPS)
-// The same with noise or halves: noise comes in pairs, and its key is another where an index's
-// upper half changes.
-template <typename Rule, typename Stored>
-void dense_formatted(const Table& table, const TensorEntry& tensor, const Stepper& stepper,
-                     const void* rule, int64_t begin, int64_t end) {
-  const Rule& of = *static_cast<const Rule*>(rule);
-  while (begin < end) {
-    const auto index = static_cast<uint64_t>(tensor.origin + begin);
-    int64_t stop = std::min(end, begin + (int64_t{1} << 32) - static_cast<uint32_t>(index));
-    if (index % 2 != 0) {
-      stop = begin + 1;
-    } else if (!table.scaled) {
-      Piece pieces[kMaxOperands];
-      find_pieces(table, tensor, stepper, begin, pieces);
-      if (Stored::kNoisy) find_noise(table, tensor, stepper, begin, true, 0, pieces);
-      begin = blocks<Rule, Stored>(tensor, of, pieces, begin, stop);
-    }
-    tiled<float>(table, tensor, stepper, rule, begin, stop);
-    begin = stop;
-  }
-}
-
-template <typename Rule, Format kParamFormat, Format kStateFormat>
-bool take_formatted(const Format* formats, Stepper& stepper) {
-  using Stored = Formatted<kParamFormat, kStateFormat>;
-  bool same = true;
-  for (int k = 0; k < stepper.operands; ++k) same = same && formats[k] == Stored::of(k);
-  if (same) stepper.dense = dense_formatted<Rule, Stored>;
-  return same;
-}
-#endif
-
 #include "cpu/strided.inl"
 
 template <typename Rule, Dtype kDtype>
@@ -306,6 +178,7 @@ constexpr Stepper make_stepper() {
   return made;
 }
 
+#if !defined(FUSEDOPT_AVX512)
 // Of operands in several formats.
 template <typename Rule, typename Compute>
 Stepper with_formats(Stepper stepper, const Format* formats) {
@@ -326,6 +199,7 @@ Stepper with_formats(Stepper stepper, const Format* formats) {
 #endif
   return stepper;
 }
+#endif
 
 // Elements [begin, end) of the work list: the loop over tensors.
 __attribute__((noinline)) inline void walk(const Table& table, const Stepper& stepper,
@@ -349,6 +223,11 @@ template <typename Rule, Dtype kDtype>
 void sweep(const Table& table, int64_t begin, int64_t end) {
   static constexpr Stepper kStepper = make_stepper<Rule, kDtype>();
   if (table.formats == nullptr) return walk(table, kStepper, begin, end);
+#if defined(FUSEDOPT_AVX512)
+  // As fast: what limits both are divisions, and those of short vectors take half as long.
+  avx2::sweep<Rule, kDtype>(table, begin, end);
+#else
   using Compute = typename Storage<kDtype>::Compute;
   walk(table, with_formats<Rule, Compute>(kStepper, table.formats), begin, end);
+#endif
 }

@@ -144,7 +144,7 @@ void cut_into_runs(const Reading& reading, int slot, Bucket& bucket) {
   bucket.tensors.pop_back();
   for (const Run& run : runs) {
     TensorEntry& part = bucket.tensors.emplace_back(entry);
-    for (int k = 0; k < operands_of(reading.group_of(slot)); ++k) {
+    for (int k = 0; k < reading.group_of(slot).operands; ++k) {
       const bool is_remainder = k == kFirstState + reading.group_of(slot).variant.cpu->states;
       const int64_t item = is_remainder ? kRemainderBytes : item_bytes(work.formats[k]);
       part.operands[k] = static_cast<char*>(part.operands[k]) + run.start * item;
@@ -190,7 +190,7 @@ void build(const Reading& reading, Tables& tables) {
     }
     if (scalars > 1) tables.counts.push_back(bucket->counts);
     if (work.numel == 0) continue;
-    const int operands = operands_of(group);
+    const int operands = group.operands;
     // State that is still to be made: this table is only built to see whether the options are
     // refused.
     const int32_t layout =

@@ -91,7 +91,9 @@ void count_versions_of_whole(const Reading& reading, int index, int operands, bo
 
 // What counting reads and writes of a slot.
 void prefetch_counters(const Work& work) {
-  for (const Operand& operand : work.operands) {
+  for (int k = 0; k < kMaxOperands; ++k) {
+    const Operand& operand = work.operands[k];
+    if (k >= kFirstState && operand.tensor == nullptr) break;
     if (operand.version != nullptr) prefetch<0, 1, true>(operand.version);
   }
   for (const Scalar& scalar : work.scalars) {
@@ -123,15 +125,12 @@ void write_number(const Scalar& scalar, double value) {
 
 // The single numbers of a slot's state. A device counts its own.
 FUSEDOPT_INLINE void count_scalars(const Work& work, size_t scalars, const Counts* counts) {
-  for (size_t k = 0; k < scalars; ++k) {
+  if (scalars == 0) return;
+  const Scalar& step = work.scalars[0];
+  step.on_device ? count_version(step.at) : count_step(step);
+  for (size_t k = 1; k < scalars; ++k) {
     const Scalar& scalar = work.scalars[k];
-    if (scalar.on_device) {
-      count_version(scalar.at);
-    } else if (k == 0) {
-      count_step(scalar);
-    } else {
-      write_number(scalar, counts->after[k - 1]);
-    }
+    scalar.on_device ? count_version(scalar.at) : write_number(scalar, counts->after[k - 1]);
   }
 }
 
@@ -227,12 +226,13 @@ void count(const Reading& reading, const std::vector<Counts>& counts) {
   const std::vector<int>& ready = reading.ready;
   const Slot* slots = reading.slots().data();
   const Work* works = reading.works().data();
+  const Group* groups = reading.groups.data();
   for (size_t i = 0; i < ready.size(); ++i) {
     if (i + kFillAhead < ready.size()) prefetch_counters(works[ready[i + kFillAhead]]);
     const Work& work = works[ready[i]];
-    const Group& group = reading.groups[slots[ready[i]].group];
-    const int operands = operands_of(group);
-    count_scalars(work, reading.scalars_of(group), scalars > 1 ? &counts[i] : nullptr);
+    const Group& group = groups[slots[ready[i]].group];
+    const int operands = group.operands;
+    count_scalars(work, group.scalars, scalars > 1 ? &counts[i] : nullptr);
     if (work.cut != 0) {
       count_versions_of_whole(reading, ready[i], operands, scaled);
       continue;

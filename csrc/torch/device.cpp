@@ -207,8 +207,7 @@ const char* check_device(Reading& reading, const Slot& slot, Work& work) {
     }
   }
   const auto on_host = [](const Scalar& scalar) { return !scalar.on_device; };
-  const bool any_on_host =
-      std::any_of(work.scalars, work.scalars + reading.scalars_of(group), on_host);
+  const bool any_on_host = std::any_of(work.scalars, work.scalars + group.scalars, on_host);
   work.move_scalars =
       any_on_host && !work.fresh && !work.lacks_roundings && counts_on_device(reading, group, work);
   if (!device.capturing) return nullptr;

@@ -246,6 +246,9 @@ void Reader::read(PyObject* dict, int index, Group& group) {
   group.capturable = is_true(capturable);
   if (chosen && !group.fused) group.torch_only = "fused=False";
   group.precision = read_precision(dict, index);
+  group.operands = kFirstState + group.variant.cpu->states + (group.precision.master ? 1 : 0);
+  group.scalars = keys_.optimizer->scalars.size();
+  if (group.scalars == 0 && group.precision.noisy) group.scalars = 1;
   if (is_true(look_up(dict, names().differentiable))) group.torch_only = "differentiable=True";
 }
 

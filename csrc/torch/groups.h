@@ -60,6 +60,8 @@ struct Group {
   bool capturable;
   bool has_capturable;  // the group has the option: torch's class refuses graphs without it
   Precision precision;
+  int operands;    // of a parameter: itself, its gradient, its states, its remainder
+  size_t scalars;  // single numbers of a state: the optimizer's, or how often noise has rounded
   const char* torch_only;  // why torch's own step takes the whole group, or null
 };
 

@@ -137,6 +137,7 @@ __attribute__((noinline)) bool look_closely(Reading& reading, int index, c10::Te
   if (is_usual(reading, slot, work)) {
     work.usual_kernel = reading.groups[slot.group].variant.cpu;
     work.usual_precision = reading.groups[slot.group].precision.kind();
+    work.usual_type = work.operands[kParam].tensor->dtype();
   }
   reading.checked.push_back(index);
   return true;

@@ -67,7 +67,7 @@ void find_needs(Reading& reading) {
          work.fresh,
          work.lacks_remainder,
          work.lacks_roundings,
-         numbers_to_move(keys, work, reading.scalars_of(group)),
+         numbers_to_move(keys, work, group.scalars),
          &group,
          on_device ? work.operands[kParam].tensor->device() : c10::Device(c10::kCPU),
          {},

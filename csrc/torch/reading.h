@@ -62,6 +62,7 @@ struct Work {
   bool foreign;       // parameter or state are in memory that torch's allocators haven't made
   const cpu::Kernel* usual_kernel;  // where all is as usual, the kernel that it was checked for
   int usual_precision;              // and its group's precision
+  caffe2::TypeMeta usual_type;      // and the parameter's dtype
   Dtype dtype;                      // the parameter's; float64, if any operand has that
   int device;                       // kHost, or the other device's number
   int cut;     // of a DTensor, whose pieces the operands are then; 0 for other tensors
@@ -109,11 +110,6 @@ struct Cache {
   Cuts cuts;
 };
 
-// How many operands a parameter has in a group.
-inline int operands_of(const Group& group) {
-  return kFirstState + group.variant.cpu->states + (group.precision.master ? 1 : 0);
-}
-
 // What a step owns. Its end is the step's, outside of all locks: what it lets go may run Python
 // code.
 struct Owned {
@@ -139,12 +135,6 @@ struct Reading {
   std::vector<Slot>& slots() const { return cache.slots; }
   std::vector<Work>& works() const { return cache.works; }
   const Group& group_of(int slot) const { return groups[cache.slots[slot].group]; }
-  // The single numbers of a state in a group: those of the optimizer, or how often noise has
-  // rounded.
-  size_t scalars_of(const Group& group) const {
-    const size_t own = keys.optimizer->scalars.size();
-    return own == 0 && group.precision.noisy ? 1 : own;
-  }
 
   std::vector<int> ready = {};    // the slots that the kernels step
   std::vector<int> checked = {};  // those of them that weren't as they were

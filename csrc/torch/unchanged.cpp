@@ -46,7 +46,10 @@ void prefetch_objects(const Slot& slot, const Work& last) {
     prefetch<16, sizeof(c10::TensorImpl)>(operand.tensor);
     prefetch<16, 64>(operand.storage);
   };
-  for (const Operand& operand : last.operands) prefetch_operand(operand);
+  for (int k = 0; k < kMaxOperands; ++k) {
+    if (k >= kFirstState && last.operands[k].tensor == nullptr) break;
+    prefetch_operand(last.operands[k]);
+  }
   for (const Scalar& scalar : last.scalars) {
     if (scalar.at.tensor == nullptr) break;
     prefetch_operand(scalar.at);
@@ -65,7 +68,7 @@ bool is_unchanged(const Reading& reading, const Slot& slot, c10::TensorImpl& gra
   }
   const c10::TensorImpl& param = impl_of(slot.param);
   if (!lies_as_before(param, work.operands[kParam]) || param.key_set() != kPlainKeys ||
-      param.dtype() != type_of(work.formats[kParam]) || param.numel() != work.numel ||
+      param.dtype() != work.usual_type || param.numel() != work.numel ||
       !param.is_non_overlapping_and_dense()) {
     return false;
   }
@@ -75,11 +78,10 @@ bool is_unchanged(const Reading& reading, const Slot& slot, c10::TensorImpl& gra
     return false;
   }
   const Operand gradient = operand_of(grad);
-  shape.dtype = type_of(work.formats[kGrad]);
+  if (work.mixed) shape.dtype = type_of(work.formats[kGrad]);
   if (!fits(grad, gradient.address, shape)) return false;
-  const size_t scalars = reading.scalars_of(group);
-  const int operands = operands_of(group);
-  if (operands != kFirstState || scalars != 0) {
+  const size_t scalars = group.scalars;
+  if (group.operands != kFirstState || scalars != 0) {
     if (slot.state == nullptr || !PyDict_Check(slot.state)) return false;
     const uint64_t version = version_of(slot.state);
     if (version == 0 || version != work.traces.version) return false;
@@ -94,13 +96,15 @@ bool is_unchanged(const Reading& reading, const Slot& slot, c10::TensorImpl& gra
         return false;
       }
     }
-    for (int k = kFirstState; k < operands; ++k) {
+    for (int k = kFirstState; k < group.operands; ++k) {
       const bool is_remainder = k == kFirstState + variant.cpu->states;
       PyObject* value =
           values[is_remainder ? reading.keys.remainder() : variant.keys[k - kFirstState]];
       const c10::TensorImpl& tensor = impl_of(value);
       const Operand& before = work.operands[k];
-      shape.dtype = is_remainder ? caffe2::TypeMeta::Make<int16_t>() : type_of(work.formats[k]);
+      if (work.mixed) {
+        shape.dtype = is_remainder ? caffe2::TypeMeta::Make<int16_t>() : type_of(work.formats[k]);
+      }
       if (!is_exact(value) || !lies_as_before(tensor, before) ||
           !fits(tensor, before.address, shape)) {
         return false;
@@ -124,7 +128,7 @@ bool is_usual(const Reading& reading, const Slot& slot, const Work& work) {
     if (!exact(variant.keys[k])) return false;
   }
   if (reading.groups[slot.group].precision.master && !exact(reading.keys.remainder())) return false;
-  for (size_t k = 0; k < reading.scalars_of(reading.groups[slot.group]); ++k) {
+  for (size_t k = 0; k < reading.groups[slot.group].scalars; ++k) {
     if (!is_usual_number(*work.scalars[k].at.tensor) || !exact(reading.keys.scalar(k)))
       return false;
   }
