@@ -121,7 +121,8 @@ __attribute__((noinline)) void tiled(const Table& table, const TensorEntry& tens
       }
     }
     if (table.scaled) {
-      auto* grads = static_cast<typename Plain<Compute>::Type*>(tiles[kGrad]);
+      using Element = typename Plain<Compute>::Type;  // not auto: it may lie at any address
+      Element* grads = static_cast<Element*>(tiles[kGrad]);
       for (int64_t i = 0; i < n; ++i) grads[i] /= scale;
       if (!in_place[kGrad]) stepper.codecs[kGrad]->store(tiles[kGrad], pieces[kGrad], n);
     }
