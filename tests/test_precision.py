@@ -154,6 +154,9 @@ def test_the_seed_and_the_step_and_the_place_decide() -> None:
     assert_identical(stored(), stored())
     assert_identical(stored(), stored(seed=2**64))  # of which the noise takes 64 bits
     assert any(not torch.equal(a, b) for a, b in zip(stored(), stored(seed=1), strict=True))
+    unseeded = fusedopt.AdamW(make_params(), **ROUNDED)
+    unseeded.param_groups[0]["seed"] = None
+    assert_identical([p.detach() for p in run(unseeded, 2).param_groups[0]["params"]], stored())
     # Two equal parameters with equal gradients have noise of their own.
     params = [Parameter(torch.ones(500, dtype=torch.bfloat16)) for _ in range(2)]
     optimizer = fusedopt.SGD(params, lr=1e-3, **ROUNDED)

@@ -98,7 +98,7 @@ Precision read_precision(PyObject* dict, int index) {
     }
   }
   PyObject* seed = precision.noisy ? look_up(dict, names().seed) : nullptr;
-  if (seed == nullptr) return precision;
+  if (seed == nullptr || seed == Py_None) return precision;
   if (!PyLong_Check(seed)) {
     throw py::type_error(group_name(index) + "['seed'] must be an int, got " +
                          Py_TYPE(seed)->tp_name);
