@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -157,12 +157,11 @@ def _refuse_precision(optimizer: Any, places: Places | Literal[True]) -> None:
     """Raises if torch's own step would ignore how a group's numbers are to be stored."""
     groups = optimizer.param_groups
     if places is True:
-        every = [(i, 0) for i in range(len(groups))] if isinstance(groups, list) else []
+        every = [] if isinstance(groups, Iterator) else [(i, 0, g) for i, g in enumerate(groups)]
     else:
-        every = [(index, params[0]) for index, params in places]
-    for index, first in every:
-        group = groups[index]
-        named = describe(group) if isinstance(group, dict) else ""
+        every = [(index, params[0], groups[index]) for index, params in places]
+    for index, first, group in every:
+        named = describe(group) if isinstance(group, Mapping) and group.get("params") else ""
         if named:
             raise RuntimeError(
                 f"param_groups[{index}]['params'][{first}]: {named}, which torch's own step has"
