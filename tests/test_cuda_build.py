@@ -52,7 +52,7 @@ def test_no_kernel_spills_and_enough_blocks_fit(source: Path) -> None:
         # kResidentBlocks in tuning.h: so many blocks of 256 threads share 65536 registers.
         few = kernel[3] == "d" or kernel[1] == "sweep_mixed" or architecture == "sm_120"
         limit = 128 if few else 64
-        # prepare runs one thread for each rule; with the key of noise RAdam's in double spills 40 bytes.
+        # One thread for each rule: with the noise's key RAdam's in double spills 40 bytes.
         most = 64 if kernel[1] == "prepare" else 0
         assert max(int(stores), int(loads)) <= most, (name, architecture)
         assert int(registers) <= limit, (name, architecture)
