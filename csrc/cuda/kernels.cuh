@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(kBlockThreads,
 }
 
 template <typename Rule>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, kResidentBlocks<sizeof(float)>)
     sweep_mixed(const __grid_constant__ SweepArguments args) {
   mixed_chunk<Rule>(args, blockIdx.x, threadIdx.x);
 }

@@ -89,16 +89,17 @@ FUSEDOPT_HD void prepare_rule(const PrepareArguments& args, uint32_t index) {
   memcpy(&options, numbers, sizeof options);
   const uint32_t first = index * args.numbers;
   const Counts counts = count_up(options, args.counts + first, args.count_types + first);
-  // With padding: a sweep reads whole words, and none of them may be memory that nobody wrote.
-  alignas(Rule) uint32_t words[sizeof(Rule) / sizeof(uint32_t)] = {};
-  const Rule* rule = new (words) Rule(make_rule<Rule>(options, counts));
-  memcpy(static_cast<Rule*>(args.rules) + index, rule, sizeof words);
+  // The key first: with the rule's numbers alive, RAdam's in double spilled.
   constexpr int kCounts = 1 + kScalarsOf<Options>;
   const uint32_t roundings = first + kCounts;
   const double rounding = args.numbers == kCounts
                               ? counts.step
                               : count_step(args.counts[roundings], args.count_types[roundings]);
   if (args.keys != nullptr) args.keys[index] = step_key(args.seeds[group], rounding);
+  // With padding: a sweep reads whole words, and none of them may be memory that nobody wrote.
+  alignas(Rule) uint32_t words[sizeof(Rule) / sizeof(uint32_t)] = {};
+  const Rule* rule = new (words) Rule(make_rule<Rule>(options, counts));
+  memcpy(static_cast<Rule*>(args.rules) + index, rule, sizeof words);
 }
 
 }  // namespace fusedopt::cuda
