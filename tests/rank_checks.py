@@ -19,12 +19,11 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import (
     DTensor,
     Partial,
-    Placement,
     Replicate,
     Shard,
     distribute_tensor,
@@ -214,7 +213,8 @@ def noise_is_the_wholes() -> None:
                 placed = [Replicate() if dim is None else Shard(dim % len(s)) for s in shapes]
 
                 def cut(tensors: list[Tensor], where: list[Any] = placed) -> list[DTensor]:
-                    return [distribute_tensor(*both) for both in _with(tensors, mesh, where)]
+                    pairs = zip(tensors, where, strict=True)
+                    return [distribute_tensor(t, mesh, [placement]) for t, placement in pairs]
 
                 ours = each.make([Parameter(v) for v in cut(values(0))], **mode)
                 for grads in steps:
@@ -224,12 +224,6 @@ def noise_is_the_wholes() -> None:
                     ours.step()
                 assert kernels(ours) == {each.name.lower()}
                 assert_identical(learned(ours), learned(alone))
-
-
-def _with(
-    tensors: list[Tensor], mesh: DeviceMesh, placements: list[Placement]
-) -> list[tuple[Tensor, DeviceMesh, list[Placement]]]:
-    return [(t, mesh, [p]) for t, p in zip(tensors, placements, strict=True)]
 
 
 def partial_gradients_are_torchs() -> None:
@@ -277,14 +271,31 @@ def overflow_on_one_rank_skips_all() -> None:
 def save(folder: Path) -> None:
     model = sharded(make_model())
     optimizer = train(model, MAIN.make(model.parameters()), own_batch)
-    state = {
+    save_as(folder / "checkpoint", model, optimizer)
+
+
+def save_as(path: Path, model: nn.Module, optimizer: Optimizer) -> None:
+    """Saves a checkpoint, and beside it what was learned, whole."""
+    dcp.save(states_of(model, optimizer), checkpoint_id=path)
+    values = learned(optimizer)
+    if dist.get_rank() == 0:
+        torch.save(values, path.with_suffix(".pt"))
+
+
+def load_from(path: Path, model: nn.Module, optimizer: Optimizer) -> None:
+    """Loads it, and compares the bits."""
+    state = states_of(model, optimizer)
+    dcp.load(state, checkpoint_id=path)
+    set_model_state_dict(model, state["model"])
+    set_optimizer_state_dict(model, optimizer, state["optimizer"])
+    assert_identical(learned(optimizer), torch.load(path.with_suffix(".pt")))
+
+
+def states_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    return {
         "model": get_model_state_dict(model),
         "optimizer": get_optimizer_state_dict(model, optimizer),
     }
-    dcp.save(state, checkpoint_id=folder / "checkpoint")
-    values = learned(optimizer)
-    if dist.get_rank() == 0:
-        torch.save(values, folder / "expected.pt")
 
 
 def load(folder: Path) -> None:
@@ -292,14 +303,7 @@ def load(folder: Path) -> None:
     torch.manual_seed(1)
     model = sharded(make_model())
     optimizer = fusedopt.AdamW(model.parameters(), amsgrad=True)
-    state = {
-        "model": get_model_state_dict(model),
-        "optimizer": get_optimizer_state_dict(model, optimizer),
-    }
-    dcp.load(state, checkpoint_id=folder / "checkpoint")
-    set_model_state_dict(model, state["model"])
-    set_optimizer_state_dict(model, optimizer, state["optimizer"])
-    assert_identical(learned(optimizer), torch.load(folder / "expected.pt"))
+    load_from(folder / "checkpoint", model, optimizer)
     assert kernels(optimizer) == {"adamw"}
     train(model, optimizer, own_batch, [STEPS])
     reference = make_model()
@@ -312,27 +316,13 @@ def save_rounded(folder: Path) -> None:
     """As `save`, in bfloat16 with noise and remainders."""
     model, optimizer = rounded()
     train(model, optimizer, lambda seed: whole_batch(seed).bfloat16())
-    state = {
-        "model": get_model_state_dict(model),
-        "optimizer": get_optimizer_state_dict(model, optimizer),
-    }
-    dcp.save(state, checkpoint_id=folder / "rounded")
-    values = learned(optimizer)
-    if dist.get_rank() == 0:
-        torch.save(values, folder / "rounded.pt")
+    save_as(folder / "rounded", model, optimizer)
 
 
 def load_rounded(folder: Path) -> None:
     """On another number of ranks: the same bits."""
     model, optimizer = rounded()
-    state = {
-        "model": get_model_state_dict(model),
-        "optimizer": get_optimizer_state_dict(model, optimizer),
-    }
-    dcp.load(state, checkpoint_id=folder / "rounded")
-    set_model_state_dict(model, state["model"])
-    set_optimizer_state_dict(model, optimizer, state["optimizer"])
-    assert_identical(learned(optimizer), torch.load(folder / "rounded.pt"))
+    load_from(folder / "rounded", model, optimizer)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 

@@ -38,9 +38,9 @@ double initial_value(const State& state, const Group& group, const py::object& o
   return py::float_(options[state.from_group]);
 }
 
-at::Tensor zero(const at::TensorOptions& options) {
+at::Tensor new_number(double value, const at::TensorOptions& options) {
   const at::AutoDispatchBelowADInplaceOrView uncounted;  // full counts a version
-  return at::full({}, 0.0, options);
+  return at::full({}, value, options);
 }
 
 void fill_state(const Keys& keys, Fresh& fresh, const py::object& optimizer) {
@@ -54,12 +54,13 @@ void fill_state(const Keys& keys, Fresh& fresh, const py::object& optimizer) {
   const bool wide = !group.fused && c10::get_default_dtype() == caffe2::TypeMeta::Make<double>();
   const auto options =
       at::TensorOptions().dtype(wide ? at::kDouble : at::kFloat).device(fresh.scalar_device);
-  if (fresh.roundings) fresh.entries.emplace_back(keys.entries[keys.scalar(0)], zero(options));
+  if (fresh.roundings) {
+    fresh.entries.emplace_back(keys.entries[keys.scalar(0)], new_number(0, options));
+  }
   for (size_t k = 0; fresh.states && k < keys.optimizer->scalars.size(); ++k) {
     const double initial = initial_value(keys.optimizer->scalars[k], group, optimizer);
     const double stored = wide ? initial : static_cast<float>(initial);  // full refuses to overflow
-    const at::AutoDispatchBelowADInplaceOrView uncounted;                // full counts a version
-    fresh.entries.emplace_back(keys.entries[keys.scalar(k)], at::full({}, stored, options));
+    fresh.entries.emplace_back(keys.entries[keys.scalar(k)], new_number(stored, options));
   }
   const at::Tensor param = THPVariable_Unpack(fresh.param.ptr());
   const auto like = at::TensorOptions().dtype(group.precision.state_dtype);
