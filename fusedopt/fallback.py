@@ -161,12 +161,18 @@ def _refuse_precision(optimizer: Any, places: Places | Literal[True]) -> None:
     else:
         every = [(index, params[0], groups[index]) for index, params in places]
     for index, first, group in every:
-        named = describe(group) if isinstance(group, Mapping) and group.get("params") else ""
-        if named:
+        named = describe(group) if isinstance(group, Mapping) else ""
+        if named and _has_params(group):
             raise RuntimeError(
                 f"param_groups[{index}]['params'][{first}]: {named}, which torch's own step has"
                 f" not, and no kernel takes it ({_reason(optimizer, (index, first))})"
             )
+
+
+def _has_params(group: Mapping[str, Any]) -> bool:
+    """Whether a group has something to step, or what only torch's step may iterate over."""
+    params = group.get("params", ())
+    return isinstance(params, Iterator) or any(True for _ in params)
 
 
 def _reason(optimizer: Any, place: tuple[int, int]) -> str:

@@ -149,12 +149,17 @@ class FusedOptimizer(Optimizer):
         trained.
         """
         groups_before = self.__dict__.get("param_groups")
-        if groups_before is not None:
-            groups_before = [dict(group) for group in groups_before]  # may be the same objects
-        keep_numbers(self, self._kernels, state)
-        super().__setstate__(state)
         if groups_before is None:  # unpickled or copied
+            super().__setstate__(state)
             return
+        before = self.param_groups, self.state
+        groups_before = [dict(group) for group in groups_before]  # may be the same objects
+        try:
+            keep_numbers(self, self._kernels, state)
+            super().__setstate__(state)
+        except BaseException:
+            self.param_groups, self.state = before
+            raise
         ours = {*self._added_options, *PRECISION} - {"seed"}
         for group, before in zip(self.param_groups, groups_before, strict=False):
             if "seed" in before:

@@ -54,13 +54,14 @@ def set_precision(optimizer: Any, given: Mapping[str, Any]) -> None:
 
 
 def _convert_state(optimizer: Any, group: Mapping[str, Any]) -> None:
-    """Converts state that torch's constructor has made, as Adagrad's does."""
+    """Makes state anew that torch's constructor has made, as Adagrad's does: 0.3 isn't bfloat16."""
     dtype = group.get("state_dtype")
+    described = _C.optimizers()[optimizer._kernels]
     for param in group["params"] if dtype is not None else ():
         state = optimizer.state.get(param, {})
-        for key in _C.optimizers()[optimizer._kernels]["states"]:
+        for key, option in described["filled_early"].items():
             if key in state:
-                state[key] = state[key].to(dtype)
+                state[key] = torch.full_like(state[key], optimizer.defaults[option], dtype=dtype)
 
 
 def check_precision(group: Mapping[str, Any], name: str) -> None:

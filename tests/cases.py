@@ -66,7 +66,7 @@ class Case:
     @property
     def makes_state_early(self) -> bool:
         """Whether the constructor makes it, as Adagrad's, and not the first step."""
-        return OPTIMIZERS[self.name]["makes_state_early"]
+        return bool(OPTIMIZERS[self.name]["filled_early"])
 
     @property
     def continuous(self) -> bool:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from cases import CLASS_CASES, LAYOUTS, MAIN_CASES, OPTIMIZERS, Case, Layout, over
 from device import Device, device  # noqa: F401  (a fixture)
-from helpers import assert_identical, assert_unchanged, contents, kernels, random
+from helpers import assert_identical, contents, kernels, random
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -275,42 +275,6 @@ def test_each_mode_loads_the_others(name: str) -> None:
             assert kernels(back) == {name.lower()}
 
 
-def test_options_of_groups() -> None:
-    """Norms with float32 state, the rest rounded; changed between groups and between steps."""
-    weights, norms = make_params(shapes=((40, 5),))[0], make_params(shapes=((30,),))[0]
-    optimizer = fusedopt.AdamW(
-        [
-            {"params": [weights], "stochastic_rounding": True, "seed": 3},
-            {"params": [norms], "state_dtype": torch.float32},
-        ]
-    )
-    run(optimizer)
-    assert optimizer.state[weights]["exp_avg"].dtype == torch.bfloat16
-    assert optimizer.state[norms]["exp_avg"].dtype == torch.float32
-    rows = {row.precision for row in fusedopt.explain(optimizer).rows}
-    assert rows == {"stochastic_rounding", "state_dtype=float32"}
-    for text in ("stochastic_rounding: True", "seed: 3", "state_dtype: torch.float32"):
-        assert text in repr(optimizer)
-    assert "stochastic_rounding" not in repr(fusedopt.AdamW(make_params()))
-    assert (
-        "stochastic_rounding" not in fusedopt.AdamW(make_params()).state_dict()["param_groups"][0]
-    )
-    # On in the midst: what is missing is made.
-    optimizer.param_groups[1]["master_weights"] = True
-    run(optimizer, 2, first=3)
-    assert optimizer.state[norms]["param_remainder"].dtype == torch.int16
-    assert "param_remainder" not in optimizer.state[weights]
-    sgd = run(fusedopt.SGD(make_params(), lr=0.1, momentum=0.9))
-    assert "step" not in sgd.state[sgd.param_groups[0]["params"][0]]
-    momentum = [sgd.state[p]["momentum_buffer"].clone() for p in sgd.param_groups[0]["params"]]
-    sgd.param_groups[0]["stochastic_rounding"] = True
-    run(sgd, 1, first=3)
-    for p, before in zip(sgd.param_groups[0]["params"], momentum, strict=True):
-        assert sgd.state[p]["step"] == 1
-        change = sgd.state[p]["momentum_buffer"].float() - 0.9 * before.float() - p.grad.float()
-        assert p.numel() == 0 or change.abs().max() < 0.05  # no first step, which would drop it
-
-
 def test_written_parameters() -> None:
     """What a user writes over a parameter counts, up to the remainder; no NaN comes of it."""
     p = make_params(shapes=((1000,),))[0]
@@ -347,80 +311,6 @@ def test_special_numbers() -> None:
     finite = found[0].isfinite()
     assert_identical(*(f.nan_to_num(7.0)[~finite] for f in found))
     assert torch.all(found[1][finite].isfinite())
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "text"),
-    [
-        ({"stochastic_rounding": 1}, TypeError, "stochastic_rounding"),
-        ({"master_weights": "yes"}, TypeError, "master_weights"),
-        ({"state_dtype": torch.float16}, ValueError, "state_dtype"),
-        ({"state_dtype": "bfloat16"}, ValueError, "state_dtype"),
-        ({"stochastic_rounding": True, "seed": 1.5}, TypeError, "seed"),
-        ({"stochastic_rounding": True, "fused": False}, ValueError, "stochastic_rounding"),
-        ({"state_dtype": torch.float32, "differentiable": True}, ValueError, "state_dtype"),
-    ],
-)
-def test_what_constructors_refuse(
-    options: dict[str, Any], error: type[Exception], text: str
-) -> None:
-    with pytest.raises(error, match=text):
-        fusedopt.AdamW(make_params(), **options)
-    options = dict(options)
-    with pytest.raises(error, match=text):
-        fusedopt.AdamW([{"params": make_params(), **options}])
-    optimizer = fusedopt.AdamW(make_params())
-    with pytest.raises(error, match=text):
-        optimizer.add_param_group({"params": make_params(), **options})
-    assert len(optimizer.param_groups) == 1
-
-
-@pytest.mark.parametrize(
-    ("options", "dtype", "text"),
-    [
-        (ROUNDED, torch.float16, "stochastic_rounding=True is for bfloat16"),
-        ({"master_weights": True}, torch.float32, "master_weights=True is for bfloat16"),
-        ({"master_weights": True}, torch.float16, "master_weights=True is for bfloat16"),
-        ({"state_dtype": torch.float32}, torch.complex64, "state_dtype=float32"),
-    ],
-)
-def test_what_steps_refuse(options: dict[str, Any], dtype: torch.dtype, text: str) -> None:
-    """Before anything changes, and naming the parameter; nothing is left to torch silently."""
-    params = [*make_params(shapes=((3,), (4, 5))), Parameter(torch.ones(3).to(dtype))]
-    optimizer = fusedopt.AdamW(params, **options)
-    set_grads(optimizer, 0)
-    before = contents(optimizer)
-    with pytest.raises(RuntimeError, match=text) as error:
-        optimizer.step()
-    assert_unchanged(optimizer, before)
-    assert "param_groups[0]['params'][2]" in str(error.value)
-
-
-@pytest.mark.parametrize("options", [ROUNDED, HALVES])
-def test_torchs_step_is_refused(options: dict[str, Any]) -> None:
-    optimizer = fusedopt.AdamW(make_params(shapes=((3,),)), **options)
-    optimizer.param_groups[0]["fused"] = False
-    set_grads(optimizer, 0)
-    before = contents(optimizer)
-    with pytest.raises(RuntimeError, match="fused=False"):
-        optimizer.step()
-    assert_unchanged(optimizer, before)
-    del optimizer.param_groups[0]["fused"]
-    optimizer.param_groups[0]["state_dtype"] = torch.int8
-    with pytest.raises(ValueError, match="state_dtype"):
-        optimizer.step()
-
-
-def test_a_wrong_remainder() -> None:
-    p = make_params(shapes=((3, 4),))[0]
-    optimizer = run(fusedopt.AdamW([p], **HALVES))
-    for wrong in (torch.zeros(3, 4), torch.zeros(12, dtype=torch.int16), 3):
-        optimizer.state[p]["param_remainder"] = wrong
-        with pytest.raises((RuntimeError, TypeError), match="param_remainder"):
-            optimizer.step()
-    optimizer.state[p]["param_remainder"] = torch.zeros(3, 8, dtype=torch.int16)[:, ::2]
-    optimizer.step()
-    assert kernels(optimizer) == {"adamw"}
 
 
 def test_out_of_place_changes_count_versions() -> None:

@@ -89,7 +89,7 @@ FUSEDOPT_HD void prepare_rule(const PrepareArguments& args, uint32_t index) {
   memcpy(&options, numbers, sizeof options);
   const uint32_t first = index * args.numbers;
   const Counts counts = count_up(options, args.counts + first, args.count_types + first);
-  // The key first: with the rule's numbers alive, RAdam's in double spilled.
+  // The key first: with a rule's numbers alive, the largest spilled in double.
   constexpr int kCounts = 1 + kScalarsOf<Options>;
   const uint32_t roundings = first + kCounts;
   const double rounding = args.numbers == kCounts

@@ -32,7 +32,7 @@ const char* check_state_tensor(Reading& reading, const Slot& slot, const char* k
   const Variant& variant = reading.groups[slot.group].variant;
   const auto type = c10::typeMetaToScalarType(tensor.dtype());
   const bool dtype_fits = c10::isFloatingType(type) &&
-                          (number != variant.lerp || reading.groups[slot.group].precision.any() ||
+                          (number != variant.lerp || reading.groups[slot.group].precision.given ||
                            tensor.dtype() == param.dtype() ||
                            type == lerped_type(variant, work.operands[kGrad].tensor, param));
   if (!dtype_fits || tensor.layout() != c10::kStrided || tensor.device() != param.device() ||

@@ -85,9 +85,12 @@ PyObject* params_of(PyObject* group, int index) {
 // What decides how numbers are stored. None of it is torch's, so nothing of it is left to torch.
 Precision read_precision(PyObject* dict, int index) {
   Precision precision{};
-  precision.noisy = is_true(look_up(dict, names().stochastic_rounding));
-  precision.master = is_true(look_up(dict, names().master_weights));
+  PyObject* noisy = look_up(dict, names().stochastic_rounding);
+  PyObject* master = look_up(dict, names().master_weights);
   PyObject* dtype = look_up(dict, names().state_dtype);
+  precision.noisy = is_true(noisy);
+  precision.master = is_true(master);
+  precision.given = noisy != nullptr || master != nullptr || dtype != nullptr;
   if (dtype != nullptr && dtype != Py_None) {
     const bool is_dtype = THPDtype_Check(dtype);
     if (is_dtype) precision.state_dtype = reinterpret_cast<THPDtype*>(dtype)->scalar_type;

@@ -40,10 +40,10 @@ struct Precision {
   bool master;                                 // parameters are float32 in two halves
   std::optional<c10::ScalarType> state_dtype;  // of state that is made
   uint64_t seed;                               // of the noise
+  bool given;  // the group has one of the options, which may be off by now
 
-  bool any() const { return noisy || master || state_dtype.has_value(); }
   // What decides how tensors that are there are stepped.
-  int kind() const { return (noisy ? 1 : 0) + (master ? 2 : 0); }
+  int kind() const { return (noisy ? 1 : 0) + (master ? 2 : 0) + (given ? 4 : 0); }
 };
 
 // One group's options.

@@ -30,13 +30,13 @@ py::dict optimizers() {
   py::dict all;
   for (const Optimizer& optimizer : all_optimizers()) {
     py::list options, states, scalars;
-    py::dict filled_from;            // fresh state, from which option of the group
-    bool makes_state_early = false;  // in the constructor
+    py::dict filled_from;   // fresh state, from which option of the group
+    py::dict filled_early;  // state that the constructor makes, from which default
     for (const Option& option : optimizer.options) options.append(option.key);
     for (const State& state : optimizer.states) {
       states.append(state.key);
       if (state.from_group != nullptr) filled_from[state.key] = state.from_group;
-      makes_state_early = makes_state_early || state.from_default != nullptr;
+      if (state.from_default != nullptr) filled_early[state.key] = state.from_default;
     }
     for (const State& scalar : optimizer.scalars) scalars.append(scalar.key);
     py::dict description;
@@ -46,7 +46,7 @@ py::dict optimizers() {
     description["counts_steps"] = optimizer.counts_steps();
     description["computes_with_step"] = optimizer.computes_with_step;
     description["filled_from"] = filled_from;
-    description["makes_state_early"] = makes_state_early;
+    description["filled_early"] = filled_early;
     all[optimizer.name] = description;
   }
   return all;
