@@ -29,7 +29,19 @@ struct Formatted {
     return k == kParam ? kParamFormat : k == kGrad ? kGradFormat : kStateFormat;
   }
   static constexpr int item(int k) { return item_bytes(of(k)); }
-#if defined(FUSEDOPT_GROUPS)
+#if defined(FUSEDOPT_AVX512)
+  static_assert(kParamFormat == kStateFormat && kNoisy, "others take AVX2's kernels");
+  static void load(int, float* values, const Piece& piece, int i) {
+    load_group<Dtype::kBFloat16>(values, piece.at + 2 * i);
+  }
+  static __m512i noise(const Piece& piece, int i) {
+    return noise_of_pairs(piece.noise, piece.index + static_cast<uint32_t>(i));
+  }
+  static void store(int k, const float* values, const Piece& piece, int i, __m512i noise) {
+    _mm512_storeu_si512(piece.at + 2 * i, round_lanes_with(noise_of_group(noise, noise_factor(k)),
+                                                           lanes_of_group(values)));
+  }
+#elif defined(FUSEDOPT_GROUPS)
   static void load(int k, float* values, const Piece& piece, int i) {
     const char* at = piece.at + item(k) * i;
     if (of(k) == Format::kSplitFloat32) return join_group(values, at, piece.remainder + 2 * i);
@@ -98,7 +110,7 @@ __attribute__((noinline)) int64_t blocks([[maybe_unused]] const TensorEntry& ten
   return begin;
 }
 
-#if defined(FUSEDOPT_GROUPS)
+#if defined(FUSEDOPT_BLOCKS)
 // Elements [begin, end) of a tensor with noise or halves: noise comes in pairs, and its key is
 // another where an index's upper half changes.
 template <typename Rule, typename Stored>

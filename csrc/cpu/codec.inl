@@ -1,15 +1,6 @@
 // How one operand lies in memory: a part of the CPU sweep, included once per instruction set.
 // Codecs are chosen at run time, so that what is rare doesn't multiply the sweeps.
 
-// Elements of one operand that lie side by side.
-struct Piece {
-  char* at;
-  char* remainder;  // of a split number
-  NoiseKey noise;
-  uint32_t factor;  // of noise
-  uint32_t index;   // of the first one, for noise
-};
-
 // Loads a piece of n elements into a tile of floats (or doubles), and stores them from it.
 struct Codec {
   int64_t item;  // bytes of an element
@@ -57,6 +48,9 @@ void store_tile(const void* tile, const Piece& piece, int64_t n) {
   }
 }
 
+#if defined(FUSEDOPT_AVX512)
+using avx2::store_noisy;
+#else
 template <typename Compute>
 void store_noisy(const void* tile, const Piece& piece, int64_t n) {
   using S = Storage<Dtype::kBFloat16>;
@@ -81,6 +75,7 @@ void store_noisy(const void* tile, const Piece& piece, int64_t n) {
 #endif
   for (int64_t i = done; i < n; ++i) store_one(i);
 }
+#endif
 
 // Halves lie anywhere, too.
 typedef int16_t Remainder __attribute__((aligned(1), may_alias));

@@ -125,10 +125,10 @@ inline __m256i noise_of_group(__m256i pairs, uint32_t factor) {
 // Up where the lower half is more than the noise; beyond the largest finite number, whose upper
 // half is odd, where it is at least a half.
 inline __m256i round_lanes_with(__m256i noise, const Lanes& lanes) {
-  const __m256i away =
-      _mm256_min_epu16(_mm256_subs_epu16(lanes.lower, noise), _mm256_set1_epi16(1));
   const __m256i is_last = _mm256_cmpgt_epi16(magnitude_of(lanes), _mm256_set1_epi16(0x7f7e));
-  return rounded_up(lanes, _mm256_blendv_epi8(away, _mm256_srli_epi16(lanes.lower, 15), is_last));
+  const __m256i bound = _mm256_blendv_epi8(noise, _mm256_set1_epi16(0x7fff), is_last);
+  const __m256i up = _mm256_min_epu16(_mm256_subs_epu16(lanes.lower, bound), _mm256_set1_epi16(1));
+  return rounded_up(lanes, up);
 }
 
 // Engine's join, of the upper halves and what is to be added to them.
@@ -187,19 +187,59 @@ inline void load_group(float* values, const char* source) {
   }
 }
 
-inline __m512i round_group(const float* values) {
+// Of 32 floats.
+struct Lanes {
+  __m512i upper, lower;
+};
+
+inline Lanes lanes_of_group(const float* values) {
   const __m512i even = _mm512_loadu_si512(values);
   const __m512i odd = _mm512_loadu_si512(values + 16);
   const __mmask32 odds = 0xaaaaaaaa;
-  const __m512i upper =
-      _mm512_mask_blend_epi16(odds, _mm512_maskz_srli_epi32(kWords, even, 16), odd);
-  const __m512i lower =
-      _mm512_mask_blend_epi16(odds, even, _mm512_maskz_slli_epi32(kWords, odd, 16));
-  const __m512i is_even = _mm512_maskz_andnot_epi32(kWords, upper, _mm512_set1_epi16(1));
-  const __m512i up = _mm512_srli_epi16(_mm512_subs_epu16(lower, is_even), 15);
-  const __m512i magnitude = _mm512_and_si512(upper, _mm512_set1_epi16(0x7fff));
-  const __mmask32 is_nan = _mm512_cmpgt_epi16_mask(magnitude, _mm512_set1_epi16(0x7f80));
-  return _mm512_mask_blend_epi16(is_nan, _mm512_add_epi16(upper, up), _mm512_set1_epi16(0x7fc0));
+  return {_mm512_mask_blend_epi16(odds, _mm512_maskz_srli_epi32(kWords, even, 16), odd),
+          _mm512_mask_blend_epi16(odds, even, _mm512_maskz_slli_epi32(kWords, odd, 16))};
+}
+
+inline __m512i magnitude_of(const Lanes& lanes) {
+  return _mm512_and_si512(lanes.upper, _mm512_set1_epi16(0x7fff));
+}
+
+inline __m512i without_nan(const Lanes& lanes, __m512i rounded) {
+  const __mmask32 is_nan = _mm512_cmpgt_epi16_mask(magnitude_of(lanes), _mm512_set1_epi16(0x7f80));
+  return _mm512_mask_blend_epi16(is_nan, rounded, _mm512_set1_epi16(0x7fc0));
+}
+
+inline __m512i round_lanes(const Lanes& lanes) {
+  const __m512i is_even = _mm512_maskz_andnot_epi32(kWords, lanes.upper, _mm512_set1_epi16(1));
+  const __m512i up = _mm512_srli_epi16(_mm512_subs_epu16(lanes.lower, is_even), 15);
+  return without_nan(lanes, _mm512_add_epi16(lanes.upper, up));
+}
+
+inline __m512i all_of(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
+
+// Of 32 elements, of which the first has an even index.
+inline __m512i noise_of_pairs(const NoiseKey& key, uint32_t index) {
+  const __m512i numbers = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i counts = _mm512_mullo_epi32(numbers, all_of(kNoiseFirst));
+  const __m512i x = _mm512_add_epi32(all_of((index >> 1) * kNoiseFirst + key.before), counts);
+  const __m512i product = _mm512_mullo_epi32(
+      _mm512_xor_si512(x, _mm512_maskz_srli_epi32(kWords, x, 16)), all_of(kNoiseSecond));
+  const __m512i y = _mm512_add_epi32(product, all_of(key.between));
+  return _mm512_xor_si512(y, _mm512_maskz_srli_epi32(kWords, y, 15));
+}
+
+inline __m512i noise_of_group(__m512i pairs, uint32_t factor) {
+  const __m512i x = _mm512_mullo_epi32(pairs, all_of(factor));
+  return _mm512_xor_si512(x, _mm512_maskz_srli_epi32(kWords, x, 16));
+}
+
+// As the one for AVX2, above.
+inline __m512i round_lanes_with(__m512i noise, const Lanes& lanes) {
+  const __mmask32 is_last = _mm512_cmpgt_epi16_mask(magnitude_of(lanes), _mm512_set1_epi16(0x7f7e));
+  const __m512i bound = _mm512_mask_blend_epi16(is_last, noise, _mm512_set1_epi16(0x7fff));
+  const __mmask32 is_up = _mm512_cmpgt_epu16_mask(lanes.lower, bound);
+  return without_nan(lanes,
+                     _mm512_mask_add_epi16(lanes.upper, is_up, lanes.upper, _mm512_set1_epi16(1)));
 }
 
 template <Dtype kDtype>
@@ -211,7 +251,7 @@ inline void store_group(const float* values, char* target) {
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + 2 * i), halves);
     }
   } else {
-    _mm512_storeu_si512(target, round_group(values));
+    _mm512_storeu_si512(target, round_lanes(lanes_of_group(values)));
   }
 }
 #endif

@@ -31,6 +31,15 @@
 
 namespace fusedopt::cpu {
 
+// Elements of one operand that lie side by side.
+struct Piece {
+  char* at;
+  char* remainder;  // of a split number
+  NoiseKey noise;
+  uint32_t factor;  // of noise
+  uint32_t index;   // of the first one, for noise
+};
+
 namespace baseline {
 #include "cpu/sweep.inl"
 }

@@ -179,7 +179,6 @@ constexpr Stepper make_stepper() {
   return made;
 }
 
-#if !defined(FUSEDOPT_AVX512)
 // Of operands in several formats.
 template <typename Rule, typename Compute>
 Stepper with_formats(Stepper stepper, const Format* formats) {
@@ -188,7 +187,11 @@ Stepper with_formats(Stepper stepper, const Format* formats) {
   }
   stepper.dense = tiled<Compute>;
   stepper.apart = nullptr;
-#if defined(FUSEDOPT_GROUPS)
+#if defined(FUSEDOPT_AVX512)
+  if constexpr (sizeof(Compute) == sizeof(float)) {
+    take_formatted<Rule, Format::kNoisyBFloat16, Format::kNoisyBFloat16>(formats, stepper);
+  }
+#elif defined(FUSEDOPT_GROUPS)
   if constexpr (sizeof(Compute) == sizeof(float)) {
     using enum Format;
     take_formatted<Rule, kNoisyBFloat16, kNoisyBFloat16>(formats, stepper) ||
@@ -200,7 +203,6 @@ Stepper with_formats(Stepper stepper, const Format* formats) {
 #endif
   return stepper;
 }
-#endif
 
 // Elements [begin, end) of the work list: the loop over tensors.
 __attribute__((noinline)) inline void walk(const Table& table, const Stepper& stepper,
@@ -224,11 +226,10 @@ template <typename Rule, Dtype kDtype>
 void sweep(const Table& table, int64_t begin, int64_t end) {
   static constexpr Stepper kStepper = make_stepper<Rule, kDtype>();
   if (table.formats == nullptr) return walk(table, kStepper, begin, end);
-#if defined(FUSEDOPT_AVX512)
-  // As fast: what limits both are divisions, and those of short vectors take half as long.
-  avx2::sweep<Rule, kDtype>(table, begin, end);
-#else
   using Compute = typename Storage<kDtype>::Compute;
-  walk(table, with_formats<Rule, Compute>(kStepper, table.formats), begin, end);
+  const Stepper stepper = with_formats<Rule, Compute>(kStepper, table.formats);
+#if defined(FUSEDOPT_AVX512)
+  if (stepper.dense == tiled<Compute>) return avx2::sweep<Rule, kDtype>(table, begin, end);
 #endif
+  walk(table, stepper, begin, end);
 }
