@@ -22,8 +22,9 @@ from torch.optim import Optimizer
 import fusedopt
 from benchmarks import floor, gpt, results, runs, tables
 from benchmarks.results import Row
+from benchmarks.workloads import WORKLOADS, Workload
 
-CASE = ("experiment", "optimizer", "mode", "seed")
+CASE = ("experiment", "workload", "optimizer", "mode", "seed")
 _SECOND_MOMENTS = {
     "Adam": "exp_avg_sq",
     "RMSprop": "square_avg",
@@ -96,8 +97,8 @@ def track(name: str, seed: int = 0) -> list[Row]:
             found = optimizers[mode].state[params[mode]][key].double().sqrt() / exact
             low, middle, high = found.quantile(torch.tensor([0.05, 0.5, 0.95]).double()).tolist()
             rows.append(
-                {"experiment": "tracking", "optimizer": name, "mode": mode, "seed": seed,
-                 "steps": step, "low": low, "median": middle, "high": high}
+                {"experiment": "tracking", "workload": "", "optimizer": name, "mode": mode,
+                 "seed": seed, "steps": step, "low": low, "median": middle, "high": high}
             )  # fmt: skip
     return rows
 
@@ -111,20 +112,25 @@ def learn(mode: str, steps: int, seed: int) -> Row:
         steps,
         seed,
     )
-    return {"experiment": "training", "optimizer": "AdamW", "mode": mode, "seed": seed,
-            "steps": steps, "loss": loss}  # fmt: skip
+    return {"experiment": "training", "workload": "", "optimizer": "AdamW", "mode": mode,
+            "seed": seed, "steps": steps, "loss": loss}  # fmt: skip
 
 
-def clock(elements: int, rounds: int) -> list[Row]:
-    """Times AdamW's step of one tensor in all modes, by turns, and what its bytes take at least."""
+def clock(workload: Workload, rounds: int) -> list[Row]:
+    """Times AdamW's step in all modes, by turns, and what its bytes take at least."""
+    grads = {
+        dtype: [param.grad for param in workload.parameters(dtype, "cpu")]
+        for dtype in (_FLOAT, _BFLOAT)
+    }
     optimizers = {}
     for name, mode in MODES.items():
-        param = nn.Parameter(torch.randn(elements).to(mode.dtype))
-        param.grad = torch.randn(elements).to(mode.dtype)
+        params = [nn.Parameter(torch.randn(shape).to(mode.dtype)) for shape in workload.shapes]
+        for param, grad in zip(params, grads[mode.dtype], strict=True):
+            param.grad = grad
         fused = {"fused": True} if mode.module is torch.optim else {}
-        optimizers[name] = _make("AdamW", mode, [param], **fused)
+        optimizers[name] = _make("AdamW", mode, params, **fused)
     times: dict[str, list[float]] = {name: [] for name in optimizers}
-    least = floor.make_floor(2, 4 * elements, "cpu")  # of 28 bytes per element
+    least = floor.make_floor(2, 4 * workload.elements, "cpu")  # of 28 bytes per element
     floors = []
     for turn in range(rounds + 2):
         for name, optimizer in optimizers.items():
@@ -139,11 +145,12 @@ def clock(elements: int, rounds: int) -> list[Row]:
     medians = {name: statistics.median(each) for name, each in times.items()}
     rows = []
     for name, median in medians.items():
-        moved = MODES[name].bytes_moved * elements
+        moved = MODES[name].bytes_moved
         row: Row = {"experiment": "speed", "optimizer": "AdamW", "mode": name, "seed": 0,
-                    "elements": elements, "ms": 1e3 * median, "gb_per_s": 1e-9 * moved / median,
+                    "workload": workload.name, "ms": 1e3 * median,
+                    "gb_per_s": 1e-9 * moved * workload.elements / median,
                     "of_float32": medians["float32"] / median,
-                    "of_floor": floor_time * moved / (28 * elements) / median}  # fmt: skip
+                    "of_floor": floor_time * moved / 28 / median}  # fmt: skip
         rows.append(row)
     return rows
 
@@ -167,9 +174,9 @@ def table_rows(rows: Sequence[Row]) -> list[list[list[str]]]:
             mean, extra = statistics.mean(found.values()), statistics.mean(more)
             spread = f"{extra:+.4f} ({min(more):+.4f} to {max(more):+.4f})"
             training.append([mode, str(MODES[mode].bytes_moved), f"{mean:.4f}", spread])
-    speed = [["mode", "bytes per step", "ms", "GB/s", "× float32", "of the floor"]]
+    speed = [["workload", "mode", "bytes per step", "ms", "GB/s", "× float32", "of the floor"]]
     speed += [
-        [r["mode"], str(MODES[r["mode"]].bytes_moved), f"{r['ms']:.1f}", f"{r['gb_per_s']:.1f}",
+        [r["workload"], r["mode"], str(MODES[r["mode"]].bytes_moved), f"{r['ms']:.1f}", f"{r['gb_per_s']:.1f}",
          f"{r['of_float32']:.2f}", f"{r['of_floor']:.0%}"]
         for r in rows if r["experiment"] == "speed"
     ]  # fmt: skip
@@ -222,7 +229,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--steps", type=runs.number(int, 1), default=1000, help="of training (1000)"
     )
     parser.add_argument("--seeds", type=runs.number(int, 1), default=3, help="of training (3)")
-    parser.add_argument("--elements", type=runs.number(int, 1), default=1 << 24, help="of speed")
+    parser.add_argument(
+        "--workload", nargs="+", choices=WORKLOADS, default=["16m", "gpt2"], help="of speed"
+    )
     parser.add_argument("--rounds", type=runs.number(int, 1), default=31, help="of speed (31)")
     parser.add_argument("--png", type=Path, help="draw the first two experiments")
     results.add_json(parser)
@@ -235,7 +244,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for seed, mode in itertools.product(range(options.seeds), TRAINED):
                 record.add([learn(mode, options.steps, seed)])
         if "speed" in options.experiment:
-            record.add(clock(options.elements, options.rounds))
+            for name in options.workload:
+                record.add(clock(WORKLOADS[name], options.rounds))
         for table in table_rows(record.result["rows"]):
             print(tables.align(table), end="\n\n")
         if options.png:

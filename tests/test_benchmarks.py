@@ -264,7 +264,7 @@ def test_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = precision.track("Adam")
     monkeypatch.setattr(gpt, "train", lambda make, dtype, steps, seed: 2.0 + seed)
     rows += [precision.learn(mode, 1, seed) for mode in precision.TRAINED for seed in range(2)]
-    rows += precision.clock(1000, 1)
+    rows += precision.clock(TINY, 1)
     assert [len(table) for table in precision.table_rows(rows)] == [
         2, 1 + len(precision.TRAINED), 1 + len(precision.MODES),
     ]  # fmt: skip

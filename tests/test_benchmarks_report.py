@@ -156,7 +156,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "host": host.time_split(choice, TINY, 0),
             "accuracy": accuracy.errors(choice, "float32", steps=2),
             "train": train.measure(choice, 2, "cpu", 0),
-            "precision": precision.clock(1000, 1),
+            "precision": precision.clock(WORKLOADS["1"], 1),
             "strides": strides.measure(choice, "gradient transposed", "float32", 0),
             "landscapes": [
                 *(

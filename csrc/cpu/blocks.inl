@@ -30,16 +30,20 @@ struct Formatted {
   }
   static constexpr int item(int k) { return item_bytes(of(k)); }
 #if defined(FUSEDOPT_AVX512)
-  static_assert(kParamFormat == kStateFormat && kNoisy, "others take AVX2's kernels");
-  static void load(int, float* values, const Piece& piece, int i) {
-    load_group<Dtype::kBFloat16>(values, piece.at + 2 * i);
+  static_assert(kNoisy && !kWide, "others take AVX2's kernels");
+  static void load(int k, float* values, const Piece& piece, int i) {
+    const char* at = piece.at + 2 * i;
+    if (kSplit && k == kParam) return join_group(values, at, piece.remainder + 2 * i);
+    load_group<Dtype::kBFloat16>(values, at);
   }
   static __m512i noise(const Piece& piece, int i) {
     return noise_of_pairs(piece.noise, piece.index + static_cast<uint32_t>(i));
   }
   static void store(int k, const float* values, const Piece& piece, int i, __m512i noise) {
-    _mm512_storeu_si512(piece.at + 2 * i, round_lanes_with(noise_of_group(noise, noise_factor(k)),
-                                                           lanes_of_group(values)));
+    char* at = piece.at + 2 * i;
+    if (kSplit && k == kParam) return split_group(values, at, piece.remainder + 2 * i);
+    const __m512i mine = noise_of_group(noise, noise_factor(k));
+    _mm512_storeu_si512(at, round_lanes_with(mine, lanes_of_group(values)));
   }
 #elif defined(FUSEDOPT_GROUPS)
   static void load(int k, float* values, const Piece& piece, int i) {

@@ -204,9 +204,12 @@ inline __m512i magnitude_of(const Lanes& lanes) {
   return _mm512_and_si512(lanes.upper, _mm512_set1_epi16(0x7fff));
 }
 
+inline __mmask32 is_nan(const Lanes& lanes) {
+  return _mm512_cmpgt_epi16_mask(magnitude_of(lanes), _mm512_set1_epi16(0x7f80));
+}
+
 inline __m512i without_nan(const Lanes& lanes, __m512i rounded) {
-  const __mmask32 is_nan = _mm512_cmpgt_epi16_mask(magnitude_of(lanes), _mm512_set1_epi16(0x7f80));
-  return _mm512_mask_blend_epi16(is_nan, rounded, _mm512_set1_epi16(0x7fc0));
+  return _mm512_mask_blend_epi16(is_nan(lanes), rounded, _mm512_set1_epi16(0x7fc0));
 }
 
 inline __m512i round_lanes(const Lanes& lanes) {
@@ -240,6 +243,31 @@ inline __m512i round_lanes_with(__m512i noise, const Lanes& lanes) {
   const __mmask32 is_up = _mm512_cmpgt_epu16_mask(lanes.lower, bound);
   return without_nan(lanes,
                      _mm512_mask_add_epi16(lanes.upper, is_up, lanes.upper, _mm512_set1_epi16(1)));
+}
+
+inline __m512i join_sixteen(__m512i alone, __m512i addend) {
+  const __m512i bits = _mm512_add_epi32(alone, addend);
+  const __m512i magnitude = _mm512_and_si512(bits, all_of(0x7fffffff));
+  const __mmask16 is_nan = _mm512_cmpgt_epi32_mask(magnitude, all_of(0x7f800000));
+  return _mm512_mask_blend_epi32(is_nan, bits, alone);
+}
+
+// Thirty-two floats of which these are the halves.
+inline void join_group(float* values, const char* upper, const char* remainder) {
+  const __m512i pairs = _mm512_loadu_si512(upper);
+  const __m512i rest = _mm512_loadu_si512(remainder);
+  const __m512i of_even =
+      _mm512_maskz_srai_epi32(kWords, _mm512_maskz_slli_epi32(kWords, rest, 16), 16);
+  _mm512_storeu_si512(values, join_sixteen(_mm512_maskz_slli_epi32(kWords, pairs, 16), of_even));
+  _mm512_storeu_si512(values + 16, join_sixteen(_mm512_and_si512(pairs, all_of(0xffff0000)),
+                                                _mm512_maskz_srai_epi32(kWords, rest, 16)));
+}
+
+inline void split_group(const float* values, char* upper, char* remainder) {
+  const Lanes lanes = lanes_of_group(values);
+  const __m512i up = _mm512_srli_epi16(lanes.lower, 15);
+  _mm512_storeu_si512(upper, without_nan(lanes, _mm512_add_epi16(lanes.upper, up)));
+  _mm512_storeu_si512(remainder, _mm512_maskz_mov_epi16(~is_nan(lanes), lanes.lower));
 }
 
 template <Dtype kDtype>

@@ -189,7 +189,10 @@ Stepper with_formats(Stepper stepper, const Format* formats) {
   stepper.apart = nullptr;
 #if defined(FUSEDOPT_AVX512)
   if constexpr (sizeof(Compute) == sizeof(float)) {
-    take_formatted<Rule, Format::kNoisyBFloat16, Format::kNoisyBFloat16>(formats, stepper);
+    using enum Format;
+    take_formatted<Rule, kNoisyBFloat16, kNoisyBFloat16>(formats, stepper) ||
+        (Rule::kStates != 0 &&
+         take_formatted<Rule, kSplitFloat32, kNoisyBFloat16>(formats, stepper));
   }
 #elif defined(FUSEDOPT_GROUPS)
   if constexpr (sizeof(Compute) == sizeof(float)) {
