@@ -176,8 +176,8 @@ def table_rows(rows: Sequence[Row]) -> list[list[list[str]]]:
             training.append([mode, str(MODES[mode].bytes_moved), f"{mean:.4f}", spread])
     speed = [["workload", "mode", "bytes per step", "ms", "GB/s", "× float32", "of the floor"]]
     speed += [
-        [r["workload"], r["mode"], str(MODES[r["mode"]].bytes_moved), f"{r['ms']:.1f}", f"{r['gb_per_s']:.1f}",
-         f"{r['of_float32']:.2f}", f"{r['of_floor']:.0%}"]
+        [r["workload"], r["mode"], str(MODES[r["mode"]].bytes_moved), f"{r['ms']:.1f}",
+         f"{r['gb_per_s']:.1f}", f"{r['of_float32']:.2f}", f"{r['of_floor']:.0%}"]
         for r in rows if r["experiment"] == "speed"
     ]  # fmt: skip
     return [each for each in (tracking, training, speed) if len(each) > 1]

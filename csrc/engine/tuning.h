@@ -50,6 +50,10 @@ inline constexpr int kTilesAhead = 4;
 //
 // AVX-512, 2026-11-26, an EPYC (Zen 4) of 2 cores, one tensor of 16 Mi without state, bfloat16, ms:
 // every second line asked for, 4096 bytes ahead, 2.7; each, 1024 ahead, 1.9; 2048, 1.65; 4096, 1.9.
+//
+// Rounded by noise, 2026-11-27, the same EPYC, 65,536 elements in cache, two states with a division
+// and a root, ns per element with AVX2 and with AVX-512: 0.74 and 0.57, as halves of float32 0.80
+// and 0.61; to nearest 0.58 and 0.49.
 template <int kStates>
 inline constexpr int kBlockGroups = kStates == 0 ? 2 : 1;
 inline constexpr int kBlockBytesAhead = 2048;
