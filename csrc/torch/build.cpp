@@ -87,7 +87,7 @@ __attribute__((cold, noinline)) void refuse_invalid(const Reading& reading, int 
 // Is the newest rule of a bucket that of a slot of the same group, too?
 FUSEDOPT_INLINE bool has_rule(const Bucket& bucket, const Work& work, double step, double rounding,
                               size_t scalars) {
-  return bucket.counts.step == step && bucket.rounding == rounding &&
+  return bucket.counts.step == step && (!bucket.noisy || bucket.rounding == rounding) &&
          (scalars <= 1 || has_numbers(work, *bucket.work, bucket.counts, scalars));
 }
 
@@ -145,8 +145,8 @@ void cut_into_runs(const Reading& reading, int slot, Bucket& bucket) {
   for (const Run& run : runs) {
     TensorEntry& part = bucket.tensors.emplace_back(entry);
     for (int k = 0; k < reading.group_of(slot).operands; ++k) {
-      const bool is_remainder = k == kFirstState + reading.group_of(slot).variant.cpu->states;
-      const int64_t item = is_remainder ? kRemainderBytes : item_bytes(work.formats[k]);
+      const int64_t item =
+          is_remainder(reading.group_of(slot), k) ? kRemainderBytes : item_bytes(work.formats[k]);
       part.operands[k] = static_cast<char*>(part.operands[k]) + run.start * item;
     }
     part.start += run.start;

@@ -71,31 +71,24 @@ FUSEDOPT_INLINE void count_step(const Scalar& step) {
 
 // The versions that count up are the DTensor's own, as torch's operators count them, and not its
 // pieces'.
-void count_versions_of_whole(const Reading& reading, int index, int operands, bool scaled) {
+void count_versions_of_whole(const Reading& reading, int index, bool scaled) {
   const Slot& slot = reading.slots()[index];
   const Work& work = reading.works()[index];
-  const Variant& variant = reading.groups[slot.group].variant;
+  const Group& group = reading.groups[slot.group];
   const at::Tensor& param = THPVariable_Unpack(slot.param);
-  for (int k = 0; k < operands; ++k) {
+  for (int k = 0; k < group.operands; ++k) {
     if (k == kGrad && !scaled) continue;
-    const int state = k - kFirstState;
-    const size_t entry = state == variant.cpu->states ? reading.keys.remainder()
-                         : state >= 0                 ? variant.keys[state]
-                                                      : 0;
-    const at::Tensor& whole = k == kParam  ? param
-                              : k == kGrad ? param.unsafeGetTensorImpl()->grad()
-                                           : THPVariable_Unpack(work.traces.state[entry]);
+    const at::Tensor& whole = k == kParam ? param
+                              : k == kGrad
+                                  ? param.unsafeGetTensorImpl()->grad()
+                                  : THPVariable_Unpack(work.traces.state[group.entries[k]]);
     whole.unsafeGetTensorImpl()->bump_version();
   }
 }
 
 // What counting reads and writes of a slot.
-void prefetch_counters(const Work& work) {
-  for (int k = 0; k < kMaxOperands; ++k) {
-    const Operand& operand = work.operands[k];
-    if (k >= kFirstState && operand.tensor == nullptr) break;
-    if (operand.version != nullptr) prefetch<0, 1, true>(operand.version);
-  }
+void prefetch_counters(const Work& work, int operands) {
+  for (int k = 0; k < operands; ++k) prefetch<0, 1, true>(work.operands[k].version);
   for (const Scalar& scalar : work.scalars) {
     if (scalar.at.version == nullptr) break;
     prefetch<0, 1, true>(scalar.at.version);
@@ -228,13 +221,13 @@ void count(const Reading& reading, const std::vector<Counts>& counts) {
   const Work* works = reading.works().data();
   const Group* groups = reading.groups.data();
   for (size_t i = 0; i < ready.size(); ++i) {
-    if (i + kFillAhead < ready.size()) prefetch_counters(works[ready[i + kFillAhead]]);
     const Work& work = works[ready[i]];
     const Group& group = groups[slots[ready[i]].group];
     const int operands = group.operands;
+    if (i + kFillAhead < ready.size()) prefetch_counters(works[ready[i + kFillAhead]], operands);
     count_scalars(work, group.scalars, scalars > 1 ? &counts[i] : nullptr);
     if (work.cut != 0) {
-      count_versions_of_whole(reading, ready[i], operands, scaled);
+      count_versions_of_whole(reading, ready[i], scaled);
       continue;
     }
     for (int k = 0; k < operands; ++k) {

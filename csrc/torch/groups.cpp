@@ -253,6 +253,13 @@ void Reader::read(PyObject* dict, int index, Group& group) {
   group.scalars = keys_.optimizer->scalars.size();
   if (group.scalars == 0 && group.precision.noisy) group.scalars = 1;
   if (is_true(look_up(dict, names().differentiable))) group.torch_only = "differentiable=True";
+  const int states = group.variant.cpu->states;
+  std::copy_n(group.variant.keys, states, group.entries + kFirstState);
+  group.entries[kFirstState + states] = keys_.remainder();
+  static_assert(alignof(cpu::Kernel) > 7);  // the kind's bits
+  group.way = group.torch_only != nullptr
+                  ? 0
+                  : reinterpret_cast<uintptr_t>(group.variant.cpu) + group.precision.kind();
 }
 
 // Where an operator is not what it seems: inside torch.func's transforms, under modes, and where

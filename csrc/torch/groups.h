@@ -63,7 +63,16 @@ struct Group {
   int operands;    // of a parameter: itself, its gradient, its states, its remainder
   size_t scalars;  // single numbers of a state: the optimizer's, or how often noise has rounded
   const char* torch_only;  // why torch's own step takes the whole group, or null
+  // The state's operands' places in Keys::entries.
+  size_t entries[kMaxOperands];
+  // Its kernel and how its numbers are stored, to be compared at once; 0 if torch's step takes it.
+  uintptr_t way;
 };
+
+// Is an operand the parameters' lower halves?
+inline bool is_remainder(const Group& group, int operand) {
+  return operand == kFirstState + group.variant.cpu->states;
+}
 
 struct Groups {
   std::vector<Group> all;

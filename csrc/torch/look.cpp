@@ -125,7 +125,7 @@ __attribute__((noinline)) bool look_closely(Reading& reading, int index, c10::Te
                                             bool dict) {
   const Slot& slot = reading.cache.slots[index];
   Work& work = reading.cache.works[index];
-  work.usual_kernel = nullptr;
+  work.usual_way = 0;
   work.reason = dict ? check_slot(reading, slot, grad, work)
                      : by_user(reading, "optimizer.state is not a plain dict");
   work.ready = work.reason == nullptr;
@@ -135,8 +135,7 @@ __attribute__((noinline)) bool look_closely(Reading& reading, int index, c10::Te
     return false;
   }
   if (is_usual(reading, slot, work)) {
-    work.usual_kernel = reading.groups[slot.group].variant.cpu;
-    work.usual_precision = reading.groups[slot.group].precision.kind();
+    work.usual_way = reading.groups[slot.group].way;
     work.usual_type = work.operands[kParam].tensor->dtype();
   }
   reading.checked.push_back(index);
@@ -145,9 +144,8 @@ __attribute__((noinline)) bool look_closely(Reading& reading, int index, c10::Te
 
 // Looks at one parameter. Those whose gradient may be in memory that the step writes are
 // `suspects`.
-FUSEDOPT_INLINE void look_at(Reading& reading, const Slot& slot, Work& work, bool dict, bool all,
-                             std::vector<int>& suspects) {
-  const auto index = static_cast<int>(&slot - reading.cache.slots.data());
+FUSEDOPT_INLINE void look_at(Reading& reading, int index, const Group* groups, const Slot& slot,
+                             Work& work, bool dict, bool all, std::vector<int>& suspects) {
   if (!slot.is_tensor || !is_exact(slot.param)) {
     if (!all && slot.is_tensor && is_passed_over(slot.param)) return;
     const char* reason = slot.is_tensor ? why_not_class(reading, slot.param)
@@ -160,7 +158,8 @@ FUSEDOPT_INLINE void look_at(Reading& reading, const Slot& slot, Work& work, boo
   }
   c10::TensorImpl* grad = gradient_of(reading, slot.param);
   if (grad == nullptr && !all) return;
-  if (dict && grad != nullptr && is_unchanged(reading, slot, *grad, work)) {
+  if (dict && grad != nullptr &&
+      is_unchanged(reading.keys, groups[slot.group], slot, *grad, work)) {
     work.ready = true;
     work.first = false;
   } else if (!look_closely(reading, index, grad, dict)) {
@@ -266,9 +265,11 @@ void look(Reading& reading, PyObject* state, const Places& done, bool all) {
   std::vector<int> suspects;
   const Slot* slots = cache.slots.data();
   Work* works = cache.works.data();
+  const Group* groups = reading.groups.data();
+  const size_t entries = reading.keys.entries.size();
   for (int i = 0; i < count; ++i) {
     if (i + kCheckAhead < count) {
-      prefetch_objects(slots[i + kCheckAhead], works[i + kCheckAhead]);
+      prefetch_objects(slots[i + kCheckAhead], works[i + kCheckAhead], entries);
     }
     const Slot& slot = slots[i];
     Work& work = works[i];
@@ -277,7 +278,7 @@ void look(Reading& reading, PyObject* state, const Places& done, bool all) {
     work.ready = work.moved = false;
     if (left_out.empty() || left_out.count({slot.group, slot.index}) == 0) {
       try {
-        look_at(reading, slot, work, dict, all, suspects);
+        look_at(reading, i, groups, slot, work, dict, all, suspects);
       } catch (const std::exception& error) {
         if (!all) throw;
         reading.errors[i] = std::string("error: ") + error.what();

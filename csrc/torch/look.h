@@ -25,7 +25,8 @@ void give_up(Reading& reading);
 const char* check_slot(Reading& reading, const Slot& slot, c10::TensorImpl* grad, Work& work);
 
 // The same in a few instructions, where nothing has changed since the last step found all as usual.
-bool is_unchanged(const Reading& reading, const Slot& slot, c10::TensorImpl& grad, Work& work);
+bool is_unchanged(const Keys& keys, const Group& group, const Slot& slot, c10::TensorImpl& grad,
+                  Work& work);
 
 // Was it as usual, so that is_unchanged may be asked next time? Only of what check_slot took.
 bool is_usual(const Reading& reading, const Slot& slot, const Work& work);

@@ -57,14 +57,13 @@ struct Work {
   bool any_on_device;  // of the state's single numbers
   bool lacks_remainder;  // of what a fresh one has beside its states
   bool lacks_roundings;
-  bool move_scalars;  // some are on the host, and have to be where the parameter is
-  bool moved;         // parameter or state lie elsewhere than in the last step
-  bool foreign;       // parameter or state are in memory that torch's allocators haven't made
-  const cpu::Kernel* usual_kernel;  // where all is as usual, the kernel that it was checked for
-  int usual_precision;              // and its group's precision
-  caffe2::TypeMeta usual_type;      // and the parameter's dtype
-  Dtype dtype;                      // the parameter's; float64, if any operand has that
-  int device;                       // kHost, or the other device's number
+  bool move_scalars;    // some are on the host, and have to be where the parameter is
+  bool moved;           // parameter or state lie elsewhere than in the last step
+  bool foreign;         // parameter or state are in memory that torch's allocators haven't made
+  uintptr_t usual_way;  // where all is as usual, its group's `way`; else 0
+  caffe2::TypeMeta usual_type;  // and the parameter's dtype
+  Dtype dtype;                  // the parameter's; float64, if any operand has that
+  int device;                   // kHost, or the other device's number
   int cut;     // of a DTensor, whose pieces the operands are then; 0 for other tensors
   bool mixed;  // are formats of more than one kind among the operands, or of our own?
   Format formats[kMaxOperands];
@@ -76,7 +75,7 @@ struct Work {
 };
 
 // Asks for what looking at a slot will read, as far as it lies where the last step found it.
-void prefetch_objects(const Slot& slot, const Work& last);
+void prefetch_objects(const Slot& slot, const Work& last, size_t entries);
 
 // A device beside the host that this step has met.
 struct Device {

@@ -34,20 +34,20 @@ FUSEDOPT_INLINE bool lies_as_before(const c10::TensorImpl& tensor, const Operand
 
 // All that looking at a slot will read, as far as it lies where it lay: of Python's objects the
 // type and what follows, of torch's what follows the reference count.
-void prefetch_objects(const Slot& slot, const Work& last) {
+void prefetch_objects(const Slot& slot, const Work& last, size_t entries) {
   prefetch<8, 24>(slot.param);
   prefetch<8, sizeof(PyDictObject)>(slot.state);
   prefetch<0, 48>(last.traces.autograd);
-  for (const PyObject* value : last.traces.state) {
-    if (value != nullptr) prefetch<8, 24>(value);
+  for (size_t k = 0; k < entries; ++k) {
+    if (last.traces.state[k] != nullptr) prefetch<8, 24>(last.traces.state[k]);
   }
   const auto prefetch_operand = [](const Operand& operand) {
-    if (operand.tensor == nullptr) return;
     prefetch<16, sizeof(c10::TensorImpl)>(operand.tensor);
     prefetch<16, 64>(operand.storage);
   };
-  for (int k = 0; k < kMaxOperands; ++k) {
-    if (k >= kFirstState && last.operands[k].tensor == nullptr) break;
+  prefetch_operand(last.operands[kParam]);
+  prefetch_operand(last.operands[kGrad]);
+  for (int k = kFirstState; k < kMaxOperands && last.operands[k].tensor != nullptr; ++k) {
     prefetch_operand(last.operands[k]);
   }
   for (const Scalar& scalar : last.scalars) {
@@ -59,13 +59,9 @@ void prefetch_objects(const Slot& slot, const Work& last) {
 // Whether check_slot would find in a slot what it has found before, where all was as usual: plain
 // tensors of the host in one dense layout, in memory of their own. Only the gradient may be another
 // tensor, as it is after each backward pass. Whatever differs is check_slot's to judge.
-bool is_unchanged(const Reading& reading, const Slot& slot, c10::TensorImpl& grad, Work& work) {
-  const Group& group = reading.groups[slot.group];
-  const Variant& variant = group.variant;
-  if (work.usual_kernel != variant.cpu || group.torch_only != nullptr ||
-      work.usual_precision != group.precision.kind()) {
-    return false;
-  }
+bool is_unchanged(const Keys& keys, const Group& group, const Slot& slot, c10::TensorImpl& grad,
+                  Work& work) {
+  if (work.usual_way != group.way || group.way == 0) return false;
   const c10::TensorImpl& param = impl_of(slot.param);
   if (!lies_as_before(param, work.operands[kParam]) || param.key_set() != kPlainKeys ||
       param.dtype() != work.usual_type || param.numel() != work.numel ||
@@ -78,16 +74,18 @@ bool is_unchanged(const Reading& reading, const Slot& slot, c10::TensorImpl& gra
     return false;
   }
   const Operand gradient = operand_of(grad);
-  if (work.mixed) shape.dtype = type_of(work.formats[kGrad]);
+  const bool mixed = work.mixed;
+  if (mixed) shape.dtype = type_of(work.formats[kGrad]);
   if (!fits(grad, gradient.address, shape)) return false;
   const size_t scalars = group.scalars;
-  if (group.operands != kFirstState || scalars != 0) {
+  const int operands = group.operands;
+  if (operands != kFirstState || scalars != 0) {
     if (slot.state == nullptr || !PyDict_Check(slot.state)) return false;
     const uint64_t version = version_of(slot.state);
     if (version == 0 || version != work.traces.version) return false;
     PyObject* const* values = work.traces.state;
     for (size_t k = 0; k < scalars; ++k) {
-      PyObject* value = values[reading.keys.scalar(k)];
+      PyObject* value = values[keys.scalar(k)];
       const c10::TensorImpl& number = impl_of(value);
       const Scalar& before = work.scalars[k];
       if (!is_exact(value) || !lies_as_before(number, before.at) ||
@@ -96,14 +94,13 @@ bool is_unchanged(const Reading& reading, const Slot& slot, c10::TensorImpl& gra
         return false;
       }
     }
-    for (int k = kFirstState; k < group.operands; ++k) {
-      const bool is_remainder = k == kFirstState + variant.cpu->states;
-      PyObject* value =
-          values[is_remainder ? reading.keys.remainder() : variant.keys[k - kFirstState]];
+    for (int k = kFirstState; k < operands; ++k) {
+      PyObject* value = values[group.entries[k]];
       const c10::TensorImpl& tensor = impl_of(value);
       const Operand& before = work.operands[k];
-      if (work.mixed) {
-        shape.dtype = is_remainder ? caffe2::TypeMeta::Make<int16_t>() : type_of(work.formats[k]);
+      if (mixed) {
+        shape.dtype =
+            is_remainder(group, k) ? caffe2::TypeMeta::Make<int16_t>() : type_of(work.formats[k]);
       }
       if (!is_exact(value) || !lies_as_before(tensor, before) ||
           !fits(tensor, before.address, shape)) {
@@ -117,18 +114,17 @@ bool is_unchanged(const Reading& reading, const Slot& slot, c10::TensorImpl& gra
 
 bool is_usual(const Reading& reading, const Slot& slot, const Work& work) {
   const auto exact = [&](size_t k) { return is_exact(work.traces.state[k]); };
-  const auto& variant = reading.groups[slot.group].variant;
+  const Group& group = reading.groups[slot.group];
   if (!work.ready || !work.dense || work.device != kHost || work.cut != 0 || work.first ||
       work.foreign || work.operands[kParam].tensor->key_set() != kPlainKeys ||
       work.operands[kGrad].tensor == nullptr || work.numel == 0 || work.lacks_remainder ||
       work.lacks_roundings) {
     return false;
   }
-  for (int k = 0; k < variant.cpu->states; ++k) {
-    if (!exact(variant.keys[k])) return false;
+  for (int k = kFirstState; k < group.operands; ++k) {
+    if (!exact(group.entries[k])) return false;
   }
-  if (reading.groups[slot.group].precision.master && !exact(reading.keys.remainder())) return false;
-  for (size_t k = 0; k < reading.groups[slot.group].scalars; ++k) {
+  for (size_t k = 0; k < group.scalars; ++k) {
     if (!is_usual_number(*work.scalars[k].at.tensor) || !exact(reading.keys.scalar(k)))
       return false;
   }
