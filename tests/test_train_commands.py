@@ -105,6 +105,25 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "in the optimizer" in printed and printed.count("adadelta ") == 2
 
 
+def test_compare_precisions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights in bfloat16 side by side with float32; torch has some of the ways to store them."""
+    modes = ["fp32", "bf16-true", "bf16-true+stochastic-rounding", "bf16-true+master-weights"]
+    options = ("--model", "lenet", *SMALL, "--epochs", 1, "--threads", 1, "--optimizers", "adamw")
+    command("compare", *options, "--precision", ",".join(modes), "--out", tmp_path)
+    lines = rows_of(tmp_path / "compare.csv")
+    assert [(line["optimizer"], line["impl"]) for line in lines] == [
+        *((f"adamw {mode}", "fusedopt") for mode in modes),
+        *((f"adamw {mode}", "torch") for mode in modes[:2]),
+    ]
+    assert len({row["train_loss"] for row in rows_of(tmp_path / "metrics.csv")[:4]}) == 4
+    assert "bf16-true+master-weights is left out with torch" in capsys.readouterr().out
+    for mode in modes:
+        config = json.loads((tmp_path / f"adamw-fusedopt-{mode}" / "config.json").read_text())
+        chosen = config.get("options", config)
+        assert chosen["precision"] == mode.partition("+")[0]
+        assert bool(chosen["master_weights"]) == ("master" in mode)
+
+
 def test_compare_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("compare", "--model", "lenet", *SMALL, "--threads", 1, "--out", tmp_path)
     options += ("--optimizers", "sgd,adam", "--impl", "fusedopt", "--momentum", 0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from fusedopt.train.interrupts import Interrupted
 from fusedopt.train.loop import CLASSES, optimizer_class
 from fusedopt.train.options import (
     DEFAULTS,
+    MODES,
     Diverged,
     Options,
     UserError,
@@ -64,28 +66,33 @@ def compare(arguments: argparse.Namespace) -> None:
         Interrupted: Ctrl-C.
     """
     given = vars(arguments)
-    out, optimizers, impls = (given.pop(name) for name in ("out", "optimizers", "impl"))
+    out, optimizers, impls, modes = (
+        given.pop(name) for name in ("out", "optimizers", "impl", "precision")
+    )
     of_some = {key: given.pop(key, None) for key in ("momentum", "weight_decay")}
     for key, value in of_some.items():
         if value is not None and not any(key in DEFAULTS[name] for name in optimizers):
             raise no_option(key, "none of these optimizers has one")
-    runs = []
-    for optimizer in optimizers:
-        for impl in impls:
-            own = {"optimizer": optimizer, "impl": impl, "out": out / f"{optimizer}-{impl}"}
-            own |= {key: value for key, value in of_some.items() if key in DEFAULTS[optimizer]}
-            options = make_options(given | own)
-            if optimizer_class(options, impl) is None:
-                say(f"{optimizer} is left out with torch: torch.optim has no {CLASSES[optimizer]}")
-            else:
-                runs.append(_continued(options))
+    runs, keys = [], []
+    for optimizer, impl, mode in itertools.product(optimizers, impls, modes):
+        if impl == "torch" and len(MODES[mode]) > 1:
+            say(f"{mode} is left out with torch: torch.optim has none")
+            continue
+        name = f"{optimizer}-{impl}" + f"-{mode}" * (len(modes) > 1)
+        own = {"optimizer": optimizer, "impl": impl, "out": out / name, **MODES[mode]}
+        own |= {key: value for key, value in of_some.items() if key in DEFAULTS[optimizer]}
+        options = make_options(given | own)
+        if optimizer_class(options, impl) is None:
+            say(f"{optimizer} is left out with torch: torch.optim has no {CLASSES[optimizer]}")
+        else:
+            runs.append(_continued(options))
+            keys.append((optimizer + f" {mode}" * (len(modes) > 1), impl))
     if not runs:
         raise UserError("--impl torch: torch.optim has none of these optimizers")
     splits = _splits(runs)
     rows: dict[tuple[str, str], list[Row]] = {}
     diverged: dict[tuple[str, str], int] = {}
-    for options, content in runs:
-        key = options.optimizer, options.impl
+    for key, (options, content) in zip(keys, runs, strict=True):
         with _out_named():
             state = start(options, splits, content)
         try:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from fusedopt.train.options import DEFAULTS, IMPLEMENTATIONS, PRECISIONS
+from fusedopt.train.options import DEFAULTS, IMPLEMENTATIONS, MODES, PRECISIONS
 from fusedopt.train.strategy import STRATEGIES
 
 
@@ -98,6 +98,7 @@ def add_options(parser: argparse.ArgumentParser, *, several: bool = False) -> No
     _add_data(parser)
     _add_optimizer(parser, several)
     _add_recipe(parser)
+    _add_precision(parser, several)
     _add_transfer(parser)
     _add_run(parser, several)
 
@@ -175,6 +176,14 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         help="stop after so many epochs without a better validation figure, and go back to the"
         " best weights")  # fmt: skip
     add("--monitor", choices=("loss", "accuracy"), default="loss", help="figure for --patience")
+
+
+def _add_precision(parser: argparse.ArgumentParser, several: bool) -> None:
+    add = parser.add_argument_group("precision").add_argument
+    if several:
+        add("--precision", type=_some_of(MODES), default="fp32", metavar="NAMES",
+            help=f"all, or some of {','.join(MODES)}")  # fmt: skip
+        return
     add("--precision", choices=tuple(PRECISIONS), default="fp32",
         help="of forward and backward pass; weights stay in fp32, but for bf16-true")  # fmt: skip
     add("--stochastic-rounding", action="store_true", default=None,

@@ -42,6 +42,16 @@ PRECISIONS = {
     "fp16": torch.float16,
     "bf16-true": torch.bfloat16,  # the weights and the optimizer's state as well
 }
+# For a comparison: these, and how fusedopt's optimizers may store weights in bfloat16.
+_ROUNDED, _HALVES = {"stochastic_rounding": True}, {"master_weights": True}
+MODES: dict[str, dict[str, Any]] = {
+    **{name: {"precision": name} for name in PRECISIONS},
+    "bf16-true+stochastic-rounding": {"precision": "bf16-true", **_ROUNDED},
+    "bf16-true+master-weights": {"precision": "bf16-true", **_HALVES},
+    "bf16-true+master-weights+stochastic-rounding": {
+        "precision": "bf16-true", **_HALVES, **_ROUNDED,
+    },
+}  # fmt: skip
 
 FOLDER = "folder:"  # before a path, in --data
 
