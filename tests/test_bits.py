@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,16 @@ from torch.nn import Parameter
 import fusedopt
 
 STEPS = 3
+BF16, FP32 = torch.bfloat16, torch.float32
+# How numbers may be stored: the parameters' dtype, and options.
+MODES: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
+    "rounded": (BF16, {"stochastic_rounding": True}),
+    "float32_state": (BF16, {"state_dtype": FP32, "stochastic_rounding": True}),
+    "halves": (BF16, {"master_weights": True}),
+    "halves_rounded": (BF16, {"master_weights": True, "stochastic_rounding": True}),
+    "bfloat16_state": (FP32, {"state_dtype": BF16}),
+    "bfloat16_state_rounded": (FP32, {"state_dtype": BF16, "stochastic_rounding": True}),
+}
 LARGE = 200_003  # enough for several threads, and no multiple of anything
 
 
@@ -28,9 +39,11 @@ def values(dtype: torch.dtype, size: int, t: int) -> Tensor:
     return out
 
 
-def run(case: Case, params: list[Parameter], grads: list[list[Tensor]], groups: bool) -> list:
+def run(
+    case: Case, params: list[Parameter], grads: list[list[Tensor]], groups: bool, **options: Any
+) -> list:
     """Steps over these gradients; the parameters in one group, or in one each."""
-    optimizer = case.make([{"params": [p]} for p in params] if groups else params)
+    optimizer = case.make([{"params": [p]} for p in params] if groups else params, **options)
     for each in grads:
         for p, grad in zip(params, each, strict=True):
             p.grad = grad
@@ -53,6 +66,18 @@ def test_number_of_threads(case: Case, dtype: torch.dtype) -> None:
         results.append(run(case, params, grads, groups=False))
     assert_identical(results[1], results[0], "2 threads")
     assert_identical(results[2], results[0], "3 threads")
+
+
+@over(MODES, "mode")
+@over(MAIN_CASES, "case")
+def test_number_of_threads_with_noise(case: Case, mode: str) -> None:
+    dtype, options = MODES[mode]
+    grads = [[values(dtype, LARGE, t + 1)] for t in range(2)]
+    results = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        results.append(run(case, [Parameter(values(dtype, LARGE, 0))], grads, False, **options))
+    assert_identical(results[1], results[0], "3 threads")
 
 
 @over(MAIN_CASES, "case")
@@ -134,23 +159,24 @@ def test_two_runs(case: Case) -> None:
 def digests() -> dict[str, str]:
     """A hash over all results of every case and dtype, on the active instruction set."""
     found = {}
-    for case in CASES:
-        for dtype in DTYPES:
-            sizes = (1, 3, 127, 2311)
-            params = [Parameter(values(dtype, s, i)) for i, s in enumerate(sizes)]
-            params.append(Parameter(transposed(random((9, 13), 5, dtype))))
-            grads = [
-                [
-                    *(values(dtype, s, 10 * t + i) for i, s in enumerate(sizes)),
-                    sliced(random((9, 13), t, dtype)),
-                ]
-                for t in range(STEPS)
+    every = [(case, str(dtype), dtype, {}) for case in CASES for dtype in DTYPES]
+    every += [(case, mode, *MODES[mode]) for case in MAIN_CASES for mode in MODES]
+    for case, label, dtype, options in every:
+        sizes = (1, 3, 127, 2311)
+        params = [Parameter(values(dtype, s, i)) for i, s in enumerate(sizes)]
+        params.append(Parameter(transposed(random((9, 13), 5, dtype))))
+        grads = [
+            [
+                *(values(dtype, s, 10 * t + i) for i, s in enumerate(sizes)),
+                sliced(random((9, 13), t, dtype)),
             ]
-            digest = hashlib.sha256()
-            for tensor in run(case, params, grads, groups=False):
-                data = tensor.contiguous().view(-1).view(torch.uint8)
-                digest.update(data.numpy().tobytes())
-            found[f"{case.id}-{dtype}"] = digest.hexdigest()
+            for t in range(STEPS)
+        ]
+        digest = hashlib.sha256()
+        for tensor in run(case, params, grads, groups=False, **options):
+            data = tensor.contiguous().view(-1).view(torch.uint8)
+            digest.update(data.numpy().tobytes())
+        found[f"{case.id}-{label}"] = digest.hexdigest()
     return found
 
 
