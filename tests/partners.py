@@ -47,7 +47,10 @@ class _ByReference(Optimizer):
 
     def _update(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state = self.state[param]
-        for key in fusedopt._C.optimizers()[self.name]["states"]:
+        described = fusedopt._C.optimizers()[self.name]
+        for key in described["scalars"]:
+            state.setdefault(key, torch.zeros(()))
+        for key in described["states"]:
             state.setdefault(key, torch.zeros_like(param))
         before = {key: to_array(value) for key, value in state.items()}
         values, after = update(self.name, to_array(param), to_array(grad), before, group)

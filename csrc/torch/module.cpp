@@ -58,6 +58,12 @@ std::string why_not_variant(const Optimizer& optimizer, const Variant& variant) 
   const size_t scalars = optimizer.scalars.size();
   if (host.options > static_cast<size_t>(optimizer.numbers)) return "its options";
   if (static_cast<size_t>(host.states) > optimizer.states.size()) return "its states";
+  const int* keys = variant.keys;
+  for (int k = 0; k < host.states; ++k) {
+    const bool known = keys[k] >= 0 && keys[k] < static_cast<int>(optimizer.states.size());
+    if (!known || std::count(keys, keys + host.states, keys[k]) != 1) return "its states' keys";
+  }
+  if (variant.lerp < -1 || variant.lerp >= host.states) return "the state that torch's lerp_ takes";
   if (host.scalars != 0 && scalars != static_cast<size_t>(host.scalars) + 1) return "its numbers";
   if (variant.cuda == nullptr) return "";
   const cuda::Kernel& device = *variant.cuda;
