@@ -152,13 +152,15 @@ class FusedOptimizer(Optimizer):
         if groups_before is None:  # unpickled or copied
             super().__setstate__(state)
             return
-        before = self.param_groups, self.state
+        kept = {
+            key: self.__dict__[key] for key in ("param_groups", "state") if key in self.__dict__
+        }
         groups_before = [dict(group) for group in groups_before]  # may be the same objects
         try:
             keep_numbers(self, self._kernels, state)
             super().__setstate__(state)
         except BaseException:
-            self.param_groups, self.state = before
+            self.__dict__.update(kept)
             raise
         ours = {*self._added_options, *PRECISION} - {"seed"}
         for group, before in zip(self.param_groups, groups_before, strict=False):

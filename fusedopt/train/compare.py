@@ -73,7 +73,7 @@ def compare(arguments: argparse.Namespace) -> None:
     for key, value in of_some.items():
         if value is not None and not any(key in DEFAULTS[name] for name in optimizers):
             raise no_option(key, "none of these optimizers has one")
-    runs, keys = [], []
+    runs: dict[tuple[str, str], tuple[Options, dict[str, Any] | None]] = {}
     for optimizer, impl, mode in itertools.product(optimizers, impls, modes):
         if impl == "torch" and len(MODES[mode]) > 1:
             say(f"{mode} is left out with torch: torch.optim has none")
@@ -85,14 +85,13 @@ def compare(arguments: argparse.Namespace) -> None:
         if optimizer_class(options, impl) is None:
             say(f"{optimizer} is left out with torch: torch.optim has no {CLASSES[optimizer]}")
         else:
-            runs.append(_continued(options))
-            keys.append((optimizer + f" {mode}" * (len(modes) > 1), impl))
+            runs[optimizer + f" {mode}" * (len(modes) > 1), impl] = _continued(options)
     if not runs:
-        raise UserError("--impl torch: torch.optim has none of these optimizers")
-    splits = _splits(runs)
+        raise UserError("--impl torch: torch.optim has none of these optimizers and precisions")
+    splits = _splits(list(runs.values()))
     rows: dict[tuple[str, str], list[Row]] = {}
     diverged: dict[tuple[str, str], int] = {}
-    for key, (options, content) in zip(keys, runs, strict=True):
+    for key, (options, content) in runs.items():
         with _out_named():
             state = start(options, splits, content)
         try:
