@@ -23,6 +23,12 @@ from fusedopt.adam import Adam  # noqa: E402, F401
 from fusedopt.adamax import Adamax  # noqa: E402, F401
 from fusedopt.adamw import AdamW  # noqa: E402, F401
 from fusedopt.asgd import ASGD  # noqa: E402, F401
+from fusedopt.clip import (  # noqa: E402, F401
+    clip_grad_norm_,
+    clip_grad_value_,
+    clip_grads_with_norm_,
+    get_total_norm,
+)
 from fusedopt.explain import explain  # noqa: E402, F401
 from fusedopt.lion import Lion  # noqa: E402, F401
 from fusedopt.nadam import NAdam  # noqa: E402, F401
@@ -36,8 +42,10 @@ for _name, _module in list(_sys.modules.items()):
     if _name.startswith("torch.optim."):
         _sys.modules.setdefault("fusedopt" + _name.removeprefix("torch.optim"), _module)
 
+_FUNCTIONS = ("clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "get_total_norm")
 __all__ = sorted(
-    {name for name in dir(_torch_optim) if not name.startswith("_")} | {*_C.optimizers(), "explain"}
+    {name for name in dir(_torch_optim) if not name.startswith("_")}
+    | {*_C.optimizers(), "explain", *_FUNCTIONS}
 )
 
 

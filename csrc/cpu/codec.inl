@@ -130,11 +130,11 @@ struct Stepper {
   void (*dense)(const Table& table, const TensorEntry& tensor, const Stepper& stepper,
                 const void* rule, int64_t begin, int64_t end);
   // The rule over tiles of n floats (or doubles).
-  void (*apply)(const void* rule, void* const* tiles, int64_t n, bool maximize);
+  void (*apply)(const void* rule, void* const* tiles, int64_t n, double factor);
   // Rows of n elements however far apart. Only of a rule without states that needs no conversion:
   // its arithmetic takes less than copying to tiles and back.
-  void (*apart)(const TensorEntry& part, const void* rule, int64_t n, int64_t rows,
-                const Steps& steps);
+  void (*apart)(const Table& table, const TensorEntry& part, const void* rule, int64_t n,
+                int64_t rows, const Steps& steps);
 
   int64_t item(int k) const { return codecs[k]->item; }
 };

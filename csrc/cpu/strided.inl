@@ -94,11 +94,11 @@ constexpr int kTogether = 16;
 template <typename Rule, Dtype kDtype>
 void row_apart(const Rule& of, typename Storage<kDtype>::Type* p,
                const typename Storage<kDtype>::Type* g, int64_t n, int64_t param_step,
-               int64_t grad_step, typename Storage<kDtype>::Compute sign) {
+               int64_t grad_step, typename Storage<kDtype>::Compute factor) {
   using Compute = typename Storage<kDtype>::Compute;
   const Rule rule = of;
   if (param_step == 1 && grad_step == 0) {
-    const Compute grad = sign * *g;
+    const Compute grad = factor * *g;
     FUSEDOPT_VECTORIZE
     for (int64_t i = 0; i < n; ++i) {
       Compute param = p[i];
@@ -109,7 +109,7 @@ void row_apart(const Rule& of, typename Storage<kDtype>::Type* p,
   }
   for (; param_step == 1 && n >= kTogether; n -= kTogether) {
     alignas(64) Compute grad[kTogether];
-    for (int j = 0; j < kTogether; ++j) grad[j] = sign * g[j * grad_step];
+    for (int j = 0; j < kTogether; ++j) grad[j] = factor * g[j * grad_step];
     FUSEDOPT_VECTORIZE
     for (int j = 0; j < kTogether; ++j) {
       Compute param = p[j];
@@ -122,22 +122,22 @@ void row_apart(const Rule& of, typename Storage<kDtype>::Type* p,
 #pragma GCC unroll 4
   for (; n > 0; --n, p += param_step, g += grad_step) {
     Compute param = *p;
-    rule(param, sign * *g, nullptr);
+    rule(param, factor * *g, nullptr);
     *p = param;
   }
 }
 
 template <typename Rule, Dtype kDtype>
-void step_apart(const TensorEntry& part, const void* rule, int64_t n, int64_t rows,
-                const Steps& steps) {
+void step_apart(const Table& table, const TensorEntry& part, const void* rule, int64_t n,
+                int64_t rows, const Steps& steps) {
   using Element = typename Storage<kDtype>::Type;
   auto* p = static_cast<Element*>(part.operands[kParam]);
   const auto* g = static_cast<const Element*>(part.operands[kGrad]);
   const Rule& of = *static_cast<const Rule*>(rule);
-  const int sign = part.maximize ? -1 : 1;
+  const auto factor = grad_factor<typename Storage<kDtype>::Compute>(table, part);
   if (n >= kTogether || rows < n) {
     for (int64_t j = 0; j < rows; ++j, p += steps.row[kParam], g += steps.row[kGrad]) {
-      row_apart<Rule, kDtype>(of, p, g, n, steps.column[kParam], steps.column[kGrad], sign);
+      row_apart<Rule, kDtype>(of, p, g, n, steps.column[kParam], steps.column[kGrad], factor);
     }
     return;
   }
@@ -147,7 +147,7 @@ void step_apart(const TensorEntry& part, const void* rule, int64_t n, int64_t ro
     for (int64_t i = 0; i < n; ++i) {
       row_apart<Rule, kDtype>(of, p + j * steps.row[kParam] + i * steps.column[kParam],
                               g + j * steps.row[kGrad] + i * steps.column[kGrad], height,
-                              steps.row[kParam], steps.row[kGrad], sign);
+                              steps.row[kParam], steps.row[kGrad], factor);
     }
   }
 }
@@ -236,7 +236,7 @@ struct Block {
   void step_whole_rows(char* const* operands, int64_t rows, int64_t columns) {
     TensorEntry part = tensor;
     std::copy_n(operands, steps.operands, part.operands);
-    if (!is_side_by_side(columns)) return stepper.apart(part, rule, columns, rows, steps);
+    if (!is_side_by_side(columns)) return stepper.apart(table, part, rule, columns, rows, steps);
     int64_t row_bytes[kMaxOperands];
     for (int k = 0; k < steps.operands; ++k) row_bytes[k] = steps.row[k] * stepper.item(k);
     step_rows(table, part, stepper, rule, columns, rows, row_bytes);

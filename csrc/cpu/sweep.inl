@@ -23,7 +23,7 @@ template <typename Rule, typename Access>
 __attribute__((noinline)) void apply(const Rule& of, typename Access::Type* p,
                                      const typename Access::Type* g,
                                      typename Access::Type* const* s, int64_t n,
-                                     typename Access::Compute sign) {
+                                     typename Access::Compute factor) {
   using Compute = typename Access::Compute;
   const Rule rule = of;  // no store below can change it
   typename Access::Type* states[Rule::kStates + 1];
@@ -33,19 +33,19 @@ __attribute__((noinline)) void apply(const Rule& of, typename Access::Type* p,
     Compute param = p[i];
     Compute state[Rule::kStates + 1];
     for (int k = 0; k < Rule::kStates; ++k) state[k] = states[k][i];
-    rule(param, sign * g[i], state);
+    rule(param, factor * g[i], state);
     p[i] = param;
     for (int k = 0; k < Rule::kStates; ++k) states[k][i] = state[k];
   }
 }
 
 template <typename Rule, typename Compute>
-void apply_to_tiles(const void* rule, void* const* tiles, int64_t n, bool maximize) {
+void apply_to_tiles(const void* rule, void* const* tiles, int64_t n, double factor) {
   using Element = typename Plain<Compute>::Type;  // at any address: it may be an operand's own
   Element* at[kFirstState + Rule::kStates];
   for (int k = 0; k < kFirstState + Rule::kStates; ++k) at[k] = static_cast<Element*>(tiles[k]);
   apply<Rule, Plain<Compute>>(*static_cast<const Rule*>(rule), at[kParam], at[kGrad],
-                              at + kFirstState, n, maximize ? Compute(-1) : Compute(1));
+                              at + kFirstState, n, static_cast<Compute>(factor));
 }
 
 // Short tensors lie scattered, where the hardware doesn't foresee them. Of a longer one it follows
@@ -103,6 +103,7 @@ __attribute__((noinline)) void tiled(const Table& table, const TensorEntry& tens
   }
   const bool split = is_split(table);
   const auto scale = Compute(table.grad_scale);
+  const double factor = grad_factor<double>(table, tensor);
   for (int64_t at = begin; at < end;) {
     int64_t n = std::min<int64_t>(kTile, end - at);
     if (table.keys != nullptr) n = find_noise(table, tensor, stepper, at, at == begin, n, pieces);
@@ -126,7 +127,7 @@ __attribute__((noinline)) void tiled(const Table& table, const TensorEntry& tens
       for (int64_t i = 0; i < n; ++i) grads[i] /= scale;
       if (!in_place[kGrad]) stepper.codecs[kGrad]->store(tiles[kGrad], pieces[kGrad], n);
     }
-    stepper.apply(rule, tiles, n, tensor.maximize);
+    stepper.apply(rule, tiles, n, factor);
     for (int k = 0; k < stepper.operands; ++k) {
       if (k != kGrad && !in_place[k]) stepper.codecs[k]->store(tiles[k], pieces[k], n);
       pieces[k].at += n * stepper.item(k);
@@ -138,14 +139,15 @@ __attribute__((noinline)) void tiled(const Table& table, const TensorEntry& tens
 
 // Elements [begin, end) of one tensor, in place: float32 and float64, one dense layout.
 template <typename Rule, Dtype kDtype>
-inline void direct(const TensorEntry& tensor, const Rule& rule, int64_t begin, int64_t end) {
+inline void direct(const Table& table, const TensorEntry& tensor, const Rule& rule, int64_t begin,
+                   int64_t end) {
   using Element = typename Storage<kDtype>::Type;
   using Compute = typename Storage<kDtype>::Compute;
   Element* at[kMaxOperands];
   for (int k = 0; k < kFirstState + Rule::kStates; ++k)
     at[k] = static_cast<Element*>(tensor.operands[k]) + begin;
-  const Compute sign = tensor.maximize ? Compute(-1) : Compute(1);
-  apply<Rule, Plain<Compute>>(rule, at[kParam], at[kGrad], at + kFirstState, end - begin, sign);
+  apply<Rule, Plain<Compute>>(rule, at[kParam], at[kGrad], at + kFirstState, end - begin,
+                              grad_factor<Compute>(table, tensor));
 }
 
 #include "cpu/blocks.inl"
@@ -159,10 +161,11 @@ void dense(const Table& table, const TensorEntry& tensor, const Stepper& stepper
     if (!table.scaled) {
       Piece pieces[kMaxOperands];
       find_pieces(table, tensor, stepper, begin, pieces);
-      begin = blocks<Rule, AllOf<kDtype>>(tensor, of, pieces, begin, end);
+      begin =
+          blocks<Rule, AllOf<kDtype>>(of, grad_factor<float>(table, tensor), pieces, begin, end);
     }
   } else if (!table.scaled) {
-    return direct<Rule, kDtype>(tensor, of, begin, end);
+    return direct<Rule, kDtype>(table, tensor, of, begin, end);
   }
   tiled<typename Storage<kDtype>::Compute>(table, tensor, stepper, rule, begin, end);
 }

@@ -37,6 +37,8 @@ struct SweepHeader {
   const float* found_inf;  // not null and not 0: nothing is changed
   const float* scale_at;   // where the gradients' scale is; null: it is `scale`
   double scale;
+  const double* clip_at;  // where Table::clip is; null: it is `clip`
+  double clip;
   int32_t scaled;  // gradients are divided by their scale, and stored so
   int32_t count;   // tensors
   uint32_t chunk;  // elements per block, a multiple of a row (tuning.h)

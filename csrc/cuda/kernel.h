@@ -59,9 +59,10 @@ struct DeviceRules {
 
 // Numbers that are not in the table because they are on the device. Null: there is none.
 struct Scalars {
-  const float* found_inf;    // not 0: nothing is changed, no step is counted
-  const float* grad_scale;   // in the place of Table::grad_scale, if Table::scaled
-  const DeviceRules* rules;  // in the place of Table::rules
+  const float* found_inf;        // not 0: nothing is changed, no step is counted
+  const float* grad_scale;       // in the place of Table::grad_scale, if Table::scaled
+  const DeviceRules* rules;      // in the place of Table::rules
+  const double* clip = nullptr;  // in the place of Table::clip
 };
 
 // The device can only access an element at a multiple of its size: run() throws for anything else.

@@ -104,8 +104,8 @@ FUSEDOPT_HD void step_element(const SweepArguments& args, const uint64_t* words,
     values[kGrad] = values[kGrad] / scale;
     store(args.formats[kGrad], at[kGrad], values[kGrad], 0);
   }
-  const float sign = place.maximize ? -1.0f : 1.0f;
-  rule(values[kParam], sign * values[kGrad], values + kFirstState);
+  const float factor = grad_factor<float>(args, place);
+  rule(values[kParam], factor * values[kGrad], values + kFirstState);
   for (int k = 0; k < kOperands; ++k) {
     if (k == kGrad) continue;
     const uint32_t noise = noise_at(key, noise_factor(k), static_cast<uint32_t>(number));

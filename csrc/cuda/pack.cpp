@@ -143,6 +143,8 @@ uint32_t SweepPacker::next(SweepArguments& args) {
   args.scale_at = scalars_.grad_scale;
   args.scale = table_.grad_scale;
   args.scaled = table_.scaled;
+  args.clip_at = scalars_.clip;
+  args.clip = table_.clip;
   args.count = 0;
   args.chunk = chunk_;
   back_ = kWords;

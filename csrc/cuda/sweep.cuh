@@ -69,7 +69,7 @@ struct Piece<Dtype::kFloat16, 8> : Eight {};
 // What the load phase does to gradients.
 template <typename Compute>
 struct Gradients {
-  Compute sign;  // -1: maximize
+  Compute factor;  // of what a rule sees
   bool scaled;
   Compute scale;
 };
@@ -91,7 +91,7 @@ FUSEDOPT_HD void apply(const Rule& rule,
       grad = grad / gradients.scale;
       pieces[kGrad].set(i, S::store(grad));
     }
-    rule(param, gradients.sign * grad, state);
+    rule(param, gradients.factor * grad, state);
     pieces[kParam].set(i, S::store(param));
     FUSEDOPT_UNROLL
     for (int k = 0; k < Rule::kStates; ++k) pieces[kFirstState + k].set(i, S::store(state[k]));
@@ -125,6 +125,13 @@ FUSEDOPT_HD void step_pieces(const Rule& rule,
       }
     }
   }
+}
+
+// As the table's.
+template <typename Compute>
+FUSEDOPT_HD Compute grad_factor(const SweepArguments& args, const Place& place) {
+  const auto clip = static_cast<Compute>(args.clip_at != nullptr ? *args.clip_at : args.clip);
+  return place.maximize ? -clip : clip;
 }
 
 FUSEDOPT_HD Place place_of(const uint64_t* words) {
@@ -198,7 +205,7 @@ FUSEDOPT_HD void sweep_chunk(const SweepArguments& args, uint32_t block, uint32_
   const Place place = place_of(words + kOperands + 1);
   const Rule rule = rule_at<Rule>(args, place.rule);
   const Gradients<Compute> gradients{
-      place.maximize ? Compute(-1) : Compute(1), args.scaled != 0,
+      grad_factor<Compute>(args, place), args.scaled != 0,
       args.scale_at != nullptr ? Compute(*args.scale_at) : Compute(args.scale)};
 
   // Chunks are counted from the 16-byte boundary before the tensor, so all but the first begin at

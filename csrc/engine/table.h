@@ -46,7 +46,15 @@ struct Table {
   double grad_scale;
   const Format* formats = nullptr;  // of the operands; null: all have the parameter's dtype
   const uint64_t* keys = nullptr;   // of noise, by rule; null: no format needs any
+  double clip = 1;                  // rules see gradients multiplied by this; none is stored so
 };
+
+// What a rule sees of a gradient is its product with this: negative, to maximize.
+template <typename Compute>
+Compute grad_factor(const Table& table, const TensorEntry& tensor) {
+  const auto clip = static_cast<Compute>(table.clip);
+  return tensor.maximize ? -clip : clip;
+}
 
 inline bool is_split(const Table& table) {
   return table.formats != nullptr && table.formats[kParam] == Format::kSplitFloat32;

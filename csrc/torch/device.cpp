@@ -111,6 +111,7 @@ bool needs_numbers(const Reading& reading, const Slot& slot, const Work& work) {
   const bool on_host = work.device == kHost;
   const bool scaler = reading.scaler.scale_at != nullptr || reading.scaler.found_inf_at != nullptr;
   return (on_host && reading.groups[slot.group].any_on_device && !reading.waited) ||
+         (on_host && reading.scaler.clip_at != nullptr) ||
          (scaler && (on_host || (work.fresh && !reading.keys.optimizer->counts_steps())));
 }
 
@@ -141,20 +142,26 @@ void read_back(Scaler& scaler) {
   const py::gil_scoped_release release;
   fetch(scaler.scale_at, scaler.scale);
   fetch(scaler.found_inf_at, found_inf);
+  fetch(scaler.clip_at, scaler.clip);
   scaler.overflow = found_inf != 0;
 }
 
-Scaler read_scaler(const py::object& grad_scale, const py::object& found_inf) {
-  const auto on_device = [](const py::object& value) -> const c10::TensorImpl* {
+Scaler read_scaler(const py::object& grad_scale, const py::object& found_inf,
+                   const py::object& clip) {
+  const auto on_device = [](const py::object& value, Dtype expected) -> const c10::TensorImpl* {
     if (!is_tensor(value.ptr())) return nullptr;
     const c10::TensorImpl& tensor = impl_of(value.ptr());
     Dtype dtype;
-    return is_number_on_device(tensor, dtype) && dtype == Dtype::kFloat32 ? &tensor : nullptr;
+    return is_number_on_device(tensor, dtype) && dtype == expected ? &tensor : nullptr;
   };
   Scaler scaler;
+  scaler.clip_at = on_device(clip, Dtype::kFloat64);
+  if (!clip.is_none() && scaler.clip_at == nullptr) {
+    scaler.clip = to_number(clip.ptr(), [] { return std::string("max_grad_norm"); });
+  }
   scaler.scaled = !grad_scale.is_none();
-  scaler.scale_at = on_device(grad_scale);
-  scaler.found_inf_at = on_device(found_inf);
+  scaler.scale_at = on_device(grad_scale, Dtype::kFloat32);
+  scaler.found_inf_at = on_device(found_inf, Dtype::kFloat32);
   if (scaler.scaled && scaler.scale_at == nullptr) {
     scaler.scale = to_number(grad_scale.ptr(), [] { return std::string("grad_scale"); });
   }
@@ -173,7 +180,8 @@ bool counts_on_device(const Reading& reading, const Group& group, const Work& wo
 
 void find_needed_numbers(Reading& reading) {
   const auto on_device = [](const Group& group) { return group.any_on_device; };
-  if (reading.scaler.scale_at == nullptr && reading.scaler.found_inf_at == nullptr &&
+  const Scaler& scaler = reading.scaler;
+  if (scaler.scale_at == nullptr && scaler.found_inf_at == nullptr && scaler.clip_at == nullptr &&
       std::none_of(reading.groups.begin(), reading.groups.end(), on_device)) {
     return;
   }
@@ -244,6 +252,7 @@ void prepare_devices(Reading& reading) {
       if (work.device != device.index) continue;
       copy(reading.scaler.scale_at);
       copy(reading.scaler.found_inf_at);
+      copy(reading.scaler.clip_at);
       if (!work.any_on_device && !group.any_on_device) continue;
       bytes += bytes_of(group.variant, work.dtype) + kAlignment + int64_t(sizeof(uint64_t));
       for (int k = 0; &group != last && k < numbers; ++k) copy(group.on_device[k]);
@@ -304,7 +313,8 @@ void launch(Reading& reading, const Bucket& bucket, const Table& table) {
     return bucket.noisy || source.roundings.address != nullptr;
   };
   cuda::Scalars scalars{static_cast<const float*>(address_on(device, scaler.found_inf_at)),
-                        static_cast<const float*>(address_on(device, scaler.scale_at)), nullptr};
+                        static_cast<const float*>(address_on(device, scaler.scale_at)), nullptr,
+                        static_cast<const double*>(address_on(device, scaler.clip_at))};
   if (bucket.rules_on_device) {
     if (bucket.sources.empty()) return;
     rules.memory = static_cast<char*>(device.memory.data_ptr()) + device.used;

@@ -262,6 +262,8 @@ void Reader::read(PyObject* dict, int index, Group& group) {
                   : reinterpret_cast<uintptr_t>(group.variant.cpu) + group.precision.kind();
 }
 
+}  // namespace
+
 // Where an operator is not what it seems: inside torch.func's transforms, under modes, and where
 // derivatives are carried forward. torch.device's mode only concerns new tensors, and is let pass.
 const char* why_transformed() {
@@ -280,8 +282,6 @@ const char* why_transformed() {
   return torch::autograd::ForwardADLevel::try_get_by_idx(0) != nullptr ? "forward-mode AD is active"
                                                                        : nullptr;
 }
-
-}  // namespace
 
 Keys::Keys(const std::string& name) : optimizer(find_optimizer(name.c_str())) {
   if (optimizer == nullptr) throw py::value_error("no kernels for an optimizer called " + name);

@@ -82,6 +82,10 @@ struct Groups {
   std::vector<py::object> held;  // dicts, lists and numbers, so that no Python code frees them
 };
 
+// Why an operator is something else now, because of a mode, a transform or forward-mode AD; or
+// null.
+const char* why_transformed();
+
 // Sequences that stand for a tuple, and their items: read once in a step.
 using Sequences = std::vector<std::pair<py::object, py::object>>;
 

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "cpu/isa.h"
+#include "torch/clip.h"
 #include "torch/operand.h"
 #include "torch/originals.h"
 #include "torch/plan.h"
@@ -111,6 +112,12 @@ PYBIND11_MODULE(_C, module) {
   module.def("optimizers", &optimizers);
   // Whether anything, such as torch's profiler, is told of record_function's ranges.
   module.def("has_record_callbacks", &at::hasCallbacks);
+  // torch.nn.utils' functions; None: torch's own has to do it.
+  module.def("get_total_norm", &get_total_norm);
+  module.def("norm_part", &norm_part);
+  module.def("clip_grad_norm", &clip_grad_norm);
+  module.def("clip_grads_with_norm", &clip_grads_with_norm);
+  module.def("clip_grad_value", &clip_grad_value);
   // For tests.
   module.def("_set_accelerator", [](const std::optional<py::capsule>& other) {
     set_accelerator(other ? other->get_pointer<const Accelerator>() : nullptr);
@@ -119,7 +126,9 @@ PYBIND11_MODULE(_C, module) {
   py::class_<Plan>(module, "Plan")
       .def(py::init<const std::string&>(), py::arg("optimizer"))
       // So that C++'s exceptions become torch's, such as OutOfMemoryError.
-      .def("step", torch::wrap_pybind_function(&Plan::step))
+      .def("step", torch::wrap_pybind_function(&Plan::step), py::arg("optimizer"),
+           py::arg("grad_scale"), py::arg("found_inf"), py::arg("stepped_by_torch"),
+           py::arg("max_grad_norm") = py::none(), py::arg("clip") = py::none())
       .def("explain", torch::wrap_pybind_function(&Plan::explain))
       // A copied or unpickled optimizer starts with a plan that has seen nothing yet.
       .def("__reduce__", [](const py::object& self) {

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 #include <unistd.h>
 
+#include <optional>
 #include <stdexcept>
 #include <unordered_set>
 #include <utility>
@@ -11,6 +12,7 @@
 #include "torch/count.h"
 #include "torch/launch.h"
 #include "torch/look.h"
+#include "torch/norm.h"
 #include "torch/python.h"
 #include "torch/satisfy.h"
 
@@ -43,6 +45,14 @@ bool has_other_threads() {
   return first == nullptr || PyThreadState_Next(first) != nullptr;
 }
 
+void note_norm(const py::object& optimizer, const GradNorm& norm) {
+  const py::object tensor = tensor_with(norm.value, norm.in_double);
+  const auto dict =
+      py::reinterpret_steal<py::object>(PyObject_GenericGetDict(optimizer.ptr(), nullptr));
+  static PyObject* const name = intern("grad_norm");
+  if (!dict || PyDict_SetItem(dict.ptr(), name, tensor.ptr()) != 0) throw py::error_already_set();
+}
+
 // Where steps aren't counted, state that this step has made tells that it is the first.
 void note_first_steps(Reading& reading, const std::vector<Fresh>& made) {
   if (made.empty()) return;
@@ -71,6 +81,7 @@ struct Plan::Call {
   const Places done;
   bool explain;
   Scaler scaler;
+  std::optional<double> max_grad_norm = {};
 
   py::object groups = {};  // the optimizer's, once it is known that asking for them is harmless
   py::object state = {};
@@ -81,6 +92,7 @@ struct Plan::Call {
   Needs needs = {};
   std::vector<Fresh> made = {};
   Places for_torch = {};
+  std::optional<GradNorm> norm = {};
   std::vector<Row> rows = {};
 
   void add_rows(const Reading& reading);
@@ -171,11 +183,18 @@ Plan::Outcome Plan::look_once(Call& call, bool patient) {
   }
   if (call.scaler.overflow) return Outcome::kDone;
   if (reading.whole != nullptr) return Outcome::kAllForTorch;
+  if (reading.any_for_torch && call.max_grad_norm) return Outcome::kForNorm;
   if (call.needs.to_provide()) return Outcome::kAgain;
   if (call.done.empty() && reading.any_for_torch) {
     build(reading, tables_);  // refuses before torch changes anything
     call.for_torch = places_for_torch(reading);
     return Outcome::kForTorch;
+  }
+  if (call.max_grad_norm) {
+    call.norm = grad_norm(reading);
+    if (!call.norm) return Outcome::kForNorm;
+    call.scaler.clip =
+        clip_coefficient(*call.max_grad_norm, call.norm->value, call.norm->in_double);
   }
   note_first_steps(reading, call.made);
   finish(reading);
@@ -183,16 +202,26 @@ Plan::Outcome Plan::look_once(Call& call, bool patient) {
 }
 
 py::object Plan::step(const py::object& optimizer, const py::object& grad_scale,
-                      const py::object& found_inf, const py::object& stepped_by_torch) {
-  Call call{optimizer, places_of(stepped_by_torch), false, read_scaler(grad_scale, found_inf)};
+                      const py::object& found_inf, const py::object& stepped_by_torch,
+                      const py::object& max_grad_norm, const py::object& clip) {
+  Call call{optimizer, places_of(stepped_by_torch), false,
+            read_scaler(grad_scale, found_inf, clip)};
+  if (!max_grad_norm.is_none()) {
+    call.max_grad_norm =
+        to_number(max_grad_norm.ptr(), [] { return std::string("max_grad_norm"); });
+  }
   std::vector<Fresh>& made = call.made;
   int provided = 0;
   try {
     for (int round = 0; round < kMostRounds; ++round) {
       const Outcome outcome = look_once(call, provided < kPatience);
-      if (outcome == Outcome::kDone) return py::none();
-      if (outcome == Outcome::kForTorch || outcome == Outcome::kAllForTorch) {
+      if (outcome == Outcome::kDone) {
+        if (call.norm) note_norm(optimizer, *call.norm);
+        return py::none();
+      }
+      if (outcome != Outcome::kAgain) {
         take_back(call.state, made);
+        if (outcome == Outcome::kForNorm || call.max_grad_norm) return py::bool_(false);
         return outcome == Outcome::kForTorch ? py::cast(call.for_torch) : py::bool_(true);
       }
       if (call.needs.numbers) {

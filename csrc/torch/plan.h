@@ -25,9 +25,12 @@ class Plan {
   // changed and they are returned as a list of (group index, [parameter index]); the caller has
   // torch step them and calls again with that list as `stepped_by_torch`, which is None at first.
   // True: the caller has torch step the whole optimizer as it is, since that would run code of the
-  // user's, which may see and do anything.
+  // user's, which may see and do anything. With `max_grad_norm`, gradients are clipped by their
+  // norm, which the optimizer's attribute `grad_norm` then is; or False: the caller has to compute
+  // that, and calls again with what to multiply the gradients by as `clip`.
   py::object step(const py::object& optimizer, const py::object& grad_scale,
-                  const py::object& found_inf, const py::object& stepped_by_torch);
+                  const py::object& found_inf, const py::object& stepped_by_torch,
+                  const py::object& max_grad_norm, const py::object& clip);
 
   // (group index, parameter index, reason) of each parameter; an empty reason means our kernel.
   py::list explain(const py::object& optimizer);
@@ -37,7 +40,7 @@ class Plan {
  private:
   struct Call;
   struct Row;
-  enum class Outcome { kAgain, kForTorch, kAllForTorch, kDone };
+  enum class Outcome { kAgain, kForTorch, kAllForTorch, kForNorm, kDone };
 
   Outcome look_once(Call& call, bool patient);
   const char* read(Call& call);

@@ -88,13 +88,16 @@ struct Device {
   std::vector<std::pair<const c10::TensorImpl*, at::Tensor>> copies;
 };
 
-// What a GradScaler hands over: numbers, or where on a device they are.
+// What gradients are divided by and multiplied with: numbers, or where on a device they are. The
+// first is a GradScaler's, the second clips.
 struct Scaler {
   bool scaled = false;
   double scale = 1;
   bool overflow = false;
   const c10::TensorImpl* scale_at = nullptr;
   const c10::TensorImpl* found_inf_at = nullptr;
+  double clip = 1;
+  const c10::TensorImpl* clip_at = nullptr;  // a float64
 };
 
 // All that lives between steps: addresses, which a step compares before it uses them, and what was

@@ -19,7 +19,8 @@ void provide(const Keys& keys, Needs& needs, const py::object& state, const py::
 void take_back(const py::object& state, std::vector<Fresh>& made);
 
 // device.cpp: what a GradScaler hands over.
-Scaler read_scaler(const py::object& grad_scale, const py::object& found_inf);
+Scaler read_scaler(const py::object& grad_scale, const py::object& found_inf,
+                   const py::object& clip);
 
 // device.cpp: fetches the scaler's numbers from the device, which waits for it.
 void read_back(Scaler& scaler);

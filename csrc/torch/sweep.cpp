@@ -34,7 +34,8 @@ void sweep(Reading& reading, const Tables& tables) {
                       scaler.scaled,
                       scaler.scale,
                       bucket.mixed ? bucket.formats : nullptr,
-                      bucket.noisy ? bucket.keys.data() : nullptr};
+                      bucket.noisy ? bucket.keys.data() : nullptr,
+                      scaler.clip};
     if (bucket.device == kHost) {
       cpu::run(*bucket.variant.cpu, bucket.dtype, table, parallel);
     } else {

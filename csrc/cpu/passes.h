@@ -1,0 +1,12 @@
+// The CPU kernels of what is no optimizer: one pass over gradients or averages.
+#pragma once
+
+#include "cpu/kernel.h"
+
+namespace fusedopt::cpu {
+
+extern const Kernel kAverage;
+extern const Kernel kClamp;
+extern const Kernel kScale;
+
+}  // namespace fusedopt::cpu

@@ -1,0 +1,123 @@
+// Clipping: reads gradients, computes their norm, and writes them.
+#include "torch/clip.h"
+
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <cmath>
+#include <optional>
+#include <vector>
+
+#include "cpu/passes.h"
+#include "engine/elements.h"
+#include "engine/tuning.h"
+#include "torch/norm.h"
+#include "torch/python.h"
+#include "torch/tensors.h"
+
+namespace fusedopt {
+
+namespace {
+
+// Nothing, where torch computes it, or raises.
+std::optional<GradNorm> norm_of(const std::vector<Covered>& all, double order) {
+  NormOf norm;
+  norm.reserve(all.size());
+  for (const Covered& item : all) norm.add(*item.tensor.unsafeGetTensorImpl(), item.dtype);
+  if (all.empty() || !NormOf::has_order(order)) return {};
+  if (norm.any_empty() && std::isinf(order)) return {};
+  std::optional<py::gil_scoped_release> release;
+  if (norm.elements() >= kReleaseElements) release.emplace();
+  const double value = norm.total(order);
+  return GradNorm{value, norm.in_double()};
+}
+
+// torch's words.
+void refuse_nonfinite(double order) {
+  const auto text = py::str(
+                        "The total norm of order {} for gradients from `parameters` is "
+                        "non-finite, so it cannot be clipped. To disable this error and scale "
+                        "the gradients by the non-finite norm anyway, set "
+                        "`error_if_nonfinite=False`")
+                        .format(order);
+  PyErr_SetObject(PyExc_RuntimeError, text.ptr());
+  throw py::error_already_set();
+}
+
+// In place, and counts the versions.
+void write(std::vector<Covered>& grads, const cpu::Kernel& kernel, const double* options) {
+  unshare(grads);
+  std::vector<Pair> pairs;
+  pairs.reserve(grads.size());
+  for (const Covered& grad : grads) pairs.push_back({&grad, &grad});
+  sweep_pairs(kernel, options, pairs);
+}
+
+void count_versions(const std::vector<Covered>& grads) {
+  for (const Covered& grad : grads) count_version(operand_of(*grad.tensor.unsafeGetTensorImpl()));
+}
+
+void scale(std::vector<Covered>& grads, double factor) {
+  if (factor != 1) write(grads, cpu::kScale, &factor);
+  count_versions(grads);
+}
+
+double number_from(const py::object& value) {
+  const double number = PyFloat_AsDouble(value.ptr());
+  if (number == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return number;
+}
+
+}  // namespace
+
+py::object get_total_norm(const py::object& tensors, double order, bool error_if_nonfinite) {
+  std::vector<Covered> all;
+  if (!read_tensors(listed(tensors), all)) return py::none();
+  const auto total = norm_of(all, order);
+  if (!total) return py::none();
+  if (error_if_nonfinite && !std::isfinite(total->value)) refuse_nonfinite(order);
+  return tensor_with(total->value, total->in_double);
+}
+
+py::object norm_part(const py::object& tensors, double order) {
+  std::vector<Covered> all;
+  if (!read_tensors(listed(tensors), all)) return py::none();
+  NormOf norm;
+  for (const Covered& item : all) norm.add(*item.tensor.unsafeGetTensorImpl(), item.dtype);
+  return py::float_(norm.partial(order));
+}
+
+py::object clip_grad_norm(const py::object& params, const py::object& max_norm, double order,
+                          bool error_if_nonfinite) {
+  std::vector<Covered> grads;
+  if (!read_gradients(listed(params), grads) || !may_write(grads)) return py::none();
+  const auto total = norm_of(grads, order);
+  if (!total) return py::none();
+  if (error_if_nonfinite && !std::isfinite(total->value)) refuse_nonfinite(order);
+  const double most = number_from(max_norm);
+  scale(grads, clip_coefficient(most, total->value, total->in_double));
+  return tensor_with(total->value, total->in_double);
+}
+
+py::object clip_grads_with_norm(const py::object& params, double max_norm, const py::object& norm) {
+  std::vector<Covered> total;
+  std::vector<Covered> grads;
+  if (!is_exact(norm.ptr()) || !read_tensors(py::make_tuple(norm), total)) return py::none();
+  const bool in_double = total[0].dtype == Dtype::kFloat64;
+  const c10::TensorImpl& tensor = *total[0].tensor.unsafeGetTensorImpl();
+  if (tensor.dim() != 0 || (!in_double && total[0].dtype != Dtype::kFloat32)) return py::none();
+  if (!read_gradients(listed(params), grads) || !may_write(grads)) return py::none();
+  const double value = load(address_of(tensor), total[0].dtype);
+  scale(grads, clip_coefficient(max_norm, value, in_double));
+  return py::bool_(true);
+}
+
+py::object clip_grad_value(const py::object& params, double clip_value) {
+  std::vector<Covered> grads;
+  if (!read_gradients(listed(params), grads) || !may_write(grads)) return py::none();
+  const double options[] = {-clip_value, clip_value};
+  write(grads, cpu::kClamp, options);
+  count_versions(grads);
+  return py::bool_(true);
+}
+
+}  // namespace fusedopt

@@ -1,0 +1,27 @@
+// torch.nn.utils' functions that clip gradients, over all of them at once.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace fusedopt {
+
+namespace py = pybind11;
+
+// Each returns None, and has changed nothing, where torch's own function has to do it. What is gone
+// through once only, as a generator is, has to be a list already.
+
+// The norm of tensors.
+py::object get_total_norm(const py::object& tensors, double order, bool error_if_nonfinite);
+
+// What of the norm is added or compared, before any root is taken.
+py::object norm_part(const py::object& tensors, double order);
+
+// The norm of the parameters' gradients, which then are scaled.
+py::object clip_grad_norm(const py::object& params, const py::object& max_norm, double order,
+                          bool error_if_nonfinite);
+
+// True, if the gradients are scaled or clamped.
+py::object clip_grads_with_norm(const py::object& params, double max_norm, const py::object& norm);
+py::object clip_grad_value(const py::object& params, double clip_value);
+
+}  // namespace fusedopt

@@ -1,0 +1,185 @@
+// Reading lists of tensors, and sweeping kernels over them: runs no Python code but a list's own.
+#include "torch/tensors.h"
+
+#include <torch/csrc/autograd/variable.h>
+
+#include <algorithm>
+#include <deque>
+#include <optional>
+
+#include "cpu/isa.h"
+#include "engine/layout.h"
+#include "engine/tuning.h"
+#include "torch/groups.h"
+#include "torch/overlap.h"
+#include "torch/parallel.h"
+#include "torch/python.h"
+
+namespace fusedopt {
+
+namespace {
+
+// The gradient, as `param.grad` gives it: false, if that would warn.
+bool read_gradient(PyObject* param, std::vector<Covered>& all) {
+  const at::Tensor& tensor = THPVariable_Unpack(param);
+  const auto* meta =
+      static_cast<const torch::autograd::AutogradMeta*>(impl_of(param).autograd_meta());
+  if (meta == nullptr) return true;
+  // Owned from here on: autograd replaces gradients without the interpreter's lock.
+  at::Tensor grad = meta->grad_;
+  if (!grad.defined()) return tensor.is_leaf() || tensor.retains_grad();
+  all.push_back({std::move(grad), {}});
+  return true;
+}
+
+// Sets the dtype of what is covered.
+bool take(Covered& item) {
+  if (!is_covered(item.tensor)) return false;
+  return to_dtype(*item.tensor.unsafeGetTensorImpl(), item.dtype);
+}
+
+const c10::TensorImpl& impl_of(const Covered& item) { return *item.tensor.unsafeGetTensorImpl(); }
+
+struct PairBucket {
+  Dtype target;
+  Dtype source;
+  std::vector<TensorEntry> tensors = {};
+  std::vector<Layout> layouts = {};
+  int64_t elements = 0;
+};
+
+PairBucket& bucket_for(std::vector<PairBucket>& buckets, Dtype target, Dtype source) {
+  for (PairBucket& bucket : buckets) {
+    if (bucket.target == target && bucket.source == source) return bucket;
+  }
+  return buckets.emplace_back(PairBucket{target, source});
+}
+
+void add_pair(const Pair& pair, PairBucket& bucket, std::deque<LayoutBuffer>& layouts) {
+  const c10::TensorImpl& target = impl_of(*pair.target);
+  const c10::TensorImpl& source = impl_of(*pair.source);
+  TensorEntry& entry = bucket.tensors.emplace_back();
+  entry.operands[kParam] = const_cast<char*>(address_of(target));
+  entry.operands[kGrad] = const_cast<char*>(address_of(source));
+  entry.start = bucket.elements;
+  entry.numel = target.numel();
+  entry.layout = -1;
+  bucket.elements += entry.numel;
+  if (target.is_non_overlapping_and_dense() && same_strides(target, source)) return;
+  const auto sizes = target.sizes();
+  layouts.push_back(make_layout(static_cast<int>(sizes.size()), sizes.data(),
+                                {target.strides().data(), source.strides().data()},
+                                bucket.target != bucket.source));
+  bucket.layouts.push_back(layouts.back().view());
+  entry.layout = static_cast<int32_t>(bucket.layouts.size()) - 1;
+}
+
+void sweep(const cpu::Kernel& kernel, const double* options, const PairBucket& bucket) {
+  const bool in_double = bucket.target == Dtype::kFloat64 || bucket.source == Dtype::kFloat64;
+  const Dtype dtype = in_double ? Dtype::kFloat64 : bucket.target;
+  const int compute = cpu::Kernel::compute(dtype);
+  std::vector<char> rule(kernel.rule_bytes[compute]);
+  kernel.prepare[compute](options, Counts{1}, kLargest[static_cast<int>(dtype)], rule.data());
+  const Format formats[kMaxOperands] = {format_of(bucket.target), format_of(bucket.source)};
+  const Table table{bucket.tensors.data(),
+                    static_cast<int64_t>(bucket.tensors.size()),
+                    rule.data(),
+                    bucket.layouts.data(),
+                    false,
+                    1,
+                    bucket.target != bucket.source ? formats : nullptr};
+  cpu::run(kernel, dtype, table, parallel);
+}
+
+}  // namespace
+
+bool is_covered(const at::Tensor& tensor) {
+  const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
+  if (impl.key_set() != kPlainKeys && (!is_plain_cpu(impl) || is_frozen_inference(impl))) {
+    return false;
+  }
+  PyObject* wrapper = tensor.unsafeGetTensorImpl()->pyobj_slot()->load_pyobj();
+  Dtype dtype;
+  return (wrapper == nullptr || is_exact(wrapper)) && to_dtype(impl, dtype) && is_allocated(impl);
+}
+
+bool is_covered(PyObject* object) {
+  return is_exact(object) && is_covered(THPVariable_Unpack(object));
+}
+
+py::object listed(const py::object& tensors) {
+  if (is_tensor(tensors.ptr())) return py::make_tuple(tensors);
+  if (PyList_CheckExact(tensors.ptr()) || PyTuple_CheckExact(tensors.ptr())) return tensors;
+  auto list = py::reinterpret_steal<py::object>(PySequence_List(tensors.ptr()));
+  if (!list) throw py::error_already_set();
+  return list;
+}
+
+bool read_tensors(const py::object& list, std::vector<Covered>& all) {
+  if (why_transformed() != nullptr) return false;
+  const auto count = PySequence_Fast_GET_SIZE(list.ptr());
+  all.reserve(count);
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* object = PySequence_Fast_GET_ITEM(list.ptr(), i);
+    if (!is_exact(object)) return false;
+    all.push_back({THPVariable_Unpack(object), {}});
+    if (!take(all.back())) return false;
+  }
+  return true;
+}
+
+bool read_gradients(const py::object& params, std::vector<Covered>& all) {
+  if (why_transformed() != nullptr) return false;
+  const auto count = PySequence_Fast_GET_SIZE(params.ptr());
+  all.reserve(count);
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* object = PySequence_Fast_GET_ITEM(params.ptr(), i);
+    const size_t before = all.size();
+    if (!is_exact(object) || !read_gradient(object, all)) return false;
+    if (all.size() != before && !take(all.back())) return false;
+  }
+  return true;
+}
+
+bool may_write(const std::vector<Covered>& all) {
+  std::vector<Range> ranges;
+  ranges.reserve(all.size());
+  for (size_t i = 0; i < all.size(); ++i) {
+    const c10::TensorImpl& tensor = impl_of(all[i]);
+    if (tensor.numel() == 0) continue;
+    if (is_expanded(tensor) || may_overlap_itself(tensor)) return false;
+    ranges.push_back(range_of(tensor, static_cast<int>(i)));
+  }
+  // Allocators and optimizers often make them in order.
+  bool ascending = true;
+  for (size_t i = 1; ascending && i < ranges.size(); ++i) {
+    ascending = ranges[i - 1].end <= ranges[i].begin;
+  }
+  if (ascending) return true;
+  sort(ranges);
+  return find_overlapping(ranges).empty();
+}
+
+void unshare(std::vector<Covered>& all) {
+  for (Covered& item : all) {
+    if (is_lazily_copied(operand_of(*item.tensor.unsafeGetTensorImpl()))) {
+      item.tensor.mutable_data_ptr();
+    }
+  }
+}
+
+void sweep_pairs(const cpu::Kernel& kernel, const double* options, const std::vector<Pair>& pairs) {
+  std::vector<PairBucket> buckets;
+  std::deque<LayoutBuffer> layouts;
+  int64_t elements = 0;
+  for (const Pair& pair : pairs) {
+    if (pair.target->tensor.numel() == 0) continue;
+    elements += pair.target->tensor.numel();
+    add_pair(pair, bucket_for(buckets, pair.target->dtype, pair.source->dtype), layouts);
+  }
+  std::optional<py::gil_scoped_release> release;
+  if (elements >= kReleaseElements) release.emplace();
+  for (const PairBucket& bucket : buckets) sweep(kernel, options, bucket);
+}
+
+}  // namespace fusedopt

@@ -1,0 +1,49 @@
+// Lists of tensors for what is done beside `step`: clipping, averaging. Reads Python's objects.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <pybind11/pybind11.h>
+
+#include <utility>
+#include <vector>
+
+#include "cpu/kernel.h"
+#include "torch/operand.h"
+
+namespace fusedopt {
+
+namespace py = pybind11;
+
+// A tensor in the host's memory, owned.
+struct Covered {
+  at::Tensor tensor;
+  Dtype dtype;
+};
+
+// Does torch's function do with this tensor what a kernel would: is it one of torch's own classes,
+// in the host's memory, of a dtype that kernels know?
+bool is_covered(PyObject* object);
+bool is_covered(const at::Tensor& tensor);
+
+// The elements of a list, a tuple, a single tensor or anything else that can be gone through, which
+// runs Python code then.
+py::object listed(const py::object& tensors);
+
+// Reads a list that listed() made. False: torch's own function has to take it.
+bool read_tensors(const py::object& list, std::vector<Covered>& all);
+bool read_gradients(const py::object& params, std::vector<Covered>& all);
+
+// May any tensor here be written while the others are read or written? Not if two share memory.
+bool may_write(const std::vector<Covered>& all);
+
+// Makes memory that is shared until somebody writes to it the tensor's own.
+void unshare(std::vector<Covered>& all);
+
+// Sweeps a kernel without state over pairs: the target is its parameter, the source its gradient.
+struct Pair {
+  const Covered* target;
+  const Covered* source;
+};
+void sweep_pairs(const cpu::Kernel& kernel, const double* options, const std::vector<Pair>& pairs);
+
+}  // namespace fusedopt

@@ -1,0 +1,164 @@
+"""Norms of DTensors, and of them and other tensors together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fusedopt import _C
+
+_EPS = 1e-6  # what torch adds to a norm before it divides by it
+
+
+def placed_norm(tensors: Any, order: float, error_if_nonfinite: bool) -> Tensor | None:
+    """Computes the norm of tensors of which some are DTensors, as one vector of all ranks.
+
+    No gradient is gathered: each mesh exchanges one number. A tensor that isn't a DTensor is the
+    same on all ranks.
+
+    Args:
+        tensors: Tensors, or one.
+        order: 2, 1, inf or -inf.
+        error_if_nonfinite: Raise if the norm is infinite or NaN.
+
+    Returns:
+        The norm: a replicated DTensor if all are DTensors of one mesh, so that `full_tensor` works
+        as on torch's. None where torch's function has to compute it: there is no DTensor, or the
+        order is another one.
+
+    Raises:
+        RuntimeError: If the norm isn't finite and `error_if_nonfinite` is set.
+    """
+    if not dist.is_available():
+        return None
+    from torch.distributed.tensor import DTensor, Replicate
+
+    tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    if order not in (2, 1, math.inf, -math.inf):
+        return None
+    if not any(type(tensor) is DTensor for tensor in tensors):
+        return None
+    if not all(type(t) is DTensor or type(t) in (Tensor, torch.nn.Parameter) for t in tensors):
+        return None
+    with torch.no_grad():
+        total, meshes = _total(tensors, order)
+    if order == 2:
+        total = math.sqrt(total)
+    wide = any(tensor.dtype == torch.float64 for tensor in tensors)
+    dtype = torch.float64 if wide else torch.float32
+    norm = torch.tensor(total, dtype=dtype, device=_local(tensors[0]).device)
+    if error_if_nonfinite and not math.isfinite(float(norm)):
+        raise RuntimeError(
+            f"The total norm of order {order} for gradients from `parameters` is non-finite, so it"
+            " cannot be clipped. To disable this error and scale the gradients by the non-finite"
+            " norm anyway, set `error_if_nonfinite=False`"
+        )
+    if len(meshes) == 1 and all(type(tensor) is DTensor for tensor in tensors):
+        mesh = meshes[0]
+        return DTensor.from_local(norm, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return norm
+
+
+def clip_placed(parameters: Any, max_norm: float, total_norm: Tensor) -> bool:
+    """Scales gradients of which some are DTensors, each where it lies.
+
+    Returns:
+        Whether it did: torch's function has to where there is no DTensor.
+    """
+    if not dist.is_available():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    parameters = [parameters] if isinstance(parameters, Tensor) else parameters
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if not any(type(grad) is DTensor for grad in grads):
+        return False
+    factor = coefficient(max_norm, float(_whole(total_norm)), total_norm.dtype)
+    with torch.no_grad():
+        for grad in grads:
+            grad.mul_(factor)
+    return True
+
+
+def coefficient(max_norm: float, total: float, dtype: torch.dtype) -> float:
+    """Returns what gradients of this norm are multiplied by, computed as torch does."""
+    norm = torch.tensor(total, dtype=dtype)
+    return float(torch.clamp(max_norm / (norm + _EPS), max=1.0))
+
+
+def _whole(norm: Tensor) -> Tensor:
+    full = getattr(norm, "full_tensor", None)
+    return norm if full is None else full()
+
+
+def _local(tensor: Any) -> Tensor:
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if type(tensor) is DTensor else tensor
+
+
+def _total(tensors: Sequence[Any], order: float) -> tuple[float, list[Any]]:
+    """Returns the sum of squares, or of magnitudes, or the extreme of all; and the meshes."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    plain = [tensor for tensor in tensors if type(tensor) is not DTensor]
+    by_mesh: dict[Any, list[Any]] = {}
+    for tensor in tensors:
+        if type(tensor) is DTensor:
+            if any(isinstance(placement, Partial) for placement in tensor.placements):
+                whole = [Replicate() if p.is_partial() else p for p in tensor.placements]
+                tensor = tensor.redistribute(placements=whole)
+            by_mesh.setdefault(tensor.device_mesh, []).append(tensor)
+    parts = [_partial(plain, order)] if plain else []
+    parts += [_of_mesh(mesh, pieces, order) for mesh, pieces in by_mesh.items()]
+    if order == math.inf:
+        return _extreme(parts, max), list(by_mesh)
+    if order == -math.inf:
+        return _extreme(parts, min), list(by_mesh)
+    return sum(parts), list(by_mesh)
+
+
+def _of_mesh(mesh: Any, pieces: list[Any], order: float) -> float:
+    """Returns a mesh's part: each shard counts, and each replica once."""
+    cut = {d for t in pieces for d, p in enumerate(t.placements) if not p.is_replicate()}
+    coordinate = mesh.get_coordinate()
+    if coordinate is None:  # this process has no part of it
+        return math.inf if order == -math.inf else 0.0
+    mine = [
+        tensor.to_local()
+        for tensor in pieces
+        if math.isinf(order)
+        or all(coordinate[d] == 0 for d in cut if tensor.placements[d].is_replicate())
+    ]
+    device = pieces[0].to_local().device
+    value = torch.tensor(_partial(mine, order), dtype=torch.float64, device=device)
+    operation = {math.inf: dist.ReduceOp.MAX, -math.inf: dist.ReduceOp.MIN}
+    for d in sorted(cut):
+        dist.all_reduce(value, operation.get(order, dist.ReduceOp.SUM), group=mesh.get_group(d))
+    return float(value)
+
+
+def _partial(tensors: Iterable[Tensor], order: float) -> float:
+    """Returns the part of this process, as `_total`."""
+    tensors = [tensor for tensor in tensors if tensor.numel() != 0]
+    part = _C.norm_part(tensors, order)
+    if part is not None:
+        return part
+    norms = [float(torch.linalg.vector_norm(t, order, dtype=torch.float64)) for t in tensors]
+    if order == math.inf:
+        return _extreme(norms, max)
+    if order == -math.inf:
+        return _extreme(norms, min)
+    return sum(norm**order for norm in norms)
+
+
+def _extreme(values: list[float], choose: Any) -> float:
+    """Returns the largest or the smallest; a NaN, if there is one."""
+    if any(math.isnan(value) for value in values):
+        return math.nan
+    return choose(values, default=0.0 if choose is max else math.inf)
