@@ -20,7 +20,9 @@ _TYPES = {
 
 
 def add_options(cls: type[Optimizer], options: tuple[str, ...]) -> None:
-    """Gives a class a constructor with more keywords: these options, and those of precision.
+    """Gives a class a constructor with more keywords.
+
+    They are these options, those of precision, and `max_grad_norm`.
 
     Args:
         cls: The class.
@@ -33,6 +35,7 @@ def add_options(cls: type[Optimizer], options: tuple[str, ...]) -> None:
     def __init__(self: Optimizer, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         added = {option: kwargs.pop(option, None) for option in options}
         precision = {key: kwargs.pop(key, value) for key, value in PRECISION.items()}
+        limit = checked_limit(kwargs.pop("max_grad_norm", None))
         if own is None:
             super(cls, self).__init__(*args, **kwargs)
         else:
@@ -40,6 +43,8 @@ def add_options(cls: type[Optimizer], options: tuple[str, ...]) -> None:
         for option, value in added.items():
             _add_option(self, option, value)
         set_precision(self, precision)
+        if limit is not None:
+            self.max_grad_norm = limit
 
     signature = inspect.signature(documented)
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -51,9 +56,27 @@ def add_options(cls: type[Optimizer], options: tuple[str, ...]) -> None:
         inspect.Parameter(key, keyword, default=value, annotation=_TYPES[key])
         for key, value in PRECISION.items()
     ]
+    more.append(inspect.Parameter("max_grad_norm", keyword, default=None, annotation=float | None))
     parameters = [*signature.parameters.values(), *more]
     __init__.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     cls.__init__ = __init__  # type: ignore[method-assign]
+
+
+def checked_limit(max_grad_norm: float | None) -> float | None:
+    """Returns a `max_grad_norm` that makes sense.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is negative or NaN.
+    """
+    if max_grad_norm is None:
+        return None
+    if isinstance(max_grad_norm, (bool, str)):
+        raise TypeError(f"max_grad_norm must be a number, got {max_grad_norm!r}")
+    limit = float(max_grad_norm)
+    if not limit >= 0:
+        raise ValueError(f"Invalid max_grad_norm: {max_grad_norm}")
+    return limit
 
 
 def _torchs_constructor(cls: type[Optimizer]) -> Any:

@@ -24,6 +24,7 @@ def step_by_torch(
     places: Places | Literal[True],
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
+    clip: float | Tensor | None = None,
 ) -> None:
     """Runs torch's own step, with gradients unscaled first, where they are, as a GradScaler does.
 
@@ -34,6 +35,7 @@ def step_by_torch(
             as it is, since its step runs code of the user's.
         grad_scale: What a GradScaler has multiplied the loss by, if it leaves that to `step`.
         found_inf: One number; if it isn't 0, nothing is done.
+        clip: What torch's step sees gradients multiplied by; they keep their values.
 
     Raises:
         RuntimeError: If torch has no such optimizer, or a group has options of precision.
@@ -45,11 +47,12 @@ def step_by_torch(
     if cls is None:
         raise RuntimeError(_why_not(optimizer, places))
     if places is True:
-        with _unscaled(optimizer.param_groups, grad_scale):
+        groups = optimizer.param_groups
+        with _unscaled(groups, grad_scale), _clipped(groups, clip):
             _step_as_it_is(optimizer, cls)
     else:
         groups = _groups(optimizer, places)
-        with _unscaled(groups, grad_scale):
+        with _unscaled(groups, grad_scale), _clipped(groups, clip):
             _step(optimizer, cls, groups)
 
 
@@ -75,6 +78,24 @@ def _unscaled(groups: Iterable[dict[str, Any]], grad_scale: Tensor | None) -> It
             for value, before in zip(values, scaled, strict=True):
                 value.copy_(before)
         raise
+
+
+@contextmanager
+def _clipped(groups: Iterable[dict[str, Any]], clip: float | Tensor | None) -> Iterator[None]:
+    """Puts products in the place of the gradients of these groups' parameters."""
+    if clip is None:
+        yield
+        return
+    params = {id(param): param for group in groups for param in group["params"]}.values()
+    grads = [(param, param.grad) for param in params if param.grad is not None]
+    try:
+        with torch.no_grad():
+            for param, grad in grads:
+                param.grad = grad * clip
+        yield
+    finally:
+        for param, grad in grads:
+            param.grad = grad
 
 
 def _groups(optimizer: Optimizer, places: Places) -> list[dict[str, Any]]:

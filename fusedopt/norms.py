@@ -85,6 +85,39 @@ def clip_placed(parameters: Any, max_norm: float, total_norm: Tensor) -> bool:
     return True
 
 
+def note_norm(optimizer: Any, limit: float, grad_scale: Tensor | None) -> float | Tensor:
+    """Sets an optimizer's `grad_norm`, and returns what its step multiplies gradients by.
+
+    Args:
+        optimizer: Whose parameters' gradients are measured.
+        limit: The largest norm that they may have.
+        grad_scale: What a GradScaler has multiplied them by, or None.
+
+    Returns:
+        A number; or a float64 tensor where the gradients are, if that isn't the CPU.
+    """
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    grads = [param.grad for param in params if param.grad is not None]
+    with torch.no_grad():
+        norm = get_total_norm(grads)
+        if grad_scale is not None:
+            norm = norm / grad_scale.to(norm.device)
+        optimizer.grad_norm = norm
+        norm = _whole(norm)
+        factor = torch.clamp(limit / (norm + _EPS), max=1.0)
+    return float(factor) if factor.device.type == "cpu" else factor.double()
+
+
+def get_total_norm(tensors: Any, order: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:
+    """Computes the norm by our kernels, of DTensors, or by torch."""
+    norm = _C.get_total_norm(tensors, order, error_if_nonfinite)
+    if norm is None:
+        norm = placed_norm(tensors, order, error_if_nonfinite)
+    if norm is None:
+        norm = torch.nn.utils.get_total_norm(tensors, order, error_if_nonfinite)
+    return norm
+
+
 def coefficient(max_norm: float, total: float, dtype: torch.dtype) -> float:
     """Returns what gradients of this norm are multiplied by, computed as torch does."""
     norm = torch.tensor(total, dtype=dtype)

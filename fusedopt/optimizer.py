@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
@@ -16,6 +17,7 @@ from fusedopt.checkpoint import keep_numbers, keeping_numbers
 from fusedopt.constructors import add_options
 from fusedopt.fallback import SCALERS, step_by_torch
 from fusedopt.hooks import around, has_step_hooks
+from fusedopt.norms import note_norm
 from fusedopt.precision import PRECISION, check_precision
 
 _TORCHS_WRAPPER = Optimizer.profile_hook_step
@@ -32,6 +34,9 @@ class FusedOptimizer(Optimizer):
     _kernels: ClassVar[str]  # the name under which the extension knows the rule
     _added_options: ClassVar[tuple[str, ...]] = ()  # that the torch.optim class doesn't have
     _plan_key: ClassVar[str]  # where an object keeps its plan
+
+    max_grad_norm: float | None = None  # `step` clips gradients to this norm
+    grad_norm: Tensor | None = None  # theirs before, in the last step that clipped
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -95,6 +100,11 @@ class FusedOptimizer(Optimizer):
             KeyError: If a state lacks a tensor that the options need.
             TypeError: If an option or a state entry is of a wrong type.
 
+        With `max_grad_norm`, the optimizer's or one that was set later, the parameters are stepped
+        as if `clip_grad_norm_` had been called before, with all parameters of this optimizer. `.grad` itself
+        isn't clipped. `grad_norm` is the norm before clipping, with a GradScaler of the unscaled
+        gradients: a tensor where they are.
+
         Where it raises, it has changed nothing, and the message names the parameter; only torch's
         own step, where that has to run a user's code, may raise in its midst as it always does.
         """
@@ -106,10 +116,14 @@ class FusedOptimizer(Optimizer):
                 loss = closure()
         scaler = self.__dict__.get("grad_scale"), self.__dict__.get("found_inf")
         plan, stepped_by_torch = plan_of(self), None
+        limit, clip = self.max_grad_norm, None
         # None: the kernels have stepped all but `stepped_by_torch`.
         try:
-            while (rest := plan.step(self, *scaler, stepped_by_torch)) is not None:
-                step_by_torch(self, rest, *scaler)
+            while (rest := plan.step(self, *scaler, stepped_by_torch, limit, clip)) is not None:
+                if rest is False:
+                    limit, clip = None, note_norm(self, limit, scaler[0])
+                    continue
+                step_by_torch(self, rest, *scaler, clip)
                 if rest is True:
                     break
                 stepped_by_torch = rest
@@ -140,6 +154,13 @@ class FusedOptimizer(Optimizer):
         """
         with keeping_numbers(self):
             super().load_state_dict(state_dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what is copied and pickled."""
+        state = super().__getstate__()
+        if self.max_grad_norm is not None:
+            state["max_grad_norm"] = self.max_grad_norm
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes over a state, keeping this optimizer's own choice of implementation.
