@@ -79,9 +79,12 @@ def clip_placed(parameters: Any, max_norm: float, total_norm: Tensor) -> bool:
     if not any(type(grad) is DTensor for grad in grads):
         return False
     factor = coefficient(max_norm, float(_whole(total_norm)), total_norm.dtype)
+    by_mesh: dict[Any, list[Any]] = {}
+    for grad in grads:
+        by_mesh.setdefault(grad.device_mesh if type(grad) is DTensor else None, []).append(grad)
     with torch.no_grad():
-        for grad in grads:
-            grad.mul_(factor)
+        for group in by_mesh.values():
+            torch._foreach_mul_(group, factor)
     return True
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import rank_checks as checks
+import rank_norms
 from ranks import Ranks, groups
 
 Get = Callable[[int], Ranks]
@@ -30,6 +31,7 @@ def ranks() -> Iterator[Get]:
         checks.partial_gradients_are_torchs,
         checks.overflow_on_one_rank_skips_all,
         checks.state_dicts,
+        *rank_norms.ALL,
     ],
     ids=lambda check: check.__name__,
 )
