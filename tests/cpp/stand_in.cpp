@@ -215,6 +215,7 @@ void execute(const Launch& launch) {
     table.keys = launch.made.keys;
   }
   if (launch.scalars.grad_scale != nullptr) table.grad_scale = *launch.scalars.grad_scale;
+  if (launch.scalars.clip != nullptr) table.clip = *launch.scalars.clip;
   const auto serial = [](int64_t, void (*task)(int64_t, void*), void* context) {
     task(0, context);
   };

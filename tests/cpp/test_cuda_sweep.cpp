@@ -31,6 +31,8 @@ namespace {
 
 using namespace fusedopt;
 
+constexpr double kClip = 0.3;  // what rules see of gradients is multiplied by this
+
 struct Case {
   const cpu::Kernel* cpu;
   void (*sweep[kDtypes])(const cuda::SweepArguments&, uint32_t block, uint32_t thread);
@@ -141,7 +143,9 @@ struct Memory {
   Table table(const std::vector<char>& rules, bool scaled, double scale) const {
     return {tensors.data(), static_cast<int64_t>(tensors.size()),
             rules.data(),   layouts.data(),
-            scaled,         scale};
+            scaled,         scale,
+            nullptr,        nullptr,
+            kClip};
   }
 };
 
@@ -256,10 +260,11 @@ void test_scale_and_overflow_on_the_device() {
     const float scale = 1024, finite = 0, overflow = 1;
     const Memory memory(dtype, kSizes, Lie::kShiftedAlike, kRules);
     const std::string before = memory.all();
-    const Table table = memory.table(rules, true, 7);
-    launch(item, dtype, table, {&overflow, &scale, nullptr});
+    Table table = memory.table(rules, true, 7);
+    table.clip = 2;  // isn't read either
+    launch(item, dtype, table, {&overflow, &scale, nullptr, &kClip});
     CHECK(memory.all() == before);
-    launch(item, dtype, table, {&finite, &scale, nullptr});
+    launch(item, dtype, table, {&finite, &scale, nullptr, &kClip});
     CHECK(memory.all() == on_the_cpu(item, dtype, kSizes, Lie::kShiftedAlike, true, scale));
   });
 }

@@ -274,6 +274,7 @@ std::string run(const Formats& formats, const How& how) {
   Table table{memory.tensors.data(), 2, rule.data(), &memory.layout, how.scale != 0, how.scale};
   table.formats = formats.all;
   table.keys = &key;
+  table.clip = 0.3;
   if (how.cuda) {
     if (how.from_device) table.keys = nullptr;
     launch(kernel, formats.dtype, table, how.from_device, how);

@@ -13,6 +13,7 @@
 #include "check.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "cpu/passes.h"
 #include "engine/elements.h"
 #include "engine/layout.h"
 #include "engine/tuning.h"
@@ -25,6 +26,7 @@ using cpu::Kernel;
 constexpr double kStep = 9;  // late enough for RAdam to divide
 constexpr int64_t kSizes[] = {1, 2, 3, 15, 16, 17, kTile - 1, kTile, kTile + 1, 1000};
 
+constexpr double kClip = 0.3;  // what rules see of gradients is multiplied by this
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr double kSpecial[] = {kNan, kInfinity, -kInfinity, -kNan, 3.3e38, -0.0, 6e4, 1e-40};
@@ -55,6 +57,10 @@ const std::vector<Case> kCases = {
     {&cpu::kAsgd, {0.1, 0.5, 0.75, 3, 0.01}},
     {&cpu::kRprop, {0.5, 1.2, 1e-6, 50}},
     {&cpu::kLion, {1e-4, 0.9, 0.99, 0.1}},
+    {&cpu::kAverage, {0.1}},
+    {&cpu::kAverage, {0.7}},
+    {&cpu::kClamp, {-0.2, 0.1}},
+    {&cpu::kScale, {0.7}},
 };
 
 // Five operands of all sizes in kSizes, filled with numbers that depend on the index only.
@@ -144,7 +150,10 @@ std::string run(const Case& item, Dtype dtype, double step, const Variation& how
                     rule.data(),
                     layouts.data(),
                     how.scaled,
-                    how.grad_scale};
+                    how.grad_scale,
+                    nullptr,
+                    nullptr,
+                    kClip};
   for (int64_t begin = 0; begin < memory.elements; begin += how.cut) {
     const int64_t end = std::min(begin + how.cut, memory.elements);
     item.kernel->sweep[how.isa][static_cast<int>(dtype)](table, begin, end);
