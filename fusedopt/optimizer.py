@@ -100,10 +100,10 @@ class FusedOptimizer(Optimizer):
             KeyError: If a state lacks a tensor that the options need.
             TypeError: If an option or a state entry is of a wrong type.
 
-        With `max_grad_norm`, the optimizer's or one that was set later, the parameters are stepped
-        as if `clip_grad_norm_` had been called before, with all parameters of this optimizer. `.grad` itself
-        isn't clipped. `grad_norm` is the norm before clipping, with a GradScaler of the unscaled
-        gradients: a tensor where they are.
+        With `max_grad_norm`, given to the constructor or set as an attribute, the step is what it
+        would be after `clip_grad_norm_(all parameters of this optimizer, max_grad_norm)`; `.grad`
+        itself isn't clipped. `grad_norm` is then the norm before clipping, a tensor where the
+        gradients are; with a GradScaler that of the unscaled gradients.
 
         Where it raises, it has changed nothing, and the message names the parameter; only torch's
         own step, where that has to run a user's code, may raise in its midst as it always does.

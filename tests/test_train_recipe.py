@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 pytest.importorskip("sklearn", reason="the training script needs fusedopt[train]")
 pytest.importorskip("tqdm", reason="the training script needs fusedopt[train]")
@@ -265,8 +265,11 @@ def test_the_moving_average_is_validated_and_tested() -> None:
             averages.append(flat(model))
             super().update_parameters(model)
 
+    def spied(model: nn.Module, options: Options, impl: str) -> AveragedModel:
+        return Spy(model, multi_avg_fn=get_ema_multi_avg_fn(options.ema), use_buffers=True)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fusedopt.train.recipe.AveragedModel", Spy)
+        patch.setattr("fusedopt.train.start.make_ema", spied)
         again = train(*given)
     expected = averages[0]
     for weights in averages[1:]:

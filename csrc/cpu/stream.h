@@ -14,7 +14,7 @@ inline constexpr int kMaxStreams = 4;
 struct Streams {
   const uint32_t* read;
   uint32_t* updated[kMaxStreams];
-  int count;  // of `updated`, from 1 to kMaxStreams
+  int count;  // of `updated`, up to kMaxStreams
   int64_t words;
 };
 

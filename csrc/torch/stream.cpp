@@ -28,8 +28,8 @@ void stream(const pybind11::object& read, const pybind11::list& updated) {
   streams.read = static_cast<const uint32_t*>(source.const_data_ptr());
   streams.count = static_cast<int>(updated.size());
   streams.words = source.numel();
-  if (streams.count < 1 || streams.count > cpu::kMaxStreams) {
-    throw pybind11::value_error("stream updates from one to four tensors");
+  if (streams.count > cpu::kMaxStreams) {
+    throw pybind11::value_error("stream updates up to four tensors");
   }
   for (int k = 0; k < streams.count; ++k) {
     const at::Tensor& target = checked(updated[k]);

@@ -1,4 +1,4 @@
-"""What a step costs with fusedopt and with torch.optim, measured side by side on copies."""
+"""What the optimizer phase costs with fusedopt and with torch, side by side on copies."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fusedopt.train.loop import autocast, make_optimizer, optimizer_class
 from fusedopt.train.options import Options
+from fusedopt.train.phase import make_ema, optimizer_phase
 from fusedopt.train.recipe import parameter_groups, set_train_mode
 
 WARM_UP = 3
@@ -25,8 +26,8 @@ class Cost:
     """Medians of one implementation.
 
     Attributes:
-        step_ms: milliseconds of `optimizer.step()`.
-        share: of the time of forward pass, backward pass and step.
+        step_ms: milliseconds of the optimizer phase: clipping, step, zero_grad and average.
+        share: of the time of forward pass, backward pass and this phase.
         rounds: number of steps.
     """
 
@@ -43,7 +44,7 @@ def clock(device: torch.device) -> float:
 
 
 def measure(model: nn.Module, options: Options, images: Tensor, labels: Tensor) -> dict[str, Cost]:
-    """Trains a copy of the model with each implementation, by turns, and times the steps.
+    """Trains a copy of the model with each implementation, by turns, and times the phase.
 
     Forward and backward pass run before each step, as in training: the optimizer finds the
     processor's caches as they leave them.
@@ -65,19 +66,20 @@ def measure(model: nn.Module, options: Options, images: Tensor, labels: Tensor) 
             continue
         twin = copy.deepcopy(model)
         set_train_mode(twin, options)
-        runs[impl] = twin, make_optimizer(options, impl, parameter_groups(twin, options))
+        optimizer = make_optimizer(options, impl, parameter_groups(twin, options))
+        runs[impl] = twin, optimizer, make_ema(twin, options, impl)
+    scaler = torch.amp.GradScaler(device.type, enabled=False)
     step_times: dict[str, list[float]] = {impl: [] for impl in runs}
     other_times: list[float] = []
     begin = clock(device)
     for i in range(WARM_UP + ROUNDS):
-        for impl, (twin, optimizer) in runs.items():
+        for impl, (twin, optimizer, average) in runs.items():
             start = clock(device)
-            optimizer.zero_grad()
             with autocast(options):
                 loss = F.cross_entropy(twin(images).float(), labels)
             loss.backward()
             before = clock(device)
-            optimizer.step()
+            optimizer_phase(twin, optimizer, scaler, average, options, impl)
             end = clock(device)
             if i >= WARM_UP:
                 other_times.append(before - start)

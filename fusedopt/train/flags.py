@@ -169,7 +169,9 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     add("--scheduler-interval", choices=("epoch", "step"),
         help="when it steps; the default is epoch, and step for one-cycle and cyclic")  # fmt: skip
     add("--label-smoothing", type=fraction, default=0.0, help="share given to all classes")
-    add("--clip-norm", type=number(float, 0, above=True), help="greatest norm of the gradients")
+    norm = number(float, 0, above=True)
+    add("--clip-norm", type=norm, help="greatest norm of the gradients")
+    add("--clip", dest="clip_norm", type=norm, help="the same", metavar="CLIP_NORM")
     add("--ema", type=fraction, metavar="DECAY",
         help="validate and test a moving average of the weights, such as 0.99")  # fmt: skip
     add("--patience", type=one_up, metavar="EPOCHS",

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.utils.data import Dataset, DistributedSampler, Subset
 from tqdm import tqdm
@@ -20,6 +19,7 @@ from fusedopt.train.balance import balanced_order, batch_shares
 from fusedopt.train.data import make_loader
 from fusedopt.train.data.splits import Part
 from fusedopt.train.options import PRECISIONS, Options, UserError
+from fusedopt.train.phase import optimizer_phase
 from fusedopt.train.recipe import set_train_mode
 from fusedopt.train.state import TrainingState
 from fusedopt.train.strategy import shared_optimizer
@@ -61,6 +61,8 @@ def make_optimizer(
     chosen = options.optimizer_kwargs()
     if impl == "fusedopt":
         chosen |= options.precision_kwargs()
+        if options.clip_norm is not None and not (options.strategy == "zero" and shared):
+            chosen["max_grad_norm"] = options.clip_norm  # zero: each process has a part of them
     if options.strategy == "zero" and shared:
         return shared_optimizer(own_class, parameters, **chosen)
     return own_class(parameters, **chosen)
@@ -154,16 +156,9 @@ def train_epoch(
             if state.batch % options.accumulate and state.batch * size < len(order):
                 continue
 
-            if options.clip_norm is not None:
-                scaler.unscale_(optimizer)
-                clip_grad_norm_(model.parameters(), options.clip_norm)
             with state.timer:
-                scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad()
+                optimizer_phase(model, optimizer, scaler, state.ema, options, options.impl)
             state.scheduler.after_step()
-            if state.ema is not None:
-                state.ema.update_parameters(model)
             state.step += 1
             state.seconds += time.perf_counter() - before
             before = time.perf_counter()

@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fusedopt.train.models import depth_of_parameters, head_of
 from fusedopt.train.models.parts import NORMS
 from fusedopt.train.options import Options
-from fusedopt.train.strategy import is_cut
 
 
 def parameter_groups(
@@ -67,22 +65,6 @@ def set_train_mode(model: nn.Module, options: Options) -> None:
     """Turns on dropout and the norms' batch statistics, except in a frozen backbone."""
     model.train(not options.freeze)
     head_of(model).train()
-
-
-def make_ema(model: nn.Module, decay: float | None) -> AveragedModel | None:
-    """Returns the moving average of a model's weights and of its norms' statistics."""
-    if decay is None:
-        return None
-    update = get_ema_multi_avg_fn(decay)
-
-    def update_kinds(averages: list[Tensor], values: list[Tensor], count: Any) -> None:
-        """Updates shards and whole tensors, such as FSDP2's buffers: one call can't take both."""
-        pairs = list(zip(averages, values, strict=True))
-        for kind in (False, True):
-            if some := [pair for pair in pairs if is_cut(pair[0]) == kind]:
-                update(*map(list, zip(*some, strict=True)), count)
-
-    return AveragedModel(model, multi_avg_fn=update_kinds, use_buffers=True)
 
 
 def make_scaler(options: Options) -> torch.amp.GradScaler:

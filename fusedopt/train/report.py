@@ -75,15 +75,21 @@ def print_training(options: Options, state: TrainingState, test: Figures) -> Non
     seconds = sum(row["seconds"] for row in state.rows)
     own = sum(row["optimizer_seconds"] for row in state.rows)
     say(f"{class_name(options, options.impl)} took {own:.2f} s of {seconds:.1f} s of training"
-        f" ({own / seconds:.1%})")  # fmt: skip
+        f" ({own / seconds:.1%}: {_phase(options)})")  # fmt: skip
+
+
+def _phase(options: Options) -> str:
+    """Names what is timed as the optimizer phase."""
+    parts = ["clip"] * (options.clip_norm is not None) + ["step", "zero_grad"]
+    return " + ".join([*parts, "average"] if options.ema is not None else parts)
 
 
 def print_costs(options: Options, costs: dict[str, Cost]) -> None:
-    """Prints a step's cost with each implementation."""
+    """Prints what the optimizer phase costs with each implementation."""
     rounds = next(iter(costs.values())).rounds
     say(f"on copies of the model, by turns, {rounds} training steps each, medians:")
     for impl, cost in costs.items():
         say(f"  {class_name(options, impl):20s} {cost.step_ms:8.3f} ms/step"
-            f"  {cost.share:6.1%} of forward + backward + step")  # fmt: skip
+            f"  {cost.share:6.1%} of forward + backward + {_phase(options)}")  # fmt: skip
     if "torch" not in costs:
         say(f"  torch.optim has no {CLASSES[options.optimizer]} to compare with")

@@ -14,6 +14,7 @@ from fusedopt.train.data import Splits
 from fusedopt.train.loop import epoch_order, make_optimizer, own_batch_size
 from fusedopt.train.models import ModelError, depth_of_parameters, make_model, replace_head
 from fusedopt.train.options import Options, UserError
+from fusedopt.train.phase import make_ema
 from fusedopt.train.schedule import Scheduler
 from fusedopt.train.state import StepTimer, TrainingState
 
@@ -43,7 +44,7 @@ def start(options: Options, splits: Splits, content: dict[str, Any] | None) -> T
         if options.freeze:
             recipe.freeze_backbone(model)
         depths = depth_of_parameters(model)
-        ema = recipe.make_ema(model, options.ema)
+        ema = make_ema(model, options, options.impl)
         for network in [model] if ema is None else [model, ema.module]:
             strategy.shard(network, options.strategy, options.device)
         groups = recipe.parameter_groups(model, options, depths)

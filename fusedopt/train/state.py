@@ -71,7 +71,7 @@ class TrainingState:
         ema: moving average of the model's weights, or None.
         stopping: the best epoch so far.
         generator: draws the augmentation of the images.
-        timer: seconds in `optimizer.step()` in the epoch that has begun.
+        timer: seconds in the optimizer phase in the epoch that has begun.
         totals: of the epoch that has begun: sums of loss and of correct answers, images; float64.
         class_weights: (classes,), float32, on the device: of the training loss, or None.
         nonfinite: int64, on the device: the first step whose loss isn't finite, 0 without one.

@@ -1,0 +1,288 @@
+"""What the whole optimizer phase costs: `python -m benchmarks.phase`.
+
+A training step has more than `step`: gradients are dropped, their norm is clipped, and an average
+of the parameters goes along. Each part, and all together, by turns with torch's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import gc
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+import fusedopt
+from benchmarks import results, runs, tables
+from benchmarks.results import Row
+from benchmarks.timing import Spread
+from benchmarks.workloads import WORKLOADS, Workload
+
+CASE = ("workload", "threads")
+PARTS = ("zero_grad", "clip", "step", "average", "together")
+LIMIT = 1.0  # of the norm; the workloads' gradients are clipped
+DECAY = 0.999
+# torch's: the default, which is what most have, and its two faster paths.
+TORCH: dict[str, dict[str, Any]] = {
+    "torch": {},
+    "torch, foreach": {"foreach": True},
+    "torch, fused": {"fused": True},
+}
+# Bytes per element that each part has to move in float32, with AdamW. "together" clips in the step.
+BYTES = {"norm": 4, "step": 28, "average": 12, "together": 44}
+SMALL = Workload(
+    "mlp",
+    "MLP 8-64-64-4, 6 tensors",
+    ((64, 8), (64,), (64, 64), (64,), (4, 64), (4,)),
+)
+ALL = {SMALL.name: SMALL, **WORKLOADS}
+
+
+class Parameters(nn.Module):
+    """A module of a workload's parameters; the small one is made of linear layers."""
+
+    def __init__(self, workload: Workload) -> None:
+        super().__init__()
+        made = workload.parameters(torch.float32, "cpu")
+        if workload is SMALL:
+            self.layers = nn.Sequential(
+                nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 4)
+            )
+            for param, values in zip(self.parameters(), made, strict=True):
+                param.data = values.data
+        else:
+            self.layers = nn.ParameterList(made)
+
+
+@dataclass
+class Side:
+    """One implementation of the phase, with parameters, state and average of its own."""
+
+    model: nn.Module
+    optimizer: Any
+    average: Any
+    clip: Callable[..., Tensor] | None  # None: the step clips
+
+    @functools.cached_property
+    def params(self) -> list[Parameter]:
+        """The model's."""
+        return list(self.model.parameters())
+
+    def parts(self) -> dict[str, Callable[[], object]]:
+        """What is timed, by its name."""
+        found: dict[str, Callable[[], object]] = {
+            "zero_grad": self.optimizer.zero_grad,
+            "step": self.optimizer.step,
+            "average": lambda: self.average.update_parameters(self.model),
+            "together": self.together,
+        }
+        if self.clip is not None:
+            found["clip"] = lambda: self.clip(self.model.parameters(), LIMIT)
+        return found
+
+    def together(self) -> None:
+        """As a training loop has it, but for the two passes that make gradients."""
+        if self.clip is not None:
+            self.clip(self.model.parameters(), LIMIT)
+        self.optimizer.step()
+        self.average.update_parameters(self.model)
+        self.optimizer.zero_grad()
+
+
+def make_sides(workload: Workload) -> dict[str, Side]:
+    """All implementations."""
+
+    def ours(clip: Callable[..., Tensor] | None, **options: Any) -> Side:
+        model = Parameters(workload)
+        average = fusedopt.swa_utils.AveragedModel(
+            model, multi_avg_fn=fusedopt.swa_utils.get_ema_multi_avg_fn(DECAY)
+        )
+        return Side(model, fusedopt.AdamW(model.parameters(), **options), average, clip)
+
+    def torchs(**options: Any) -> Side:
+        from torch.optim import swa_utils
+
+        model = Parameters(workload)
+        average = swa_utils.AveragedModel(model, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(DECAY))
+        optimizer = torch.optim.AdamW(model.parameters(), **options)
+        return Side(model, optimizer, average, nn.utils.clip_grad_norm_)
+
+    return {
+        "fusedopt": ours(None, max_grad_norm=LIMIT),
+        "fusedopt, functions": ours(fusedopt.clip_grad_norm_),
+        **{name: torchs(**options) for name, options in TORCH.items()},
+    }
+
+
+def measure(workload: Workload, seconds: float) -> dict[tuple[str, str], list[float]]:
+    """Seconds by implementation and part, one entry for each round.
+
+    Each part begins with gradients of its own, as a backward pass leaves them: memory that
+    `zero_grad` gives back. They are made outside of what is timed. A turn of a small workload is
+    five times the same, and its sample the median of the last three.
+    """
+    sides = make_sides(workload)
+    first = next(iter(sides.values()))
+    gradients = [param.grad.detach() for param in first.params if param.grad is not None]
+    if not gradients:
+        gradients = [param.grad for param in workload.parameters(torch.float32, "cpu")]  # type: ignore[misc]
+    tasks = [
+        (name, part, run) for name, side in sides.items() for part, run in side.parts().items()
+    ]
+    tasks += [("fusedopt", "norm", lambda: fusedopt.get_total_norm(gradients))]
+    tasks += [("torch", "norm", lambda: nn.utils.get_total_norm(gradients))]
+    tasks += [("floor", part, run) for part, run in floors(workload).items()]
+    found: dict[tuple[str, str], list[float]] = {(name, part): [] for name, part, _ in tasks}
+    for name, _, run in tasks:  # makes state
+        timed(run, sides[name].params if name in sides else [], gradients)
+    repeats = 1 if workload.elements > 1 << 20 else 5
+    order = random.Random(0)
+    end = time.perf_counter() + seconds
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for done in range(2000):
+            if done >= 7 and time.perf_counter() > end:
+                break
+            order.shuffle(tasks)
+            for name, part, run in tasks:
+                params = sides[name].params if name in sides else []
+                taken = [timed(run, params, gradients) for _ in range(repeats)]
+                found[name, part].append(statistics.median(taken[-(repeats // 2 + 1) :]))
+    finally:
+        if collecting:
+            gc.enable()
+    return found
+
+
+def timed(run: Callable[[], object], params: Sequence[Parameter], grads: Sequence[Tensor]) -> float:
+    """Seconds that a part takes which begins with these gradients; none is left after it."""
+    for param, grad in zip(params, grads, strict=False):
+        param.grad = grad.clone()
+    start = time.perf_counter_ns()
+    run()
+    taken = (time.perf_counter_ns() - start) * 1e-9
+    for param in params:
+        param.grad = None
+    return taken
+
+
+def floors(workload: Workload) -> dict[str, Callable[[], object]]:
+    """Passes over as many bytes that compute next to nothing."""
+    from fusedopt import _C
+
+    if workload.elements < 1 << 20:
+        return {}
+    words = [torch.full((workload.elements,), 3 + k, dtype=torch.int32) for k in range(5)]
+
+    def norm() -> None:
+        _C.stream(words[0], [])
+
+    def step() -> None:
+        _C.stream(words[0], words[1:4])
+
+    def average() -> None:
+        _C.stream(words[1], words[4:])
+
+    def together() -> None:
+        norm()
+        step()
+        average()
+
+    return {"norm": norm, "step": step, "average": average, "together": together}
+
+
+def rows_of(
+    workload: Workload, found: dict[tuple[str, str], list[float]], threads: int
+) -> list[Row]:
+    """A row per implementation and part; ours with the ratio to the torch path that is fastest."""
+    rows = []
+    for (name, part), seconds in found.items():
+        row: Row = {
+            "workload": workload.name,
+            "threads": threads,
+            "what": part,
+            "implementation": name,
+            "seconds": vars(Spread.of(seconds)),
+        }
+        if name.startswith("fusedopt"):
+            _compare(row, part, seconds, found)
+        rows.append(row)
+    return rows
+
+
+def _compare(
+    row: Row, part: str, seconds: list[float], found: dict[tuple[str, str], list[float]]
+) -> None:
+    torchs = {name: found[name, part] for name in TORCH if (name, part) in found}
+    best = min(torchs, key=lambda name: Spread.of(torchs[name]).median)
+    row["torch_best"] = best
+    row["ratio"] = vars(Spread.of_ratios(torchs[best], seconds))
+    row["ratio_default"] = vars(Spread.of_ratios(torchs["torch"], seconds))
+    if ("floor", part) in found:
+        share = Spread.of_ratios(found["floor", part], seconds).median
+        row["floor_percent"] = 100 * share
+
+
+def table_rows(rows: Sequence[Row]) -> list[list[str]]:
+    """The parts down, the implementations across."""
+    names = ["fusedopt", "fusedopt, functions", *TORCH]
+    head = ["", "threads", *names, "torch's best / ours", "torch's default / ours", "% of floor"]
+    cases: dict[tuple[str, int, str], dict[str, Row]] = {}
+    for row in rows:
+        key = (row["workload"], row["threads"], row["what"])
+        cases.setdefault(key, {})[row["implementation"]] = row
+    body = []
+    for (workload, threads, part), case in cases.items():
+        mine = case.get("fusedopt") or case.get("fusedopt, functions")
+        if mine is None:
+            continue
+        times = [
+            tables.seconds_text(case[name]["seconds"]["median"]) if name in case else ""
+            for name in names
+        ]
+        percent = f"{mine['floor_percent']:.0f} %" if "floor_percent" in mine else ""
+        ratios = [f"{tables.digits(mine[key]['median'])}×" for key in ("ratio", "ratio_default")]
+        body.append([f"{workload}, {part}", str(threads), *times, *ratios, percent])
+    return [head, *body]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser("python -m benchmarks.phase", description=__doc__)
+    parser.add_argument(
+        "--workload",
+        nargs="+",
+        choices=ALL,
+        default=["mlp", "1000x64", "resnet50", "gpt2"],
+        help="(mlp 1000x64 resnet50 gpt2)",
+    )
+    parser.add_argument(
+        "--threads", nargs="+", type=runs.number(int, 1), default=[torch.get_num_threads()]
+    )
+    parser.add_argument(
+        "--seconds", type=runs.number(float, 0), default=10.0, help="for each workload (10)"
+    )
+    results.add_json(parser)
+    options = parser.parse_args(arguments)
+    with results.recording(parser, "phase", arguments, options.json, CASE) as record:
+        for threads in options.threads:
+            torch.set_num_threads(threads)
+            for name in options.workload:
+                found = measure(ALL[name], options.seconds)
+                record.add(rows_of(ALL[name], found, threads))
+        print(tables.align(table_rows(record.result["rows"])))
+
+
+if __name__ == "__main__":
+    main()
