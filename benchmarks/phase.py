@@ -185,7 +185,7 @@ def floors(workload: Workload) -> dict[str, Callable[[], object]]:
     words = [torch.full((workload.elements,), 3 + k, dtype=torch.int32) for k in range(5)]
 
     def norm() -> None:
-        _C.stream(words[0], [])
+        _C.stream_read(words[0])
 
     def step() -> None:
         _C.stream(words[0], words[1:4])

@@ -123,6 +123,7 @@ PYBIND11_MODULE(_C, module) {
     set_accelerator(other ? other->get_pointer<const Accelerator>() : nullptr);
   });
   module.def("stream", &stream, py::arg("read"), py::arg("updated"));
+  module.def("stream_read", &stream_read);
   py::class_<Plan>(module, "Plan")
       .def(py::init<const std::string&>(), py::arg("optimizer"))
       // So that C++'s exceptions become torch's, such as OutOfMemoryError.

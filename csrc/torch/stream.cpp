@@ -28,14 +28,23 @@ void stream(const pybind11::object& read, const pybind11::list& updated) {
   streams.read = static_cast<const uint32_t*>(source.const_data_ptr());
   streams.count = static_cast<int>(updated.size());
   streams.words = source.numel();
-  if (streams.count > cpu::kMaxStreams) {
-    throw pybind11::value_error("stream updates up to four tensors");
+  if (streams.count < 1 || streams.count > cpu::kMaxStreams) {
+    throw pybind11::value_error("stream updates from one to four tensors");
   }
   for (int k = 0; k < streams.count; ++k) {
     const at::Tensor& target = checked(updated[k]);
     if (target.numel() != streams.words) throw pybind11::value_error("stream: lengths differ");
     streams.updated[k] = static_cast<uint32_t*>(target.mutable_data_ptr());
   }
+  const pybind11::gil_scoped_release release;
+  cpu::stream(streams, parallel);
+}
+
+void stream_read(const pybind11::object& read) {
+  const at::Tensor& source = checked(read);
+  cpu::Streams streams{};
+  streams.read = static_cast<const uint32_t*>(source.const_data_ptr());
+  streams.words = source.numel();
   const pybind11::gil_scoped_release release;
   cpu::stream(streams, parallel);
 }
