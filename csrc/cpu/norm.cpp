@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -15,36 +14,7 @@ namespace fusedopt::cpu {
 
 namespace {
 
-constexpr int kLanes = 16;
-
-// Element i of a block goes to lane i % 16.
 using OfBlock = void (*)(const char* at, int64_t n, double scale, double* lanes);
-
-// Of no elements at all.
-constexpr double first_of(Norm kind) {
-  return kind == Norm::kSmallest ? std::numeric_limits<double>::infinity() : 0.0;
-}
-
-// Of two parts.
-inline double combine(Norm kind, double a, double b) {
-  switch (kind) {
-    case Norm::kLargest:
-      return b > a || b != b ? b : a;
-    case Norm::kSmallest:
-      return b < a || b != b ? b : a;
-    default:
-      return a + b;
-  }
-}
-
-double reduce(Norm kind, double* lanes) {
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int lane = 0; lane < width; ++lane) {
-      lanes[lane] = combine(kind, lanes[lane], lanes[lane + width]);
-    }
-  }
-  return lanes[0];
-}
 
 }  // namespace
 
@@ -113,9 +83,9 @@ void of_range(Norm kind, double scale, const NormEntry& entry, int64_t begin, in
   for (int64_t block = first; block < last; ++block) {
     const int64_t at = block * kNormBlock;
     const int64_t n = std::min(kNormBlock, entry.numel - at);
-    double lanes[kLanes];
+    double lanes[kNormLanes];
     of(entry.at + at * item_bytes(entry.dtype), n, scale, lanes);
-    results[entry.blocks + block] = reduce(kind, lanes);
+    results[entry.blocks + block] = reduce_norms(kind, lanes, kNormLanes);
   }
 }
 
@@ -123,7 +93,7 @@ void of_range(Norm kind, double scale, const NormEntry& entry, int64_t begin, in
 
 double norm(Norm kind, double scale, const NormEntry* entries, int64_t count, double* results,
             Parallel parallel) {
-  if (count == 0) return first_of(kind);
+  if (count == 0) return norm_of_none(kind);
   const NormEntry& last = entries[count - 1];
   for_each_chunk(last.start + last.numel, parallel, [&](int64_t begin, int64_t end) {
     const NormEntry* entry =
@@ -133,10 +103,14 @@ double norm(Norm kind, double scale, const NormEntry* entries, int64_t count, do
       of_range(kind, scale, *entry, begin, end, results);
     }
   });
-  double all = first_of(kind);
+  double columns[kNormColumns];
+  std::fill_n(columns, kNormColumns, norm_of_none(kind));
   const int64_t blocks = last.blocks + norm_blocks(last.numel);
-  for (int64_t i = 0; i < blocks; ++i) all = combine(kind, all, results[i]);
-  return __builtin_fabs(all);  // 0, and not -0
+  for (int64_t i = 0; i < blocks; ++i) {
+    double& column = columns[i % kNormColumns];
+    column = add_norms(kind, column, results[i]);
+  }
+  return __builtin_fabs(reduce_norms(kind, columns, kNormColumns));  // 0, and not -0
 }
 
 }  // namespace fusedopt::cpu

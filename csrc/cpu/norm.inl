@@ -61,19 +61,19 @@ FUSEDOPT_HD Doubles scaled(Doubles x, double scale) {
 
 template <Norm kNorm, Dtype kDtype>
 void of_block(const char* at, int64_t n, double scale, double* lanes) {
-  constexpr int kVectors = kLanes / kWidth;
+  constexpr int kVectors = kNormLanes / kWidth;
   constexpr int64_t kItem = item_bytes(kDtype);
   Doubles sums[kVectors];
-  for (int k = 0; k < kVectors; ++k) sums[k] = Doubles{} + first_of(kNorm);
-  for (; n >= kLanes; n -= kLanes, at += kLanes * kItem) {
+  for (int k = 0; k < kVectors; ++k) sums[k] = Doubles{} + norm_of_none(kNorm);
+  for (; n >= kNormLanes; n -= kNormLanes, at += kNormLanes * kItem) {
     for (int k = 0; k < kVectors; ++k) {
       add<kNorm>(sums[k], scaled<kDtype>(load_lanes<kDtype>(at + k * kWidth * kItem), scale));
     }
   }
   if (n > 0) {  // and zeros, or the last element again: they change nothing
-    char rest[kLanes * kItem] = {};
+    char rest[kNormLanes * kItem] = {};
     memcpy(rest, at, n * kItem);
-    for (int64_t i = n; kNorm == Norm::kSmallest && i < kLanes; ++i) {
+    for (int64_t i = n; kNorm == Norm::kSmallest && i < kNormLanes; ++i) {
       memcpy(rest + i * kItem, at + (n - 1) * kItem, kItem);
     }
     for (int k = 0; k < kVectors; ++k) {

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "cuda/kernel.h"
+#include "cuda/norm.h"
 #include "engine/table.h"
 #include "torch/optimizers.h"
 
@@ -22,6 +23,8 @@ struct Accelerator {
   // As cuda::run.
   void (*run)(const Variant& variant, Dtype dtype, const Table& table, const cuda::Scalars& scalars,
               int device, void* stream);
+  // As cuda::norm; null: this build has none.
+  void (*norm)(const cuda::NormRequest& request, int device, void* stream);
 };
 
 // CUDA's, unless a test has put another in its place.

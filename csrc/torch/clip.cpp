@@ -10,6 +10,7 @@
 #include "cpu/passes.h"
 #include "engine/elements.h"
 #include "engine/tuning.h"
+#include "torch/groups.h"
 #include "torch/norm.h"
 #include "torch/python.h"
 #include "torch/tensors.h"
@@ -67,11 +68,26 @@ double number_from(const py::object& value) {
   return number;
 }
 
+// None, too, where somebody has to wait for the device.
+py::object norm_there(const py::object& list, double order, bool error_if_nonfinite) {
+  if (error_if_nonfinite || why_transformed() != nullptr) return py::none();
+  std::vector<at::Tensor> tensors;
+  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(list.ptr()); ++i) {
+    PyObject* object = PySequence_Fast_GET_ITEM(list.ptr(), i);
+    if (!is_exact(object)) return py::none();
+    tensors.push_back(THPVariable_Unpack(object));
+  }
+  at::Tensor total = norm_on_device(tensors, order);
+  if (!total.defined()) return py::none();
+  return py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(total)));
+}
+
 }  // namespace
 
 py::object get_total_norm(const py::object& tensors, double order, bool error_if_nonfinite) {
   std::vector<Covered> all;
-  if (!read_tensors(listed(tensors), all)) return py::none();
+  const py::object list = listed(tensors);
+  if (!read_tensors(list, all)) return norm_there(list, order, error_if_nonfinite);
   const auto total = norm_of(all, order);
   if (!total) return py::none();
   if (error_if_nonfinite && !std::isfinite(total->value)) refuse_nonfinite(order);

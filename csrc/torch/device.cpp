@@ -58,10 +58,13 @@ const Accelerator kCuda = {
     why_not,
 #if defined(FUSEDOPT_WITH_CUDA)
     cuda::is_capturing,
+    run,
+    cuda::norm,
 #else
     [](void*) { return false; },
-#endif
     run,
+    nullptr,
+#endif
 };
 
 // Why a kernel can't run on a device, as far as that was tried. The texts stay where they are.

@@ -47,25 +47,25 @@ void NormOf::add(const c10::TensorImpl& tensor, Dtype dtype) {
   }
   entries_.push_back({at, elements_, numel, blocks_, dtype});
   elements_ += numel;
-  blocks_ += cpu::norm_blocks(numel);
+  blocks_ += norm_blocks(numel);
 }
 
-double NormOf::run(cpu::Norm kind, double scale) {
+double NormOf::run(Norm kind, double scale) {
   results_.resize(blocks_);
   return cpu::norm(kind, scale, entries_.data(), static_cast<int64_t>(entries_.size()),
                    results_.data(), parallel);
 }
 
 double NormOf::partial(double order) {
-  if (order == 2) return run(cpu::Norm::kSquares, 1);
-  if (order == 1) return run(cpu::Norm::kMagnitudes, 1);
-  if (order == kInfinity) return run(cpu::Norm::kLargest, 1);
-  if (order == -kInfinity) return run(cpu::Norm::kSmallest, 1);
-  run(cpu::Norm::kLargest, 1);  // 0: torch counts the tensors that have another element than 0
+  if (order == 2) return run(Norm::kSquares, 1);
+  if (order == 1) return run(Norm::kMagnitudes, 1);
+  if (order == kInfinity) return run(Norm::kLargest, 1);
+  if (order == -kInfinity) return run(Norm::kSmallest, 1);
+  run(Norm::kLargest, 1);  // 0: torch counts the tensors that have another element than 0
   double any = 0;
-  for (const cpu::NormEntry& entry : entries_) {
+  for (const NormEntry& entry : entries_) {
     const double* first = results_.data() + entry.blocks;
-    any += std::any_of(first, first + cpu::norm_blocks(entry.numel),
+    any += std::any_of(first, first + norm_blocks(entry.numel),
                        [](double largest) { return largest != 0; });
   }
   return any;
@@ -78,14 +78,14 @@ double NormOf::total_in_double(double order) {
   constexpr double kTiny = 0x1p-900;
   constexpr double kScale = 0x1p600;
   if (in_double_ && all == kInfinity) {
-    return std::sqrt(run(cpu::Norm::kSquares, 1 / kScale)) * kScale;
+    return std::sqrt(run(Norm::kSquares, 1 / kScale)) * kScale;
   }
-  if (in_double_ && all < kTiny) return std::sqrt(run(cpu::Norm::kSquares, kScale)) / kScale;
+  if (in_double_ && all < kTiny) return std::sqrt(run(Norm::kSquares, kScale)) / kScale;
   return std::sqrt(all);
 }
 
-double NormOf::total(double order) {
-  const double all = total_in_double(order);
+double NormOf::total(double order, double scale) {
+  const double all = total_in_double(order) / scale;
   return in_double_ ? all : static_cast<float>(all);
 }
 
@@ -111,8 +111,7 @@ std::optional<GradNorm> grad_norm(const Reading& reading) {
     if (work.device != kHost || work.cut != 0 || !to_dtype(grad, dtype)) return {};
     norm.add(grad, dtype);
   }
-  const double total = norm.total(2) / reading.scaler.scale;
-  return GradNorm{norm.in_double() ? total : static_cast<float>(total), norm.in_double()};
+  return GradNorm{norm.total(2, reading.scaler.scale), norm.in_double()};
 }
 
 }  // namespace fusedopt

@@ -28,8 +28,9 @@ class NormOf {
   int64_t elements() const { return elements_; }
   bool any_empty() const { return any_empty_; }
 
-  // As torch.nn.utils.get_total_norm. In float64 where a tensor is, and else rounded to float32.
-  double total(double order);
+  // As torch.nn.utils.get_total_norm, of tensors divided by `scale`. In float64 where a tensor is,
+  // and else rounded to float32.
+  double total(double order, double scale = 1);
   bool in_double() const { return in_double_; }
 
   // The sum of squares, or whatever else can be added or compared before total() takes its root.
@@ -37,9 +38,9 @@ class NormOf {
 
  private:
   double total_in_double(double order);
-  double run(cpu::Norm kind, double scale);
+  double run(Norm kind, double scale);
 
-  std::vector<cpu::NormEntry> entries_;
+  std::vector<NormEntry> entries_;
   std::vector<double> results_;
   std::vector<at::Tensor> copies_;  // of tensors whose elements don't lie side by side
   int64_t elements_ = 0;
@@ -51,6 +52,9 @@ class NormOf {
 // What gradients are multiplied by, as torch.nn.utils.clip_grads_with_norm_ computes it: in
 // float32, or in float64.
 double clip_coefficient(double max_norm, double total, bool in_double);
+
+// Of tensors on one device beside the host, where the result then is. Undefined: torch computes it.
+at::Tensor norm_on_device(const std::vector<at::Tensor>& tensors, double order);
 
 // A norm as a tensor: float32, or float64.
 py::object tensor_with(double norm, bool in_double);

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "cpu/kernel.h"
+#include "cuda/norm.cuh"
 #include "cuda/prepare.cuh"
 #include "torch/accelerator.h"
 
@@ -264,6 +265,25 @@ void replay() {
   }
 }
 
+// At once, also while a graph is captured.
+void norm(const cuda::NormRequest& request, int, void*) {
+  const auto args = std::make_unique<cuda::NormArguments>();
+  const NormEntry& last = request.entries[request.count - 1];
+  const int64_t blocks = last.blocks + norm_blocks(last.numel);
+  for (int64_t next = 0; next < request.count;) {
+    next = cuda::pack_norm(request, next, *args);
+    for (int64_t i = 0; i < args->blocks * kNormLanes; ++i) cuda::norm_lanes(*args, i);
+  }
+  double* sums = request.memory + blocks * kNormLanes;
+  for (int64_t i = 0; i < blocks; ++i) {
+    cuda::norm_blocks_of(request.kind, request.memory, sums, blocks, i);
+  }
+  for (int i = 0; i < kNormColumns; ++i) {
+    cuda::norm_columns(request.kind, sums, sums + blocks, blocks, i);
+  }
+  cuda::norm_total(request.kind, sums + blocks, request.total);
+}
+
 const Accelerator kStandIn = {
     kType,
     c10::DispatchKeySet({c10::DispatchKey::PrivateUse1, c10::DispatchKey::AutogradPrivateUse1,
@@ -271,6 +291,7 @@ const Accelerator kStandIn = {
     [](const Variant&, Dtype, bool, int, void*) { return std::string(); },
     [](void*) { return capturing; },
     run,
+    norm,
 };
 
 }  // namespace

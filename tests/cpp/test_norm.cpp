@@ -15,9 +15,8 @@
 namespace {
 
 using namespace fusedopt;
-using cpu::Norm;
 
-constexpr int64_t kSizes[] = {1, 7, 8, 15, 16, 17, cpu::kNormBlock - 1, cpu::kNormBlock, 300001};
+constexpr int64_t kSizes[] = {1, 7, 8, 15, 16, 17, kNormBlock - 1, kNormBlock, 300001};
 constexpr Norm kAll[] = {Norm::kSquares, Norm::kMagnitudes, Norm::kLargest, Norm::kSmallest};
 
 void serial(int64_t, void (*task)(int64_t, void*), void* context) { task(0, context); }
@@ -30,7 +29,7 @@ void threads(int64_t most, void (*task)(int64_t, void*), void* context) {
 
 struct Tensors {
   std::vector<std::vector<char>> bytes;
-  std::vector<cpu::NormEntry> entries;
+  std::vector<NormEntry> entries;
   std::vector<double> values;
 
   explicit Tensors(Dtype dtype, double nan_at = -1) {
@@ -47,13 +46,13 @@ struct Tensors {
       }
       entries.push_back({tensor.data(), start, size, blocks, dtype});
       start += size;
-      blocks += cpu::norm_blocks(size);
+      blocks += norm_blocks(size);
     }
   }
 
   double norm(Norm kind, cpu::Parallel parallel = serial) const {
-    const cpu::NormEntry& last = entries.back();
-    std::vector<double> results(last.blocks + cpu::norm_blocks(last.numel));
+    const NormEntry& last = entries.back();
+    std::vector<double> results(last.blocks + norm_blocks(last.numel));
     return cpu::norm(kind, 1, entries.data(), static_cast<int64_t>(entries.size()), results.data(),
                      parallel);
   }
