@@ -29,7 +29,7 @@ py::list isa_names(bool only_detected) {
 py::dict optimizers() {
   py::dict all;
   for (const Optimizer& optimizer : all_optimizers()) {
-    py::list options, states, scalars;
+    py::list options, states, scalars, anew;
     py::dict filled_from;   // fresh state, from which option of the group
     py::dict filled_early;  // state that the constructor makes, from which default
     for (const Option& option : optimizer.options) options.append(option.key);
@@ -38,11 +38,15 @@ py::dict optimizers() {
       if (state.from_group != nullptr) filled_from[state.key] = state.from_group;
       if (state.from_default != nullptr) filled_early[state.key] = state.from_default;
     }
-    for (const State& scalar : optimizer.scalars) scalars.append(scalar.key);
+    for (const State& scalar : optimizer.scalars) {
+      scalars.append(scalar.key);
+      if (scalar.is_anew) anew.append(scalar.key);
+    }
     py::dict description;
     description["options"] = py::tuple(options);
     description["states"] = py::tuple(states);
     description["scalars"] = py::tuple(scalars);  // the step count first
+    description["anew"] = py::tuple(anew);  // those that are a new tensor after each step
     description["counts_steps"] = optimizer.counts_steps();
     description["computes_with_step"] = optimizer.computes_with_step;
     description["filled_from"] = filled_from;
