@@ -65,7 +65,7 @@ class _ByReference(Optimizer):
         for key in self.described["states"]:
             if key in state and not _alike(state[key], param):
                 raise RuntimeError(f"state[{key!r}] doesn't fit its parameter")
-        before = {key: to_array(state[key]) for key in keys if key in state}
+        before = {key: to_array(state[key].real) for key in keys if key in state}
         values, after = update(self.name, to_array(param), to_array(grad), before, group)
         for key in (key for key in keys if key in after):
             if key in scalars[:1] and key in state:
