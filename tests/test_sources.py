@@ -27,8 +27,6 @@ def test_elements_are_computed_without_doubles() -> None:
     for name, body in found:
         plain = re.sub(r"\bT\([\d.e+-]+\)", "", body)
         assert not re.search(r"\bdouble\b|\d\.|\.\d|\b\d+e", plain), (name, body)
-        # host_device.h has those that give the same bits on every device.
-        assert not re.search(r"\b(std::|__builtin|(sqrt|pow|exp|log|fabs|max|min)f?\()", body), name
 
 
 def declared(folder: str) -> set[str]:
