@@ -22,10 +22,10 @@ class Plan {
   explicit Plan(const std::string& optimizer);
 
   // One step of all parameters that the kernels cover; None. If some are not covered, nothing is
-  // changed and they are returned as a list of (group index, [parameter index]); the caller has
-  // torch step them and calls again with that list as `stepped_by_torch`, which is None at first.
-  // True: the caller has torch step the whole optimizer as it is, since that would run code of the
-  // user's, which may see and do anything.
+  // changed and those parameters are returned as a list of (group index, [parameter index]); the
+  // caller has torch step them and calls again with that list as `stepped_by_torch`, which is None
+  // at first. True: the caller has torch step the whole optimizer as it is, since torch's step
+  // would run code of the user's, which may see and do anything.
   py::object step(const py::object& optimizer, const py::object& grad_scale,
                   const py::object& found_inf, const py::object& stepped_by_torch);
 
