@@ -213,7 +213,7 @@ Variant asgd(const double*) { return {FUSEDOPT_KERNELS(kAsgd), {0}, -1, false}; 
 
 Variant rprop(const double*) { return {FUSEDOPT_KERNELS(kRprop), {0, 1}, -1, false}; }
 
-Variant lion(const double*) { return {FUSEDOPT_KERNELS(kLion), {0}, 0, false}; }
+Variant lion(const double*) { return {FUSEDOPT_KERNELS(kLion), {0}, -1, false}; }
 
 const std::vector<State> kStep = {{"step"}};
 const std::vector<State> kAdamStates = {{"exp_avg"}, {"exp_avg_sq"}, {"max_exp_avg_sq"}};
