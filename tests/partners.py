@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -23,7 +23,8 @@ def partner(name: str) -> Callable[..., Optimizer]:
 
 def by_reference(name: str) -> Callable[..., Optimizer]:
     """A class that is constructed as fusedopt's of that name, and steps by the reference."""
-    return type(name, (_ByReference,), {"name": name})
+    described = fusedopt._C.optimizers()[name]
+    return type(name, (_ByReference,), {"name": name, "described": described})
 
 
 class _ByReference(Optimizer):
@@ -34,10 +35,10 @@ class _ByReference(Optimizer):
     """
 
     name: str
+    described: Mapping[str, Any]  # the line of the table of optimizers
 
     def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         ours = getattr(fusedopt, self.name)(params, *args, **kwargs)
-        self.described = fusedopt._C.optimizers()[self.name]
         groups = [_without_precision(group) for group in ours.param_groups]
         super().__init__(groups, _without_precision(ours.defaults))
         for group in self.param_groups if self.described["filled_early"] else ():
