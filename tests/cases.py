@@ -6,13 +6,15 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from partners import partner
-from reference import DISCONTINUOUS
+from reference import DISCONTINUOUS, update
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -58,10 +60,12 @@ class Case:
         """Whether a step depends on how many there were."""
         return OPTIMIZERS[self.name]["computes_with_step"]
 
-    @property
+    @cached_property
     def keeps_state(self) -> bool:
-        """Whether these options need any."""
-        return self.counts_steps or bool(self.kwargs.get("momentum"))
+        """Whether the formula, with these options, keeps anything from step to step."""
+        group = self.make([torch.zeros(1, requires_grad=True)]).param_groups[0]
+        _, state = update(self.name, np.zeros(1), np.zeros(1), {}, group)
+        return bool(state)
 
     @property
     def makes_state_early(self) -> bool:

@@ -149,6 +149,18 @@ def twins(case: Case, scenario: Callable[[Make], Optimizer]) -> tuple[Optimizer,
     return ours, theirs
 
 
+def left_to_torch(case: Case, scenario: Callable[[Make], Optimizer], reason: str) -> None:
+    """Plays a scenario in which no kernel can step something: torch steps it, or an error says why.
+
+    The error is for optimizers that torch hasn't got.
+    """
+    if case.has_fallback:
+        twins(case, scenario)
+        return
+    with pytest.raises(RuntimeError, match=f"has kernels only.*{reason}"):
+        scenario(partial(case.make, module=fusedopt))
+
+
 def same_bits(case: Case, scenario: Callable[[Make], Optimizer]) -> None:
     """Plays a scenario twice with our class; the second run must give the same bits."""
     first, second = scenario(case.make), scenario(case.make)

@@ -121,7 +121,7 @@ def rprop(p: Array, g: Array, s: State, o: Mapping[str, Any]) -> Array:
     s["step"] = s.get("step", 0) + 1
     minus, plus = (real(eta) for eta in o["etas"])
     least, most = (real(size) for size in o["step_sizes"])
-    direction = sign(g) * sign(s.get("prev", 0 * g))
+    direction = sign(g) * sign(s.get("prev", REAL(0)))
     factor = np.where(direction > 0, plus, np.where(direction < 0, minus, 1))
     s["step_size"] = np.clip(s.get("step_size", real(o["lr"])) * factor, least, most)
     s["prev"] = np.where(direction < 0, 0, g)
@@ -163,7 +163,7 @@ def asgd(p: Array, g: Array, s: State, o: Mapping[str, Any]) -> Array:
 def lion(p: Array, g: Array, s: State, o: Mapping[str, Any]) -> Array:
     """Chen et al. 2023, algorithm 2."""
     beta1, beta2 = (real(b) for b in o["betas"])
-    m = s.get("exp_avg", 0 * g)
+    m = s.get("exp_avg", REAL(0))
     s["exp_avg"] = beta2 * m + (1 - beta2) * g
     update = sign(beta1 * m + (1 - beta1) * g)
     return p * (1 - real(o["lr"]) * real(o["weight_decay"])) - real(o["lr"]) * update

@@ -33,6 +33,13 @@ def test_examples_run(page: Path) -> None:
             assert output.getvalue().split() == printed.replace("avx2", isa).split()
 
 
+@pytest.mark.parametrize("name", fusedopt._C.optimizers())
+def test_every_optimizer_is_described(name: str) -> None:
+    assert re.search(rf"^## {name}$", (ROOT / "docs" / "optimizers.md").read_text(), re.MULTILINE)
+    assert f"`{name}`" in (fusedopt.__doc__ or "")
+    assert re.search(rf"\b{name}\b", (ROOT / "README.md").read_text())
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_to_files_lead_somewhere(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)

@@ -53,7 +53,7 @@ def test_same_bits_as_contiguous(case: Case, layout: Layout, dtype: torch.dtype)
 
 
 @over(LAYOUTS, "layout")
-@over([c for c in MAIN_CASES if c.counts_steps], "case")
+@over([c for c in MAIN_CASES if c.counts_steps or (c.keeps_state and not c.has_fallback)], "case")
 def test_state_has_torchs_strides(case: Case, layout: Layout) -> None:
     """torch makes state with `preserve_format`, and checkpoints and memory use depend on it."""
     values, grads = values_and_grads(layout, torch.float32)

@@ -59,6 +59,12 @@ def test_odd_step_counts(case: Case, dtype: torch.dtype, count: float) -> None:
         except RuntimeError as error:
             assert "step -inf" in str(error)  # where it is the power of a beta
             return
+        except ZeroDivisionError:
+            if case.has_fallback:
+                raise
+            assert not twins[1].isfinite().any()  # the reference's quotients, which don't raise
+            assert_unchanged(ours, before)
+            return
     for p, q in zip(params, twins, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-12, equal_nan=True)
         torch.testing.assert_close(ours.state[p]["step"], theirs.state[q]["step"], equal_nan=True)

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 import fusedopt
 
-STATEFUL = [case("SGD-momentum"), *(c for c in CLASS_CASES if c.counts_steps)]
+STATEFUL = [c for c in (case("SGD-momentum"), *CLASS_CASES) if c.keeps_state]
 
 
 def outcome(program: Callable[[ModuleType], Any], module: ModuleType) -> Any:
@@ -60,7 +60,7 @@ def two(case: Case, module: ModuleType, steps: int = 1) -> tuple[Optimizer, list
 
 @pytest.mark.parametrize("stand_in", [weakref.proxy, lambda _: Mock(spec=Tensor)])
 @pytest.mark.parametrize("entry", ["first state", "step", "lr"])
-@over(STATEFUL, "case")
+@over(with_torch(STATEFUL), "case")
 def test_objects_that_say_they_are_tensors(case: Case, entry: str, stand_in: Any) -> None:
     """`isinstance` is true for them, and there is no tensor in their memory."""
     if not case.counts_steps and entry == "step":
@@ -168,7 +168,7 @@ def make_watched(calls: list[str]) -> type[Tensor]:
 
 
 @pytest.mark.parametrize("where", ["parameter", "gradient", "state"])
-@over(STATEFUL, "case")
+@over(with_torch(STATEFUL), "case")
 def test_torch_function_alone(case: Case, where: str) -> None:
     """Sees torch's operators, on whichever tensor it is."""
 
@@ -323,7 +323,7 @@ def test_a_list_that_iterates_otherwise(case: Case) -> None:
     assert_same_outcome(program)
 
 
-@over(STATEFUL, "case")
+@over(with_torch(STATEFUL), "case")
 def test_a_states_dict_that_sees_its_readers(case: Case) -> None:
     def program(module: ModuleType) -> Any:
         read: list[str] = []

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CLASS_CASES, LAYOUTS, MAIN_CASES, OPTIMIZERS, Case, Layout, over
+from cases import CLASS_CASES, LAYOUTS, MAIN_CASES, OPTIMIZERS, Case, Layout, over, takes
 from device import Device, device  # noqa: F401  (a fixture)
 from helpers import assert_identical, contents, kernels, random
 from torch import Tensor
@@ -207,7 +207,7 @@ def test_same_bits_on_a_device(case: Case, mode: dict[str, Any], device: Device)
     """Also where the count that the noise depends on is there."""
     expected = values(run(case.make(make_params(), **mode)))
     options = [{}]
-    if OPTIMIZERS[case.name]["counts_steps"] or case.name == "Lion":
+    if takes(fusedopt, case.name, "capturable"):
         options.append({"capturable": True})
     for option in options:
         params = [Parameter(p.detach().to(device.name)) for p in make_params()]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CLASS_CASES, SCALARS, Case, over
-from helpers import Make, kernels, make_params, random, set_grads, step, twins
+from helpers import Make, kernels, left_to_torch, make_params, random, set_grads, step, twins
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -69,7 +69,7 @@ def test_a_gradient_in_memory_that_the_step_writes(case: Case, order: str, how: 
             p.grad = None
         return optimizer
 
-    twins(case, scenario)
+    left_to_torch(case, scenario, "shares memory with")
 
 
 @over(STATEFUL, "case")
@@ -88,7 +88,7 @@ def test_memory_that_came_from_numpy(case: Case) -> None:
         params[1].grad = None
         return optimizer
 
-    twins(case, scenario)
+    left_to_torch(case, scenario, "shares memory with")
 
 
 def test_parameters_from_numpy_keep_the_kernels() -> None:
@@ -115,7 +115,7 @@ def test_what_torch_steps_is_seen_too(case: Case) -> None:
             p.grad = None
         return optimizer
 
-    twins(case, scenario)
+    left_to_torch(case, scenario, "complex")
 
 
 @over([c for c in STATEFUL if c.counts_steps], "case")
@@ -123,7 +123,7 @@ def test_what_torch_steps_is_seen_too(case: Case) -> None:
 def test_step_counts_in_shared_memory(case: Case, how: str) -> None:
     def scenario(make: Make) -> Optimizer:
         first, second = make_params([(4,), (5,)])
-        optimizer = make([first, second], foreach=False)
+        optimizer = make([first, second], **({"foreach": False} if case.has_fallback else {}))
         step(optimizer, 0)
         shared: Any = optimizer.state[first]["step"]
         if how == "a parameter's element":
@@ -135,7 +135,7 @@ def test_step_counts_in_shared_memory(case: Case, how: str) -> None:
             step(optimizer, t)
         return optimizer
 
-    twins(case, scenario)
+    left_to_torch(case, scenario, "shares memory with")
 
 
 @over(CLASS_CASES, "case")

@@ -171,7 +171,7 @@ def test_fused_key_only_where_it_was_given() -> None:
         step(torchs, 0)
 
 
-@over(MAIN_CASES, "case")
+@over(with_torch(MAIN_CASES), "case")
 def test_checkpoint_with_numbers_as_step_counts(case: Case) -> None:
     """Checkpoints of torch before 1.12 have Python numbers as step counts."""
     results = []

@@ -21,8 +21,8 @@ inline constexpr double kLargest[kDtypes] = {0x1.fffffep+127, 0x1.fffffffffffffp
                                              65504};
 
 // Storage is unaligned on purpose: torch.frombuffer makes tensors at any address, and a plain load
-// of a misaligned float is undefined. On x86-64 and aarch64 it costs nothing. (One typedef per
-// type: the attributes are lost on a template argument.)
+// of a misaligned float is undefined. An unaligned load costs nothing on x86-64 and aarch64. (One
+// typedef per type: the attributes are lost on a template argument.)
 template <Dtype kDtype>
 struct Storage;
 
@@ -69,15 +69,15 @@ struct Storage<Dtype::kBFloat16> {
   }
 };
 
-// On a GPU one instruction each. Its result differs for NaNs only, whose sign and payload
-// arithmetic doesn't keep there anyway.
+// A GPU has one instruction for each conversion. The instruction's result differs for NaNs only,
+// whose sign and payload a GPU's arithmetic doesn't keep anyway.
 template <>
 struct Storage<Dtype::kFloat16> {
   using Compute = float;
   typedef uint16_t Type __attribute__((aligned(1), may_alias));
 
-  // Shift the exponent into place; infinities and NaNs need it twice, and subnormals become normal
-  // by an exact subtraction. NaNs are quieted, as vcvtph2ps does.
+  // Shift the exponent into place; infinities and NaNs need a second shift, and subnormals become
+  // normal by an exact subtraction. NaNs are quieted, as vcvtph2ps does.
   static FUSEDOPT_HD float load(uint16_t x) {
 #if defined(__CUDA_ARCH__)
     float value;

@@ -33,7 +33,7 @@ inline double load(const char* at, Dtype dtype) {
   }
 }
 
-// As it will be stored.
+// The value as the dtype stores it.
 inline double rounded(double value, Dtype dtype) {
   char stored[sizeof value];
   store(stored, dtype, value);

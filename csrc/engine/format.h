@@ -22,7 +22,7 @@ inline constexpr int kFormats = 6;
 
 constexpr Format format_of(Dtype dtype) { return static_cast<Format>(dtype); }
 
-// Of an element; of a split number the upper half's.
+// Bytes of an element; of a split number, the bytes of the upper half.
 FUSEDOPT_HD constexpr int item_bytes(Format format) {
   return format == Format::kFloat64 ? 8 : format == Format::kFloat32 ? 4 : 2;
 }
@@ -30,7 +30,8 @@ FUSEDOPT_HD constexpr int item_bytes(Format format) {
 inline constexpr int64_t kRemainderBytes = 2;
 
 // A float32 in two halves: a bfloat16, rounded to nearest, half away from zero, and what is to be
-// added to its bits. (To nearest even can't be undone: a tie doesn't tell on which side it was.)
+// added to the bfloat16's bits. (Rounding to nearest even can't be undone: a tie doesn't tell on
+// which side the number was.)
 struct Halves {
   uint16_t upper;
   int16_t remainder;
@@ -42,8 +43,9 @@ FUSEDOPT_HD Halves split(float x) {
   return {static_cast<uint16_t>((bits + 0x8000u) >> 16), static_cast<int16_t>(bits & 0xffffu)};
 }
 
-// Of any two halves, also of a bfloat16 that somebody has written over another's remainder: what
-// would be a NaN then, and isn't one, is the bfloat16 itself.
+// The float32 that two halves make. The halves may not belong together, because somebody has
+// written another bfloat16: where they would make a NaN of a bfloat16 that is none, the result is
+// the bfloat16 itself.
 FUSEDOPT_HD float join(uint16_t upper, int16_t remainder) {
   const uint32_t alone = static_cast<uint32_t>(upper) << 16;
   const uint32_t bits = alone + static_cast<uint32_t>(static_cast<int32_t>(remainder));

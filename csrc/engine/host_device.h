@@ -101,9 +101,9 @@ FUSEDOPT_HD DoubleDouble multiply(DoubleDouble a, DoubleDouble b) {
 }
 
 // base^exponent, by squaring in double-double: libm's and CUDA's pow differ in their last bits,
-// and squaring in plain double loses one bit per doubling. Rounds twice; exact enough for any step
-// count. A fraction of the exponent, which nobody's step counts have, takes one square root for
-// each of its bits. From 2^62 on a power of anything below 1 is 0.
+// and squaring in plain double loses one bit per doubling. Two roundings are exact enough for any
+// step count. A fraction of the exponent, which nobody's step counts have, takes one square root
+// for each bit. A power of anything below 1 is 0 for exponents from 2^62 on.
 FUSEDOPT_HD DoubleDouble exact_power(double base, double exponent) {
   if (exponent != exponent) return {exponent, 0.0};
   constexpr double kGreatest = 4611686018427387904.0;
@@ -127,7 +127,8 @@ FUSEDOPT_HD DoubleDouble exact_power(double base, double exponent) {
   return result;
 }
 
-// Of a base that isn't negative. Not a number where a power of finite numbers would overflow.
+// The base isn't negative. The result is not a number where a power of finite numbers would
+// overflow.
 FUSEDOPT_HD double power(double base, double exponent) {
   if (base != base || exponent != exponent) return base + exponent;
   if (!is_finite(base) || !is_finite(exponent)) {

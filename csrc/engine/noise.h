@@ -14,7 +14,7 @@
 namespace fusedopt {
 
 // SplitMix64's finalizer (Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators,
-// 2014), of a multiple of its odd constant more.
+// 2014), of the key and a multiple of SplitMix64's odd constant.
 FUSEDOPT_HD uint64_t hashed(uint64_t key, uint64_t number) {
   uint64_t x = key + (number + 1) * 0x9e3779b97f4a7c15u;
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -29,9 +29,9 @@ FUSEDOPT_HD uint64_t step_key(uint64_t seed, double step) {
   return hashed(hashed(0, seed), bits);
 }
 
-// Of one parameter's elements whose indices have the same upper half.
+// The key of those elements of one parameter whose indices have the same upper half.
 struct NoiseKey {
-  uint32_t before = 0, between = 0;  // the multiplications
+  uint32_t before = 0, between = 0;  // added after the first and the second product
 
   NoiseKey() = default;
   FUSEDOPT_HD NoiseKey(uint64_t step_key, uint32_t position, uint64_t index) {
@@ -44,30 +44,30 @@ struct NoiseKey {
 inline constexpr uint32_t kNoiseFirst = 0x9e3779b1u;
 inline constexpr uint32_t kNoiseSecond = 0x7feb352du;
 
-// The last multiplication is another for each operand. The first two constants are lowbias32's
-// (Wellons, Prospecting for Hash Functions, 2018); the others were chosen at random, so that of
-// 2^21 pairs of noises by any two of them 8 bits each, upper, middle or lower, have a chi-squared
-// within 4.5 standard deviations.
+// Each operand has a factor of its own in the last multiplication. The first two constants are
+// lowbias32's (Wellons, Prospecting for Hash Functions, 2018); the others were chosen at random, so
+// that 2^21 pairs of noises by any two factors have, in 8 bits each, upper, middle or lower, a
+// chi-squared within 4.5 standard deviations.
 FUSEDOPT_HD uint32_t noise_factor(int role) {
   return role == 0 ? 0x846ca68bu : role == 2 ? 0x218d35cfu : role == 3 ? 0x7e36c1adu : 0xae2ae10du;
 }
 
-// What the operands of two neighbouring elements, a pair, have in common. All in 32 bits, which
-// every vector unit multiplies.
+// What the operands of two neighbouring elements, a pair, have in common. Every vector unit
+// multiplies 32 bits, so the arithmetic is in 32 bits.
 FUSEDOPT_HD uint32_t noise_of_pair(const NoiseKey& key, uint32_t pair) {
   const uint32_t x = pair * kNoiseFirst + key.before;
   const uint32_t y = (x ^ (x >> 16)) * kNoiseSecond + key.between;
   return y ^ (y >> 15);
 }
 
-// 16 bits, by the lower half of an element's index.
+// 16 bits of noise for an element, by the lower half of the element's index.
 FUSEDOPT_HD uint32_t noise_at(const NoiseKey& key, uint32_t factor, uint32_t index) {
   const uint32_t x = noise_of_pair(key, index >> 1) * factor;
   return (index & 1) != 0 ? x >> 16 : (x ^ (x >> 16)) & 0xffffu;
 }
 
-// To bfloat16: away from 0, if the lower half is more than the noise. What is beyond the largest
-// finite number, and a NaN, is stored as rounding to nearest stores it.
+// Rounds to bfloat16: away from 0, if the lower half is more than the noise. A NaN, or a number
+// beyond the largest finite one, is stored as rounding to nearest stores it.
 FUSEDOPT_HD uint16_t round_with(uint32_t noise, float x) {
   const uint32_t bits = bits_of(x);
   const bool finite = (bits & 0x7fffffffu) <= 0x7f7f0000u;

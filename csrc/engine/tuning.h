@@ -9,9 +9,9 @@ namespace fusedopt {
 // cache.
 inline constexpr int kTile = 128;
 
-// Elements of the tiles in which operands of unlike layouts are gathered: along rows, and of blocks
-// of rows and columns where an operand is transposed, with so many rows. Rows from so many elements
-// on are stepped one by one, so that what lies side by side within them stays in place.
+// Elements of the tiles in which operands of unlike layouts are gathered: tiles along rows, and,
+// where an operand is transposed, blocks of kBlockRows rows. Rows of kShortRow elements or more are
+// stepped one by one, so that what lies side by side within a row stays in place.
 inline constexpr int kRowTile = 512;
 inline constexpr int kBlockTile = 1024;
 inline constexpr int kBlockRows = 16;
@@ -21,11 +21,11 @@ inline constexpr int64_t kShortRow = 32;
 // then.
 inline constexpr int64_t kShortColumns = 8;
 
-// How many tiles before it is needed memory is asked for.
+// Memory is asked for this many tiles before a step needs it.
 inline constexpr int kTilesAhead = 4;
 
-// Groups of 16-bit floats (cpu/half.inl: of 16, with AVX-512 of 32) in a block, and how many bytes
-// before it is needed each cache line of memory is asked for. Two states, two divisions and a root,
+// Groups of 16-bit floats (cpu/half.inl: of 16, with AVX-512 of 32) in a block. Each cache line of
+// memory is asked for so many bytes before a step needs it. Two states, two divisions and a root,
 // on an EPYC Milan with AVX2 and g++ 12, ns per element in cache: blocks of 16, 0.57 for float16
 // and 0.84 for bfloat16 (float32 takes 0.46); bfloat16 in blocks of 16 widened and narrowed eight
 // at a time, 1.04; with a branch instead of a blend for NaNs, 1.05; blocks of 32, 0.66 and 1.05;
@@ -37,7 +37,7 @@ inline constexpr int kTilesAhead = 4;
 // rounded in lanes of 16 bits, where two vectors become one, 0.65; two blocks per turn of the loop,
 // 0.62. One state with a division and a root: 0.56, 0.54, 0.50, 0.49, and in blocks of 32, 0.51.
 // Tried and slower: NaNs by a branch, 0.95 where a blend takes 0.76; stores of one block after the
-// arithmetic of the next, 0.70 where at once they take 0.62. What limits it are the registers that
+// arithmetic of the next, 0.70 where at once they take 0.62. The limit are the registers that
 // hold results until their block's division is done: some 50 per block, of the core's 160.
 //
 // With AVX-512, 2026-11-26, a Xeon of 2 cores, 16,384 elements, no state, one, one with a division
@@ -83,14 +83,14 @@ inline constexpr int64_t kMaxChunks = 1024;
 // with two states 1454 to 1662 and 1345 to 1414.
 inline constexpr int64_t kCachedElements = 1 << 21;
 
-// How many parameters before they are needed their objects, counters and first elements are asked
-// for. 1000 tensors of 64, two states, on an EPYC Milan, ns per parameter with these and without:
-// 190 and 198 where all is in the L3 cache, 365 and 519 where nothing is; 10,000 of 16: 408 and
-// 566. Other distances, from 1 to 12, are within 5 %.
+// Objects, counters and first elements of a parameter are asked for this many parameters before a
+// step needs them. 1000 tensors of 64, two states, on an EPYC Milan, ns per parameter with these
+// and without: 190 and 198 where all is in the L3 cache, 365 and 519 where nothing is; 10,000 of
+// 16: 408 and 566. Other distances, from 1 to 12, are within 5 %.
 //
-// What such a step waits for is its instructions, too: 30 such tensors, all in the L2 cache, take
-// 97 to 205 ns each, and 1000 take 145 to 217. Dicts whose version says that they haven't changed
-// aren't read again: 1,437 instructions per parameter instead of 1,837, and 225 ns instead of 290
+// Such a step waits for instructions, too: 30 such tensors, all in the L2 cache, take
+// 97 to 205 ns each, and 1000 take 145 to 217. A dict whose version says that nothing has changed
+// isn't read again: 1,437 instructions per parameter instead of 1,837, and 225 ns instead of 290
 // (medians of three times 600 rounds). Tensors that are as they were aren't checked anew
 // (torch/unchanged.cpp): 1,190 instructions, and 190 ns instead of 208 (2026-11-25, medians of four
 // processes by turns); it is 1,246 since state put back and lazily copied memory are seen as well,
@@ -117,7 +117,7 @@ inline constexpr int64_t kPrefetchBytes = 512;
 
 // New state of parameters of at most this many bytes is made where the heap has no holes. 1000
 // tensors of 64, two states, on an EPYC Milan: 147 ns per parameter and step instead of 190. Where
-// it lies in holes, a step touches 2,800 pages, more than the processor knows the addresses of
+// state lies in holes, a step touches 2,800 pages, more than the processor knows the addresses of
 // (2,048). Elements side by side in one block of memory besides gain nothing more.
 inline constexpr int64_t kSmallStateBytes = 4096;
 

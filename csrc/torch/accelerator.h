@@ -16,7 +16,7 @@ namespace fusedopt {
 struct Accelerator {
   c10::DeviceType type;
   c10::DispatchKeySet plain;  // of a dense tensor there and nothing else
-  // All on the current device and one of its streams.
+  // All functions are for the current device and one of the device's streams.
   // Why a kernel can't run there; `mixed`: on operands in several formats. Empty: it can.
   std::string (*why_not)(const Variant& variant, Dtype dtype, bool mixed, int device, void* stream);
   bool (*is_capturing)(void* stream);

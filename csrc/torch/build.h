@@ -15,7 +15,7 @@ struct Bucket {
   Variant variant;
   Dtype dtype;
   int device;
-  bool rules_on_device;  // the device makes them, from `sources` and `numbers`
+  bool rules_on_device;  // the device makes the rules, from `sources` and `numbers`
   bool mixed;
   Format formats[kMaxOperands];  // of the operands
   std::vector<TensorEntry> tensors;
@@ -30,11 +30,11 @@ struct Bucket {
   int group = -1;
   const Work* work = nullptr;
   Counts counts = {};
-  double rounding = 0;   // the count on which its noise depends
+  double rounding = 0;   // the count on which the rule's noise depends
   int64_t elements = 0;  // of all tensors
 };
 
-// The tables of one step. Their memory is kept for the next.
+// The tables of one step. The next step uses the same memory.
 struct Tables {
   std::deque<Bucket> buckets;
   std::deque<LayoutBuffer> layouts;

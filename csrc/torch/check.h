@@ -5,10 +5,10 @@
 
 namespace fusedopt {
 
-// check_state.cpp: as check_slot, of the state.
+// check_state.cpp: what check_slot is for a parameter, for the parameter's state.
 const char* check_state(Reading& reading, const Slot& slot, const Shape& shape, Work& work);
 
-// Stores a tensor where the last step's was.
+// Stores a tensor in the place of the last step's.
 void set_operand(Work& work, int k, const Operand& operand);
 void forget_operands(Work& work, int from);
 
@@ -18,7 +18,7 @@ Format stored_as(const Group& group, Dtype dtype);
 // Notes that an operand has another dtype than the parameter. Can a kernel deal with it?
 bool take_format(const Group& group, Work& work, int k, const c10::TensorImpl& tensor);
 
-// What a tensor's class makes of operators, or it alone.
+// What a tensor's class, or the tensor alone, makes of operators.
 const char* why_not_object(Reading& reading, PyObject* tensor);
 
 // The dtype of the gradient that torch's own step hands to lerp_.

@@ -8,7 +8,7 @@ namespace fusedopt {
 namespace py = pybind11;
 
 struct TensorClass {
-  bool known;             // else it has to be learned first
+  bool known;             // else the class has to be learned first
   bool is_dtensor;        // DTensor itself, and nothing derived from it
   bool has_grad;          // `grad` is Tensor's
   const char* overrides;  // what torch's step would call instead of Tensor's; null: nothing

@@ -1,5 +1,5 @@
-// Step counts and other single numbers of states in the memory of the host: how they are stored,
-// and counting them up.
+// Step counts and other single numbers of states in the memory of the host: how the numbers are
+// stored, and counting up.
 #pragma once
 
 #include <c10/core/ScalarType.h>
@@ -16,7 +16,7 @@ bool is_countable(c10::ScalarType type);
 // Any count but the usual ones.
 double next_unusual_step(const Scalar& step);
 
-// What the count of a slot's steps will be, as torch adds 1 to it in its own type. 0 if a device
+// What the count of a slot's steps will be: torch adds 1 in the count's own type. 0 if a device
 // counts; without a count, how many steps there were: 0 or 1.
 FUSEDOPT_INLINE double next_step(const Work& work, size_t scalars) {
   if (scalars == 0) return work.first ? 0 : 1;
@@ -37,17 +37,19 @@ inline double next_rounding(const Work& work) {
   return work.scalars[0].at.address == nullptr ? 1 : next_step(work, 1);
 }
 
-// The other numbers of its state too, as far as the host has them.
+// The step, and the other numbers of the state, as far as the host has them.
 Counts read_counts(const Optimizer& optimizer, const Group& group, const Work& work, double step);
 
-// Has a state the same other numbers as those, which are the other's?
+// Has a state the same single numbers, beside the step count, as another, whose numbers are
+// `counts`?
 bool has_numbers(const Work& work, const Work& other, const Counts& counts, size_t scalars);
 
-// What the others will be.
+// Computes what the single numbers beside the step count will be.
 void advance(const Optimizer& optimizer, const Group& group, const Work& work, Counts& counts);
 
-// Writes these numbers, and counts up the versions of all tensors that the sweep is about to write.
-// Can't fail. `counts` are of the slots that are ready, if there is more to count than steps.
+// Writes the single numbers, and counts up the versions of all tensors that the sweep is about to
+// write. Can't fail. `counts` are of the slots that are ready, if there is more to count than
+// steps.
 void count(const Reading& reading, const std::vector<Counts>& counts);
 
 }  // namespace fusedopt

@@ -1,4 +1,4 @@
-// DTensor: a tensor in pieces, of which this process has one, and steps it where it lies.
+// DTensor: a tensor in pieces. This process has one piece, and steps the piece where it lies.
 #pragma once
 
 #include <c10/core/TensorImpl.h>
@@ -13,15 +13,16 @@ namespace fusedopt {
 
 namespace py = pybind11;
 
-// Is it torch's class DTensor? Looks for it where it is imported already, which may run Python
-// code: until then there is no DTensor.
+// Is it torch's class DTensor? The function looks for the class where it is imported already, which
+// may run Python code: until the import there is no DTensor.
 bool is_dtensor_class(PyTypeObject* type);
 
 // Is it a DTensor, and nothing derived from it, whose class is_dtensor_class has seen?
 bool is_dtensor(PyObject* object);
 
-// A DTensor's piece on this process, and its DTensorSpec: which piece of what that is. Borrowed,
-// and null where the slots are empty. Read from the object itself: no Python code runs.
+// A DTensor's piece on this process, and the DTensorSpec, which says what part of which whole the
+// piece is. Both are borrowed, and null where the object's slots are empty. They are read from the
+// object itself: no Python code runs.
 struct Piece {
   c10::TensorImpl* local;
   PyObject* spec;
@@ -31,19 +32,19 @@ Piece piece_of(PyObject* dtensor);
 // Numbers for DTensorSpecs: equal ones cut a tensor alike, so that pieces belong together.
 //
 // Comparing specs is Python code, so a spec that wasn't seen before has no number until it is
-// learned. All that were seen are owned, which keeps their addresses from being used for others.
+// learned. All specs that were seen are owned: no other object can have their addresses then.
 class Cuts {
  public:
   static constexpr int kUnknown = -1;
   static constexpr int kUncovered = -2;  // Partial, or a placement that we don't know
 
   int number_of(PyObject* spec) const;
-  // Gives a number to each. Forgets what is in use no more, if more than `in_use` specs aren't.
+  // Gives a number to each. Forgets the specs that aren't in use, if those are more than `in_use`.
   void learn(const std::vector<py::object>& specs, size_t in_use);
 
   // Where the piece of a spec lies in the whole. Null: not learned.
   const Extent* extent_of(PyObject* spec) const;
-  // Of specs that have a number. Throws where a piece isn't one block of the whole.
+  // For specs that have a number. Throws where a piece isn't one block of the whole.
   void learn_extents(const std::vector<py::object>& specs);
 
  private:

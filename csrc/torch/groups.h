@@ -40,9 +40,9 @@ struct Precision {
   bool master;                                 // parameters are float32 in two halves
   std::optional<c10::ScalarType> state_dtype;  // of state that is made
   uint64_t seed;                               // of the noise
-  bool given;  // the group has one of the options, which may be off by now
+  bool given;  // the group has one of these options, even if the option is off by now
 
-  // What decides how tensors that are there are stepped.
+  // What decides how existing tensors are stepped.
   int kind() const { return (noisy ? 1 : 0) + (master ? 2 : 0) + (given ? 4 : 0); }
 };
 
@@ -63,9 +63,10 @@ struct Group {
   int operands;    // of a parameter: itself, its gradient, its states, its remainder
   size_t scalars;  // single numbers of a state: the optimizer's, or how often noise has rounded
   const char* torch_only;  // why torch's own step takes the whole group, or null
-  // The state's operands' places in Keys::entries.
+  // Where in Keys::entries the state's operands are.
   size_t entries[kMaxOperands];
-  // Its kernel and how its numbers are stored, to be compared at once; 0 if torch's step takes it.
+  // The group's kernel and how its numbers are stored, to be compared at once; 0 if torch's step
+  // takes the group.
   uintptr_t way;
 };
 
@@ -76,7 +77,8 @@ inline bool is_remainder(const Group& group, int operand) {
 
 struct Groups {
   std::vector<Group> all;
-  // Why torch's own step takes all as they are, or null; then the rest wasn't read to its end.
+  // Why torch's own step takes all groups as they are, or null. Where there is a reason, the rest
+  // wasn't read to its end.
   const char* whole = nullptr;
   std::vector<const c10::TensorImpl*> numbers;  // options that are tensors
   std::vector<py::object> held;  // dicts, lists and numbers, so that no Python code frees them
@@ -86,13 +88,13 @@ struct Groups {
 // null.
 const char* why_transformed();
 
-// Sequences that stand for a tuple, and their items: read once in a step.
+// Sequences that stand for a tuple, and the items: a step reads each sequence once.
 using Sequences = std::vector<std::pair<py::object, py::object>>;
 
-// Reads all options, which may run Python code: the __float__ of what is only that of a number, the
-// __iter__ of what stands for a tuple. Where torch's step would call a user's code, as a group's
-// __getitem__ or a number's __neg__, `whole` says so. With `wait`, numbers on a device are fetched
-// too.
+// Reads all options, which may run Python code: the __float__ of an object that stands for a
+// number, the __iter__ of an object that stands for a tuple. `whole` says where torch's step would
+// call a user's code, such as a group's __getitem__ or a number's __neg__. With `wait`, numbers on
+// a device are fetched too.
 Groups read_groups(const Keys& keys, const py::object& groups, bool wait, Sequences& sequences);
 
 }  // namespace fusedopt

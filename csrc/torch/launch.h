@@ -11,7 +11,7 @@ void prepare_devices(Reading& reading);
 // device.cpp: one kernel, dtype and device.
 void launch(Reading& reading, const Bucket& bucket, const Table& table);
 
-// Releases the interpreter lock meanwhile, if it takes long.
+// Releases the interpreter lock during the sweep, if the sweep takes long.
 void sweep(Reading& reading, const Tables& tables);
 
 }  // namespace fusedopt

@@ -7,7 +7,7 @@ namespace fusedopt {
 
 // Fills a reading: which parameters a kernel steps, where their tensors are, and what is needed
 // before that. Runs no Python code, changes nothing but the cache, and throws on what torch would
-// refuse. What torch has `done` is left out by its place in the lists, whatever has become of it.
+// refuse. What torch has `done` is left out, by the places in the lists, whatever is there by now.
 // With `all`, parameters without a gradient are looked at too, and errors are collected.
 void look(Reading& reading, PyObject* state, const Places& done, bool all);
 
@@ -24,14 +24,16 @@ void give_up(Reading& reading);
 // check.cpp: one parameter. Why torch's own step takes it, or null, and then `work` is filled.
 const char* check_slot(Reading& reading, const Slot& slot, c10::TensorImpl* grad, Work& work);
 
-// The same in a few instructions, where nothing has changed since the last step found all as usual.
+// Replaces check_slot by a few instructions, where nothing has changed since the last step found
+// all as usual.
 bool is_unchanged(const Keys& keys, const Group& group, const Slot& slot, c10::TensorImpl& grad,
                   Work& work);
 
-// Was it as usual, so that is_unchanged may be asked next time? Only of what check_slot took.
+// Was all of a slot as usual, so that the next step may ask is_unchanged? Only for slots that
+// check_slot took.
 bool is_usual(const Reading& reading, const Slot& slot, const Work& work);
 
-// device.cpp: have a state's single numbers to be where the parameter is, on a device?
+// device.cpp: must a state's single numbers be where the parameter is, on a device?
 bool counts_on_device(const Reading& reading, const Group& group, const Work& work);
 
 // device.cpp: why torch's own step takes a parameter on a device, or null.
@@ -40,19 +42,19 @@ const char* check_device(Reading& reading, const Slot& slot, Work& work);
 // device.cpp: does the host need numbers that are on a device?
 void find_needed_numbers(Reading& reading);
 
-// dtensor.cpp: puts the pieces of a DTensor and its gradient in their place. Why torch's own step
-// takes them, or null.
+// dtensor.cpp: puts the local pieces in the place of a DTensor and of the DTensor's gradient. Why
+// torch's own step takes them, or null.
 const char* take_pieces(Reading& reading, const Slot& slot, Work& work, c10::TensorImpl*& param,
                         c10::TensorImpl*& grad);
 // The same for a state, or without a key for a gradient, of a DTensor.
 const char* take_piece(Reading& reading, const Slot& slot, const char* key, PyObject* object,
                        const Work& work, c10::TensorImpl*& tensor);
 
-// Notes that torch's step would call a user's code, so that all is torch's. Returns the reason.
+// Notes that torch's step would call a user's code, so that torch steps all. Returns the reason.
 const char* by_user(Reading& reading, const char* reason);
 
-// For an object that isn't a tensor: throws if it is only data; else torch's step finds out whether
-// it can stand for one, and that sentence is returned.
+// For an object that isn't a tensor. Throws if the object is only data. Else torch's step finds out
+// whether the object can stand for a tensor, and the function returns the reason that says so.
 const char* why_not_tensor(Reading& reading, const Slot& slot, const std::string& what,
                            PyObject* object);
 
@@ -66,10 +68,10 @@ void read_state(const Keys& keys, PyObject* dict, PyObject** values);
 // What torch's step would call instead of Tensor's operators, or null. An unknown class is a need.
 const char* why_not_class(Reading& reading, PyObject* tensor);
 
-// The parameter's place in param_groups, and its name if it has one.
+// The parameter's place in param_groups, and the parameter's name, if there is one.
 std::string name_of(const Reading& reading, const Slot& slot);
 
-// Throws if it is an inference tensor that may not be changed here.
+// Throws if the tensor is an inference tensor that may not be changed here.
 void refuse_inference(const Reading& reading, const Slot& slot, const std::string& what,
                       const c10::TensorImpl& tensor);
 

@@ -30,7 +30,7 @@ py::list isa_names(bool only_detected) {
 py::dict optimizers() {
   py::dict all;
   for (const Optimizer& optimizer : all_optimizers()) {
-    py::list options, states, scalars;
+    py::list options, states, scalars, anew;
     py::dict filled_from;   // fresh state, from which option of the group
     py::dict filled_early;  // state that the constructor makes, from which default
     for (const Option& option : optimizer.options) options.append(option.key);
@@ -39,11 +39,15 @@ py::dict optimizers() {
       if (state.from_group != nullptr) filled_from[state.key] = state.from_group;
       if (state.from_default != nullptr) filled_early[state.key] = state.from_default;
     }
-    for (const State& scalar : optimizer.scalars) scalars.append(scalar.key);
+    for (const State& scalar : optimizer.scalars) {
+      scalars.append(scalar.key);
+      if (scalar.is_anew) anew.append(scalar.key);
+    }
     py::dict description;
     description["options"] = py::tuple(options);
     description["states"] = py::tuple(states);
     description["scalars"] = py::tuple(scalars);  // the step count first
+    description["anew"] = py::tuple(anew);        // those that are a new tensor after each step
     description["counts_steps"] = optimizer.counts_steps();
     description["computes_with_step"] = optimizer.computes_with_step;
     description["filled_from"] = filled_from;
@@ -56,7 +60,7 @@ py::dict optimizers() {
 // Why a kernel doesn't agree with the table of optimizers, or with the other compiler's; or empty.
 std::string why_not_variant(const Optimizer& optimizer, const Variant& variant) {
   const cpu::Kernel& host = *variant.cpu;
-  const size_t scalars = optimizer.scalars.size();
+  const size_t scalars = optimizer.scalars.size();  // the step count, and those of the rule
   if (host.options > static_cast<size_t>(optimizer.numbers)) return "its options";
   if (static_cast<size_t>(host.states) > optimizer.states.size()) return "its states";
   const int* keys = variant.keys;
@@ -65,13 +69,32 @@ std::string why_not_variant(const Optimizer& optimizer, const Variant& variant) 
     if (!known || std::count(keys, keys + host.states, keys[k]) != 1) return "its states' keys";
   }
   if (variant.lerp < -1 || variant.lerp >= host.states) return "the state that torch's lerp_ takes";
-  if (host.scalars != 0 && scalars != static_cast<size_t>(host.scalars) + 1) return "its numbers";
+  if (static_cast<size_t>(host.scalars) != (scalars == 0 ? 0 : scalars - 1)) return "its numbers";
   if (variant.cuda == nullptr) return "";
   const cuda::Kernel& device = *variant.cuda;
   const bool same = device.states == host.states && device.scalars == host.scalars &&
                     device.options == host.options &&
                     std::equal(host.rule_bytes, host.rule_bytes + 2, device.rule_bytes);
   return same ? "" : "what nvcc makes of it";
+}
+
+// Why an optimizer's kernels don't agree with its table, for any choice of its options; or empty.
+std::string why_not_table(const Optimizer& optimizer) {
+  unsigned reached = 0;  // which of its states any kernel has
+  for (unsigned choice = 0; choice < 1u << optimizer.numbers; ++choice) {
+    Numbers numbers = {};
+    for (int k = 0; k < optimizer.numbers; ++k) numbers[k] = choice >> k & 1;
+    const Variant variant = optimizer.variant(numbers);
+    const std::string wrong = why_not_variant(optimizer, variant);
+    if (!wrong.empty()) return wrong;
+    for (int k = 0; k < variant.cpu->states; ++k) reached |= 1u << variant.keys[k];
+  }
+  for (size_t k = 0; k < optimizer.states.size(); ++k) {
+    if ((reached >> k & 1) == 0) {
+      return std::string(optimizer.states[k].key) + ", a state of no kernel";
+    }
+  }
+  return "";
 }
 
 // Fails at import rather than by a wrong number, or by sending everything to torch.
@@ -82,13 +105,10 @@ void check_build() {
                            ". Build fusedopt again with it.");
   }
   for (const Optimizer& optimizer : all_optimizers()) {
-    for (const double option : {0.0, 1.0}) {  // which choose the fewest states, and the most
-      const std::vector<double> numbers(kMaxOptions, option);
-      const std::string wrong = why_not_variant(optimizer, optimizer.variant(numbers.data()));
-      if (wrong.empty()) continue;
-      throw py::import_error(std::string("fusedopt's ") + optimizer.name +
-                             " is not built as its table says: " + wrong);
-    }
+    const std::string wrong = why_not_table(optimizer);
+    if (wrong.empty()) continue;
+    throw py::import_error(std::string("fusedopt's ") + optimizer.name +
+                           " is not built as its table says: " + wrong);
   }
 }
 

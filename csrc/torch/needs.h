@@ -1,5 +1,5 @@
-// What a step still needs when it has looked at all objects. Everything here is owned: to satisfy a
-// need may run Python code, which may do anything, so that all is looked at anew afterwards.
+// What a step still needs after a look at all objects. Everything here is owned: to satisfy a need
+// may run Python code, which may do anything, so that the step looks at all anew afterwards.
 #pragma once
 
 #include <ATen/core/TensorBody.h>
@@ -19,7 +19,7 @@ namespace py = pybind11;
 struct Fresh {
   py::object param;
   py::object state;  // optimizer.state[param]; null: not there yet
-  // What is to be made: the optimizer's own state; what the group's precision takes beside.
+  // What is to be made: the optimizer's own state, and what the group's precision needs beside it.
   bool states;
   bool remainder;
   bool roundings;
@@ -27,7 +27,7 @@ struct Fresh {
   const Group* group;
   c10::Device scalar_device;
   std::vector<std::pair<PyObject*, at::Tensor>> entries;
-  std::vector<py::object> before;  // what was there under their keys, or null
+  std::vector<py::object> before;  // what was there under the entries' keys, or null
   bool placed = false;
 };
 
@@ -40,17 +40,17 @@ struct Untried {
 };
 
 struct Needs {
-  // To be learned, before it is known who steps what.
+  // To be learned, before the step knows whether kernels or torch step what.
   std::vector<py::object> classes;
   std::vector<py::object> specs;    // DTensorSpecs
-  std::vector<py::object> extents;  // those of which it matters where the piece lies in the whole
+  std::vector<py::object> extents;  // DTensorSpecs whose piece's place in the whole matters
   std::vector<Untried> kernels;
   bool numbers = false;  // of a device, for the host
 
   // To be provided, when the kernels are going to step.
   std::vector<at::Tensor> lazy_copies;
   std::vector<Fresh> fresh;
-  std::vector<at::Tensor> shared_gradients;  // their parameters
+  std::vector<at::Tensor> shared_gradients;  // the parameters that have them
 
   bool to_learn() const {
     return numbers || !classes.empty() || !specs.empty() || !extents.empty() || !kernels.empty();

@@ -14,7 +14,8 @@
 
 namespace fusedopt {
 
-// These are a few instructions each, and a step asks them of five tensors per parameter.
+// These functions are a few instructions each, and a step calls them for five tensors per
+// parameter.
 #define FUSEDOPT_INLINE inline __attribute__((always_inline))
 
 inline constexpr int kHost = -1;  // where another device has its number
@@ -24,8 +25,8 @@ struct Operand {
   c10::TensorImpl* tensor;
   const char* address;  // of its first element
   c10::StorageImpl* storage;
-  // Where its version is counted, borrowed as the others are. Null: an inference tensor's, which
-  // counts none.
+  // Where the tensor's version is counted, borrowed as the other pointers are. Null for an
+  // inference tensor, which counts no versions.
   void* version;
 };
 
@@ -65,8 +66,8 @@ inline bool same_sizes(const c10::TensorImpl& a, const c10::TensorImpl& b) {
   return same;
 }
 
-// The same elements at the same offsets: equal strides, wherever a dimension has more than one
-// element. The sizes are equal.
+// Are the same elements at the same offsets? Strides must be equal wherever a dimension has more
+// than one element. The sizes are equal.
 inline bool same_strides(const c10::TensorImpl& a, const c10::TensorImpl& b) {
   const auto sizes = a.sizes();
   const auto first = a.strides();
@@ -94,7 +95,8 @@ struct Shape {
 
 // Can the tensor stand beside this parameter without further questions?
 FUSEDOPT_INLINE bool fits(const c10::TensorImpl& tensor, const char* address, const Shape& shape) {
-  // All the keys, and first: an inference tensor lacks some, and a subclass answers in Python.
+  // All the keys are compared, and first: an inference tensor lacks some, and a subclass answers
+  // other questions in Python.
   if (tensor.key_set() != shape.keys || tensor.dtype() != shape.dtype || address == nullptr ||
       (shape.device != kHost && tensor.device().index() != shape.device)) {
     return false;
@@ -135,8 +137,8 @@ struct Deleters {
 };
 extern Deleters deleters;
 
-// Does the memory belong to this storage alone? It doesn't where it is shared until somebody writes
-// to it, or came from elsewhere: NumPy's, a file's, another process's.
+// Does the memory belong to this storage alone? It doesn't where storages share the memory until
+// somebody writes, or where the memory came from elsewhere: from NumPy, a file, another process.
 FUSEDOPT_INLINE bool owns_memory(const Operand& operand) {
   const auto deleter = operand.storage->_mutable_data_ptr_no_checks().get_deleter();
   return deleter == deleters.host || (deleter == deleters.device && deleter != nullptr);
@@ -147,8 +149,8 @@ inline bool is_lazily_copied(const Operand& operand) {
   return c10::impl::cow::is_cow_data_ptr(operand.storage->data_ptr());
 }
 
-// Counts up the version of what is about to be written, by torch's own bump of a borrowed
-// VariableVersion: asking the tensor for it would fetch its memory again.
+// Counts up the version of a tensor that is about to be written, by torch's own bump of a borrowed
+// VariableVersion: asking the tensor for the version would fetch the tensor's memory again.
 FUSEDOPT_INLINE void count_version(const Operand& operand) {
   if (operand.version == nullptr) return;
   alignas(c10::VariableVersion) char borrowed[sizeof(c10::VariableVersion)];
@@ -181,16 +183,16 @@ bool is_number_on_device(const c10::TensorImpl& tensor, Dtype& dtype);
 // Does more than one element refer to one place, by a stride of 0?
 bool is_expanded(const c10::TensorImpl& tensor);
 
-// May it, by any strides?
+// May more than one element refer to one place, by any strides?
 bool may_overlap_itself(const c10::TensorImpl& tensor);
 
-// Would counting up its version fail?
+// Would counting up the tensor's version fail?
 bool is_frozen_inference(const c10::TensorImpl& tensor);
 
 // The borrowed pointer's tensor, counted.
 at::Tensor tensor_of(const c10::TensorImpl* impl);
 
-// What this file takes for granted of torch's tensors, tried on a fresh one: why it doesn't hold,
+// Tries on a fresh tensor what this file takes for granted of torch's tensors. Why it doesn't hold,
 // or empty.
 std::string why_not_this_torch();
 

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstring>
+#include <type_traits>
 
 #include "cpu/kernels.h"
 #include "cuda/kernels.h"
@@ -52,7 +53,14 @@ using RpropGroup = GroupOf<RpropOptions>;
 using LionGroup = GroupOf<LionOptions>;
 
 // A key of a group and the member that has its name, so that their order is only that of messages.
-#define FUSEDOPT_AT(Group, member) int(offsetof(Group, member) / sizeof(double))
+// The numbers are copied over the struct, which a member of another type would not survive.
+template <typename Member>
+consteval int number_at(size_t offset) {
+  static_assert(std::is_same_v<Member, double>, "every option of a rule is a double");
+  return static_cast<int>(offset / sizeof(double));
+}
+
+#define FUSEDOPT_AT(Group, member) number_at<decltype(Group::member)>(offsetof(Group, member))
 #define FUSEDOPT_NUMBER(Group, name) {#name, Option::kNumber, FUSEDOPT_AT(Group, rule.name)}
 #define FUSEDOPT_PAIR(Group, name, first, second) \
   {#name, Option::kPair, FUSEDOPT_AT(Group, rule.first), FUSEDOPT_AT(Group, rule.second)}
@@ -205,7 +213,7 @@ Variant asgd(const double*) { return {FUSEDOPT_KERNELS(kAsgd), {0}, -1, false}; 
 
 Variant rprop(const double*) { return {FUSEDOPT_KERNELS(kRprop), {0, 1}, -1, false}; }
 
-Variant lion(const double*) { return {FUSEDOPT_KERNELS(kLion), {0}, 0, false}; }
+Variant lion(const double*) { return {FUSEDOPT_KERNELS(kLion), {0}, -1, false}; }
 
 const std::vector<State> kStep = {{"step"}};
 const std::vector<State> kAdamStates = {{"exp_avg"}, {"exp_avg_sq"}, {"max_exp_avg_sq"}};

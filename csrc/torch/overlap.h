@@ -30,7 +30,7 @@ inline Range range_of(const c10::TensorImpl& tensor, int owner) {
   return {begin, begin + extent_of(tensor), owner};
 }
 
-// By where they begin.
+// Sorts by the first byte.
 inline void sort(std::vector<Range>& ranges) {
   std::sort(ranges.begin(), ranges.end(),
             [](const Range& a, const Range& b) { return a.begin < b.begin; });
@@ -38,8 +38,8 @@ inline void sort(std::vector<Range>& ranges) {
   for (Range& range : ranges) range.reach = reach = std::max(reach, range.end);
 }
 
-// The owners of all of these sorted ranges that overlap another, some more than once. Tensors that
-// interleave without sharing an element count as overlapping.
+// The owners of all sorted ranges that overlap another range, some owners more than once. Tensors
+// that interleave without sharing an element count as overlapping.
 inline std::vector<int> find_overlapping(const std::vector<Range>& ranges) {
   std::vector<int> owners;
   for (size_t i = 1, furthest = 0; i < ranges.size(); ++i) {
@@ -52,7 +52,7 @@ inline std::vector<int> find_overlapping(const std::vector<Range>& ranges) {
   return owners;
 }
 
-// Calls each(owner) for all of these sorted ranges that overlap this one.
+// Calls each(owner) for all sorted ranges that overlap the range `with`.
 template <typename Each>
 void for_each_overlapping(const std::vector<Range>& ranges, const Range& with, const Each& each) {
   auto found = std::partition_point(ranges.begin(), ranges.end(),
@@ -62,7 +62,7 @@ void for_each_overlapping(const std::vector<Range>& ranges, const Range& with, c
   }
 }
 
-// A set of addresses that may take others for its own: in 6 % of all cases.
+// A set of addresses that takes up to 6 % of all other addresses for its own.
 class Filter {
  public:
   void clear(size_t entries) {
@@ -89,12 +89,12 @@ class Filter {
   std::vector<uint64_t> words_;
 };
 
-// What a step writes, as the last one left it: searched anew only where some address is another.
+// What a step writes, as the last step left it: searched anew only where an address has changed.
 struct Overlaps {
   bool known = false;
   std::vector<Range> written;  // parameters, states, counts of the slots that are ready
   std::vector<int> shared;     // the slots of those that overlap others
-  Filter storages;             // theirs
+  Filter storages;             // of what is written
   bool any_foreign = false;    // some are in memory that torch's allocators haven't made
 };
 
@@ -105,8 +105,8 @@ FUSEDOPT_INLINE bool may_be_written(const Operand& gradient, const Overlaps& ove
          !owns_memory(gradient);
 }
 
-// Hands to torch's own step, which works through them one after the other, all that share memory
-// with others: parameters and states, or a gradient with another parameter or a state.
+// Finds all parameters that share memory with others, by parameter, state or gradient, and leaves
+// them to torch's own step, which works through the parameters one after the other.
 void find_overlaps(Reading& reading, const std::vector<int>& suspects);
 
 // The slots of gradients that must be copied before they are unscaled in place: each element must

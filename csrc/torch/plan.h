@@ -22,12 +22,12 @@ class Plan {
   explicit Plan(const std::string& optimizer);
 
   // One step of all parameters that the kernels cover; None. If some are not covered, nothing is
-  // changed and they are returned as a list of (group index, [parameter index]); the caller has
-  // torch step them and calls again with that list as `stepped_by_torch`, which is None at first.
-  // True: the caller has torch step the whole optimizer as it is, since that would run code of the
-  // user's, which may see and do anything. With `max_grad_norm`, gradients are clipped by their
-  // norm, which the optimizer's attribute `grad_norm` then is; or False: the caller has to compute
-  // that, and calls again with what to multiply the gradients by as `clip`.
+  // changed and those parameters are returned as a list of (group index, [parameter index]); the
+  // caller has torch step them and calls again with that list as `stepped_by_torch`, which is None
+  // at first. True: the caller has torch step the whole optimizer as it is, since torch's step
+  // would run code of the user's, which may see and do anything. With `max_grad_norm`, the step
+  // clips by the gradients' norm and sets the optimizer's attribute `grad_norm`; or it returns
+  // False: the caller computes the norm, and calls again with the factor of all gradients as `clip`.
   py::object step(const py::object& optimizer, const py::object& grad_scale,
                   const py::object& found_inf, const py::object& stepped_by_torch,
                   const py::object& max_grad_norm, const py::object& clip);

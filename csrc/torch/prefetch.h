@@ -12,7 +12,8 @@ inline void prefetch(const void* address) {
   const char* at = static_cast<const char*>(address);
   for (size_t i = kBegin; i < kEnd; i += 64) __builtin_prefetch(at + i, kForWriting);
   if (kEnd - kBegin > 1) __builtin_prefetch(at + kEnd - 1, kForWriting);
-  // g++ 12 drops calls of a function that only prefetches: to it, they do nothing.
+  // g++ 12 drops calls of a function that only prefetches: to the compiler, such a call does
+  // nothing.
   asm volatile("");
 }
 

@@ -18,8 +18,9 @@ inline PyObject* intern(const char* text) {
 }
 
 // The state that a dict is in: a number that neither this dict in another state nor any other dict
-// ever has, so that what was read of it needn't be read again. 0 where Python doesn't keep one
-// (from 3.14 on), or not for this dict: an object's attributes may change without.
+// ever has. While the number is the same, the dict needn't be read again. 0 where Python doesn't
+// keep such a number (from 3.14 on), or not for this dict: an object's attributes may change while
+// the number stays.
 inline uint64_t version_of(PyObject* dict) {
 #if PY_VERSION_HEX < 0x030E0000
 #pragma GCC diagnostic push
@@ -32,7 +33,7 @@ inline uint64_t version_of(PyObject* dict) {
 #endif
 }
 
-// The same of a class; 0: it has none at the moment.
+// The number that says which state a class is in; 0: the class has none at the moment.
 inline unsigned version_of_class(PyTypeObject* type) {
 #if PY_VERSION_HEX < 0x030C0000
   if (!PyType_HasFeature(type, Py_TPFLAGS_VALID_VERSION_TAG)) return 0;
@@ -46,13 +47,13 @@ inline std::string group_name(int group) { return "param_groups[" + std::to_stri
 inline PyTypeObject* const kTensorType = reinterpret_cast<PyTypeObject*>(THPVariableClass);
 inline PyTypeObject* const kParameterType = reinterpret_cast<PyTypeObject*>(ParameterClass);
 
-// One of these, and nothing derived from it?
+// Is the object's class one of these two, and nothing derived from them?
 inline bool is_exact(PyObject* object) {
   return Py_TYPE(object) == kTensorType || Py_TYPE(object) == kParameterType;
 }
 
-// By the object's real type. torch's THPVariable_Check believes its __class__, which proxies and
-// mocks make up, and it runs Python code.
+// Asks the object's real type. torch's THPVariable_Check believes the object's __class__, which
+// proxies and mocks make up, and runs Python code.
 inline bool is_tensor(PyObject* object) {
   return is_exact(object) || PyType_IsSubtype(Py_TYPE(object), kTensorType);
 }
@@ -67,10 +68,10 @@ inline py::object attribute_of(PyObject* object, PyObject* name) {
   return value;
 }
 
-// A dict that nobody's class makes behave otherwise: a dict or an OrderedDict.
+// Is it a dict whose class is nobody's own: a dict or an OrderedDict?
 bool is_plain_dict(PyObject* object);
 
-// The same, or a defaultdict, as optimizer.state is: what is missing is asked for.
+// Is it a plain dict, or a defaultdict, as optimizer.state is? Missing entries are asked for.
 bool is_plain_or_default_dict(PyObject* object);
 
 // The text of a str, without running Python code; anything else gives an empty one.
@@ -79,27 +80,28 @@ std::string text_of(PyObject* object);
 // The value under a key that is text, found without running Python code; null: there is none.
 PyObject* find_text(PyObject* dict, const char* key);
 
-// An object of one of Python's own types that only hold data, such as None, a number, a str, a
-// dict: not what torch's step might find the methods of a tensor or a number on.
+// Is the object of one of Python's own types that only hold data, such as None, a number, a str, a
+// dict? Another object may have the methods of a tensor or a number, which torch's step would call.
 bool is_data(PyObject* object);
 
-// Is its class made in Python, other than torch.Tensor and Parameter?
+// Is the object's class made in Python, other than torch.Tensor and Parameter?
 inline bool is_of_users_class(PyObject* object) {
   return PyType_HasFeature(Py_TYPE(object), Py_TPFLAGS_HEAPTYPE) && !is_exact(object);
 }
 
-// May torch's step get other results from it than from its value as a float? Not from a number of
-// Python's or numpy's, a class derived from float or int that leaves their operators alone, a weak
-// reference's proxy, or what has no operators, only a __float__.
+// May torch's step get other results from an object than from the object's value as a float? Not
+// from a number of Python's or numpy's, from a class derived from float or int that leaves their
+// operators alone, from a weak reference's proxy, or from an object without operators, which has
+// only a __float__.
 bool has_own_arithmetic(PyObject* value);
 
-// An int that torch's operators have no room for.
+// Is it an int that torch's operators have no room for?
 bool is_long_integer(PyObject* value);
 
 double number_of(PyObject* value, const std::string& name);
 
-// A float, anything of Python's or numpy's that becomes one, or a tensor of one element. `name`
-// makes its name for the message.
+// The value of a float, of anything of Python's or numpy's that becomes a float, or of a tensor of
+// one element. `name` makes the option's name for the message.
 template <typename Name>
 double to_number(PyObject* value, const Name& name) {
   if (PyFloat_Check(value)) return PyFloat_AS_DOUBLE(value);

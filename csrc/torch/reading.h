@@ -20,23 +20,23 @@ namespace fusedopt {
 namespace py = pybind11;
 
 // One parameter of one group. Pointers are borrowed: they are used only within one look, and in
-// later ones while the dict that they were read from has the same version.
+// later looks while the dict from which they were read has the same version.
 struct Slot {
   PyObject* param;
   PyObject* state;  // optimizer.state[param], or null
   int group;
   int index;
-  bool is_tensor;  // not only by its own account
+  bool is_tensor;  // really, and not only as the object says
 };
 
 inline constexpr int kMaxEntries = kMaxStates + 1 + kMaxScalars + 1;
 
-// Where else a slot's objects lay. Only prefetched in the next step, so they may be stale then; but
-// not the state's, if its version is the same.
+// Where else a slot's objects lay. The next step only prefetches there, so the addresses may be
+// stale; but the state's are not, if the version of the state's dict is the same.
 struct Traces {
   const void* autograd;
   uint64_t version;              // of the state's dict
-  PyObject* state[kMaxEntries];  // its values, as Keys::entries: they are these in that version
+  PyObject* state[kMaxEntries];  // the dict's values in that version, in Keys::entries' order
 };
 
 // One number of a state.
@@ -46,25 +46,25 @@ struct Scalar {
   bool on_device;  // is it where the parameter is, on a device beside the host?
 };
 
-// A slot's tensors, checked. Kept until the next step, which compares addresses with it, and
-// prefetches what lay where: its pointers are borrowed too, and read only within one look.
+// A slot's tensors, checked. They are kept until the next step, which compares addresses with them,
+// and prefetches what lay where. The pointers are borrowed too, and read only within one look.
 struct Work {
-  const char* reason;  // why torch's own step takes it, or null
-  bool ready;          // has a gradient, and no reason
-  bool fresh;          // its state has to be created
+  const char* reason;  // why torch's own step takes the parameter, or null
+  bool ready;          // the parameter has a gradient, and there is no reason
+  bool fresh;          // the state has to be created
   bool first;          // no step has been made with this state (matters where steps aren't counted)
   bool dense;          // all operands share one dense layout
   bool any_on_device;  // of the state's single numbers
-  bool lacks_remainder;  // of what a fresh one has beside its states
+  bool lacks_remainder;  // of what a fresh state has beside the optimizer's own
   bool lacks_roundings;
-  bool move_scalars;    // some are on the host, and have to be where the parameter is
+  bool move_scalars;    // some single numbers are on the host, and must be where the parameter is
   bool moved;           // parameter or state lie elsewhere than in the last step
   bool foreign;         // parameter or state are in memory that torch's allocators haven't made
-  uintptr_t usual_way;  // where all is as usual, its group's `way`; else 0
-  caffe2::TypeMeta usual_type;  // and the parameter's dtype
+  uintptr_t usual_way;  // where all is as usual, the group's `way`; else 0
+  caffe2::TypeMeta usual_type;  // where all is as usual, the parameter's dtype
   Dtype dtype;                  // the parameter's; float64, if any operand has that
   int device;                   // kHost, or the other device's number
-  int cut;     // of a DTensor, whose pieces the operands are then; 0 for other tensors
+  int cut;                      // of a DTensor: the operands are its pieces; 0 for other tensors
   bool mixed;  // are formats of more than one kind among the operands, or of our own?
   Format formats[kMaxOperands];
   int64_t numel;
@@ -74,7 +74,8 @@ struct Work {
   Scalar scalars[1 + kMaxScalars];  // the step count first, or how often noise has rounded
 };
 
-// Asks for what looking at a slot will read, as far as it lies where the last step found it.
+// Asks for the memory that a look at a slot will read, as far as all lies where the last step found
+// it.
 void prefetch_objects(const Slot& slot, const Work& last, size_t entries);
 
 // A device beside the host that this step has met.
@@ -82,14 +83,14 @@ struct Device {
   int index;
   void* stream;
   bool capturing;
-  at::Tensor memory;  // for the rules that it makes
-  int64_t used;       // bytes of it
-  // Of numbers on another device, in use until the step is launched.
+  at::Tensor memory;  // for the rules that the device makes
+  int64_t used;       // bytes of the memory
+  // Copies of numbers on another device, in use until the step is launched.
   std::vector<std::pair<const c10::TensorImpl*, at::Tensor>> copies;
 };
 
-// What gradients are divided by and multiplied with: numbers, or where on a device they are. The
-// first is a GradScaler's, the second clips.
+// What gradients are divided by (a GradScaler's) and multiplied with (to clip): numbers, or the
+// numbers' addresses on a device.
 struct Scaler {
   bool scaled = false;
   double scale = 1;
@@ -100,26 +101,26 @@ struct Scaler {
   const c10::TensorImpl* clip_at = nullptr;  // a float64
 };
 
-// All that lives between steps: addresses, which a step compares before it uses them, and what was
+// All that lives between steps: addresses, which a step compares before any use, and what was
 // learned of objects that are owned for as long.
 struct Cache {
   std::vector<Slot> slots;
   std::vector<Work> works;                 // by slot
   std::vector<int> state_order;            // the slot of each entry of optimizer.state
   std::vector<std::pair<int, int>> twins;  // slots of one parameter: the later one, and the first
-  uint64_t states_version = 0;             // of optimizer.state, in which the slots' are these
+  uint64_t states_version = 0;             // of optimizer.state, when the slots' states were read
   Overlaps overlaps;
   Cuts cuts;
 };
 
-// What a step owns. Its end is the step's, outside of all locks: what it lets go may run Python
+// What a step owns. It ends with the step, outside of all locks: what is let go may run Python
 // code.
 struct Owned {
   std::vector<c10::intrusive_ptr<c10::TensorImpl>> gradients;
   std::vector<c10::Storage> storages;
 };
 
-// What was stepped by torch's code: groups, and the places of parameters in them.
+// What torch's code has stepped: groups, and the places of parameters in each group.
 using Places = std::vector<std::pair<int, std::vector<int>>>;
 
 struct Reading {
@@ -130,7 +131,7 @@ struct Reading {
   Needs& needs;
   const Scaler& scaler;
   bool waited;   // for the numbers of groups that are on a device
-  bool patient;  // missing state and shared gradients are needs; else they are torch's affair
+  bool patient;  // missing state and shared gradients are needs; else torch steps the parameters
   bool owning;   // other threads may replace gradients meanwhile
 
   std::vector<Group>& groups = read.all;
@@ -139,9 +140,9 @@ struct Reading {
   const Group& group_of(int slot) const { return groups[cache.slots[slot].group]; }
 
   std::vector<int> ready = {};    // the slots that the kernels step
-  std::vector<int> checked = {};  // those of them that weren't as they were
+  std::vector<int> checked = {};  // ready slots where something has changed since the last step
   bool any_for_torch = false;
-  const char* whole = nullptr;           // why torch's own step takes all as they are, or null
+  const char* whole = nullptr;           // why torch's own step takes all slots, or null
   std::vector<Device> devices = {};      // that this step meets
   std::vector<std::string> errors = {};  // by slot, if they are collected
 };

@@ -1,4 +1,5 @@
-// Which elements of the whole a DTensor's piece has: noise is a function of their numbers there.
+// Which elements of the whole a DTensor's piece has: noise is a function of an element's number in
+// the whole.
 #pragma once
 
 #include <c10/core/TensorImpl.h>
@@ -14,8 +15,8 @@ struct Extent {
   std::vector<int64_t> offsets;
 };
 
-// Elements of a piece that follow each other in the whole as well. Both count them in the order in
-// which they lie in memory.
+// Elements of a piece that follow each other in the whole as well. Piece and whole count elements
+// in the order of memory.
 struct Run {
   int64_t start;
   int64_t numel;

@@ -1,5 +1,5 @@
-// Satisfying needs: the phase of a step that may fail and may run Python code. It holds no borrowed
-// pointer, and after it all is looked at anew.
+// Satisfying needs: the phase of a step that may fail and may run Python code. The phase holds no
+// borrowed pointer, and the step looks at all anew afterwards.
 #pragma once
 
 #include "torch/needs.h"
@@ -7,7 +7,7 @@
 
 namespace fusedopt {
 
-// learn.cpp: finds out what look() must know. Throws nothing but what that raises.
+// learn.cpp: finds out what look() must know. Throws only what the Python code raises.
 void learn(const Needs& needs, Cache& cache);
 
 // provide.cpp: gives each tensor memory of its own, and makes state that is missing, all of it or
@@ -15,14 +15,14 @@ void learn(const Needs& needs, Cache& cache);
 void provide(const Keys& keys, Needs& needs, const py::object& state, const py::object& optimizer,
              std::vector<Fresh>& made);
 
-// Takes back what was made and is in place: the next step finds all as this one did.
+// Takes back what was made and is in place: the next step finds all as this step did.
 void take_back(const py::object& state, std::vector<Fresh>& made);
 
 // device.cpp: what a GradScaler hands over.
 Scaler read_scaler(const py::object& grad_scale, const py::object& found_inf,
                    const py::object& clip);
 
-// device.cpp: fetches the scaler's numbers from the device, which waits for it.
+// device.cpp: fetches the scaler's numbers from the device, which takes a wait for the device.
 void read_back(Scaler& scaler);
 
 // device.cpp: has a kernel step a few numbers on a device, once.

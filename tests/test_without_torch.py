@@ -1,4 +1,4 @@
-"""Lion, which torch.optim doesn't have: its constructor, and what happens where no kernel steps."""
+"""Optimizers that torch.optim doesn't have: constructors, and errors where no kernel steps."""
 
 from __future__ import annotations
 
@@ -9,18 +9,24 @@ from typing import Any
 
 import pytest
 import torch
+from cases import CLASS_CASES, Case, over
 from helpers import assert_identical, make_params, random, set_grads
 from torch import Tensor
 from torch.nn import Parameter
 
 import fusedopt
 
+OWN = [case for case in CLASS_CASES if not case.has_fallback]
 
-def test_is_no_class_of_torchs() -> None:
-    assert not hasattr(torch.optim, "Lion") and "Lion" in fusedopt.__all__
-    optimizer = fusedopt.Lion(make_params())
-    assert isinstance(optimizer, torch.optim.Optimizer)
-    assert optimizer.defaults == {
+
+@over(OWN, "case")
+def test_is_no_class_of_torchs(case: Case) -> None:
+    assert case.name in fusedopt.__all__
+    assert isinstance(case.make(make_params()), torch.optim.Optimizer)
+
+
+def test_lions_defaults() -> None:
+    assert fusedopt.Lion(make_params()).defaults == {
         "lr": 1e-4,
         "betas": (0.9, 0.99),
         "weight_decay": 0.0,
@@ -41,7 +47,7 @@ def test_is_no_class_of_torchs() -> None:
     ],
     ids=str,
 )
-def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
+def test_lions_options_out_of_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fusedopt.Lion(make_params(), **options)
 
@@ -65,10 +71,11 @@ def expanded(values: Tensor) -> Parameter:
 
 
 @pytest.mark.parametrize("make", [sparse, complex_numbers, expanded])
-def test_what_no_kernel_steps(make: Callable[[Tensor], Parameter]) -> None:
+@over(OWN, "case")
+def test_what_no_kernel_steps(case: Case, make: Callable[[Tensor], Parameter]) -> None:
     """An error that names the parameter and says why, and nothing has moved."""
     params = make_params([(3,), (2,)])
-    optimizer = fusedopt.Lion([{"params": params}, {"params": [make(random((3,), 5))]}])
+    optimizer = case.make([{"params": params}, {"params": [make(random((3,), 5))]}])
     set_grads(params, 0)
     before = [p.detach().clone() for p in params]
     with pytest.raises(RuntimeError, match=r"param_groups\[1\]\['params'\]\[0\]"):
@@ -76,12 +83,13 @@ def test_what_no_kernel_steps(make: Callable[[Tensor], Parameter]) -> None:
     assert_identical([p.detach() for p in params], before)
     assert not any(optimizer.state.values())
     kernels = [row.kernel for row in fusedopt.explain(optimizer).rows]
-    assert kernels == ["lion", "none"]
+    assert kernels == [case.name.lower(), "none"]
 
 
-def test_under_a_mode() -> None:
+@over(OWN, "case")
+def test_under_a_mode(case: Case) -> None:
     """Code of the user's would run in torch's step, and there is none."""
-    optimizer = fusedopt.Lion(params := make_params())
+    optimizer = case.make(params := make_params())
     set_grads(params, 0)
 
     class Mode(torch.overrides.TorchFunctionMode):
@@ -93,12 +101,29 @@ def test_under_a_mode() -> None:
     assert not any(optimizer.state.values())
 
 
-def test_copies_and_checkpoints_go_on() -> None:
-    optimizer = fusedopt.Lion(params := make_params(), lr=0.1, weight_decay=0.1)
+@over(OWN, "case")
+def test_a_users_class(case: Case) -> None:
+    class Adding(Parameter):
+        def add_(self, *args: Any, **kwargs: Any) -> Tensor:
+            return super().add_(*args, **kwargs)
+
+    params = [*make_params([(3,)]), Adding(random((2,), 1))]
+    optimizer = case.make(params)
+    set_grads(params, 0)
+    before = [p.detach().clone() for p in params]
+    with pytest.raises(RuntimeError, match="kernels only.*Adding overrides add_"):
+        optimizer.step()
+    assert all(map(torch.equal, params, before))
+    assert not any(optimizer.state.values())
+
+
+@over(OWN, "case")
+def test_copies_and_checkpoints_go_on(case: Case) -> None:
+    optimizer = case.make(params := make_params())
     set_grads(params, 0)
     optimizer.step()
     twins = [copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))]
-    loaded = fusedopt.Lion([Parameter(p.detach().clone()) for p in params])
+    loaded = case.make([Parameter(p.detach().clone()) for p in params])
     loaded.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for each in (optimizer, *twins, loaded):
         mine = each.param_groups[0]["params"]
