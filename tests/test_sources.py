@@ -29,21 +29,26 @@ def test_elements_are_computed_without_doubles() -> None:
         assert not re.search(r"\bdouble\b|\d\.|\.\d|\b\d+e", plain), (name, body)
 
 
-def declared(folder: str) -> set[str]:
-    """Returns the kernels that a folder's kernels.h declares, such as kAdam[1]."""
+def declared(folder: str, header: str = "kernels.h") -> set[str]:
+    """Returns the kernels that a header declares, such as kAdam[1]."""
     found = set()
-    text = (CSRC / folder / "kernels.h").read_text()
+    text = (CSRC / folder / header).read_text()
     for name, sizes in re.findall(r"^extern const Kernel (k\w+)((?:\[\d\])*);", text, re.MULTILINE):
         indices = itertools.product(*(range(int(size)) for size in re.findall(r"\d", sizes)))
         found |= {name + "".join(f"[{i}]" for i in each) for each in indices}
     return found
 
 
-@pytest.mark.parametrize("name", ["test_sweep.cpp", "test_cuda_sweep.cpp"])
-def test_every_kernel_is_a_case_of_the_cpp_tests(name: str) -> None:
+PASSES = declared("cpu", "passes.h")  # of no optimizer, and on the CPU only
+
+
+@pytest.mark.parametrize(
+    ("name", "passes"), [("test_sweep.cpp", PASSES), ("test_cuda_sweep.cpp", set())]
+)
+def test_every_kernel_is_a_case_of_the_cpp_tests(name: str, passes: set[str]) -> None:
     text = (ROOT / "tests" / "cpp" / name).read_text()
     cases = re.search(r"kCases = \{(.*?)^\};", text, re.MULTILINE | re.DOTALL)[1]
-    assert declared("cpu") == set(re.findall(r"cpu::(k\w+(?:\[\d\])*)", cases))
+    assert declared("cpu") | passes == set(re.findall(r"cpu::(k\w+(?:\[\d\])*)", cases))
 
 
 def definitions(pattern: str) -> dict[str, tuple[list[str], list[str]]]:
@@ -62,6 +67,8 @@ def definitions(pattern: str) -> dict[str, tuple[list[str], list[str]]]:
 def test_the_devices_have_the_same_kernels() -> None:
     """Where there is no nvcc, no compiler sees that one is missing."""
     assert declared("cuda") == declared("cpu")
-    assert definitions("cuda/*.cu") == definitions("cpu/*.cpp")
-    defined = {k.split("[")[0] for kernels, _ in definitions("cpu/*.cpp").values() for k in kernels}
+    on_the_cpu = definitions("cpu/*.cpp")
+    assert set(on_the_cpu.pop("passes")[0]) == PASSES
+    assert definitions("cuda/*.cu") == on_the_cpu
+    defined = {k.split("[")[0] for kernels, _ in on_the_cpu.values() for k in kernels}
     assert defined == {kernel.split("[")[0] for kernel in declared("cpu")}
