@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "cpu/isa.h"
+#include "torch/average.h"
 #include "torch/clip.h"
 #include "torch/operand.h"
 #include "torch/originals.h"
@@ -99,6 +100,7 @@ PYBIND11_MODULE(_C, module) {
   if (!wrong.empty()) throw py::import_error(wrong);
   check_build();
   note_originals();
+  note_averages();
   module.def("isa", [] { return cpu::kIsaNames[cpu::active_isa()]; });
   module.def("isa_built", [] { return isa_names(false); });
   module.def("isa_detected", [] { return isa_names(true); });
@@ -118,6 +120,9 @@ PYBIND11_MODULE(_C, module) {
   module.def("clip_grad_norm", &clip_grad_norm);
   module.def("clip_grads_with_norm", &clip_grads_with_norm);
   module.def("clip_grad_value", &clip_grad_value);
+  // torch.optim.swa_utils' averages; False: torch's own has to do it.
+  module.def("update_parameters", &update_parameters);
+  module.def("average_tensors", &average_tensors);
   // For tests.
   module.def("_set_accelerator", [](const std::optional<py::capsule>& other) {
     set_accelerator(other ? other->get_pointer<const Accelerator>() : nullptr);
