@@ -169,6 +169,10 @@ bool update_parameters(const py::object& averaged, const py::object& model) {
       !pairs.may_write_beside(&target.num_averaged)) {
     return false;
   }
+  if (pairs.takes_long()) {
+    averages.own();
+    newest.own();
+  }
   pairs.write();
   ++*static_cast<int64_t*>(target.num_averaged.mutable_data_ptr());
   target.num_averaged.unsafeGetTensorImpl()->bump_version();

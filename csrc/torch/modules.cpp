@@ -3,10 +3,11 @@
 
 #include <torch/csrc/autograd/python_variable.h>
 
-#include <cstdint>
 #include <unordered_map>
+#include <utility>
 
 #include "torch/attributes.h"
+#include "torch/seen.h"
 
 namespace fusedopt {
 
@@ -60,38 +61,6 @@ const ModuleClass& class_of(PyObject* object) {
   return known;
 }
 
-// Which objects were seen.
-class Seen {
- public:
-  // Was it new?
-  bool add(const void* object) {
-    if (2 * ++count_ > slots_.size()) grow();
-    return put(object);
-  }
-
- private:
-  bool put(const void* object) {
-    const size_t mask = slots_.size() - 1;
-    size_t at = (reinterpret_cast<uintptr_t>(object) >> 4) * 0x9e3779b97f4a7c15u >> 20 & mask;
-    for (; slots_[at] != nullptr; at = (at + 1) & mask) {
-      if (slots_[at] == object) return false;
-    }
-    slots_[at] = object;
-    return true;
-  }
-
-  void grow() {
-    std::vector<const void*> before(slots_.empty() ? 64 : 2 * slots_.size());
-    before.swap(slots_);
-    for (const void* object : before) {
-      if (object != nullptr) put(object);
-    }
-  }
-
-  std::vector<const void*> slots_;
-  size_t count_ = 0;
-};
-
 class Walk {
  public:
   explicit Walk(Members& members) : members_(members) {}
@@ -126,7 +95,7 @@ class Walk {
     while (PyDict_Next(dict, &position, &name, &object)) {
       if (object == Py_None) continue;
       if (!PyUnicode_CheckExact(name) || !is_exact(object)) return false;
-      if (seen.add(object)) all.push_back({THPVariable_Unpack(object), {}});
+      if (seen.add(object)) members_.add(object, all);
     }
     return true;
   }
@@ -138,6 +107,38 @@ class Walk {
 };
 
 }  // namespace
+
+Members::~Members() {
+  for (std::vector<Covered>* all : {&parameters, &buffers}) {
+    for (Covered& item : *all) {
+      if (!owned_) item.tensor.unsafeReleaseTensorImpl();
+    }
+  }
+  parameters.clear();
+  buffers.clear();
+  for (PyObject* object : objects_) Py_DECREF(object);
+}
+
+void Members::add(PyObject* tensor, std::vector<Covered>& all) {
+  objects_.push_back(tensor);
+  Py_INCREF(tensor);
+  at::TensorImpl* impl = THPVariable_Unpack(tensor).unsafeGetTensorImpl();
+  all.push_back(
+      {at::Tensor(c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>::reclaim(impl)),
+       {}});
+}
+
+void Members::own() {
+  if (owned_) return;
+  for (std::vector<Covered>* all : {&parameters, &buffers}) {
+    for (Covered& item : *all) {
+      at::Tensor counted = item.tensor;
+      item.tensor.unsafeReleaseTensorImpl();
+      item.tensor = std::move(counted);
+    }
+  }
+  owned_ = true;
+}
 
 void note_modules() { module_names(); }
 

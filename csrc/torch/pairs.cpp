@@ -9,6 +9,7 @@
 #include "engine/tuning.h"
 #include "torch/operand.h"
 #include "torch/overlap.h"
+#include "torch/seen.h"
 
 namespace fusedopt {
 
@@ -53,6 +54,12 @@ void unshare_memory(const std::vector<Pair>& pairs) {
       pair.target->tensor.mutable_data_ptr();
     }
   }
+}
+
+int64_t elements_of(const std::vector<Pair>& pairs) {
+  int64_t elements = 0;
+  for (const Pair& pair : pairs) elements += tensor_in(*pair.target).numel();
+  return elements;
 }
 
 void count_versions_of(const std::vector<Pair>& pairs) {
@@ -139,7 +146,32 @@ bool Pairs::add_average(Covered& target, Covered& source) {
          formula_.takes_integers();
 }
 
+// Has each that is written a storage to itself? That is quickly seen, and usual.
+bool Pairs::have_own_memory(const at::Tensor* other) const {
+  Seen storages;
+  const auto is_new = [&](const at::Tensor& tensor) {
+    c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
+    return impl.is_non_overlapping_and_dense() && owns_memory(operand_of(impl)) &&
+           storages.add(impl.unsafe_storage().unsafeGetStorageImpl());
+  };
+  if (other != nullptr && !is_new(*other)) return false;
+  const auto lists = {&averaged_, &integers_, &copied_};
+  for (const auto* pairs : lists) {
+    for (const Pair& pair : *pairs) {
+      if (!is_new(pair.target->tensor)) return false;
+    }
+  }
+  for (const auto* pairs : lists) {
+    for (const Pair& pair : *pairs) {
+      const Operand source = operand_of(tensor_in(*pair.source));
+      if (!owns_memory(source) || storages.has(source.storage)) return false;
+    }
+  }
+  return true;
+}
+
 bool Pairs::may_write_beside(const at::Tensor* other) const {
+  if (have_own_memory(other)) return true;
   const auto lists = {&averaged_, &integers_, &copied_};
   Ranges ranges(averaged_.size() + integers_.size() + copied_.size() + 1);
   if (other != nullptr && !ranges.add(*other->unsafeGetTensorImpl())) return false;
@@ -157,11 +189,13 @@ bool Pairs::may_write_beside(const at::Tensor* other) const {
   return true;
 }
 
+bool Pairs::takes_long() const {
+  return elements_of(copied_) >= kReleaseElements || elements_of(averaged_) >= kReleaseElements;
+}
+
 void Pairs::copy() {
-  int64_t elements = 0;
-  for (const Pair& pair : copied_) elements += pair.target->tensor.numel();
   std::optional<py::gil_scoped_release> release;
-  if (elements >= kReleaseElements) release.emplace();
+  if (elements_of(copied_) >= kReleaseElements) release.emplace();
   for (const Pair& pair : copied_) copy_pair(pair);
 }
 

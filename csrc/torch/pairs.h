@@ -21,10 +21,12 @@ class Pairs {
   // May all be written, and this as well? Not where memory is shared.
   bool may_write_beside(const at::Tensor* other) const;
 
-  // Releases the interpreter lock meanwhile, if it takes long.
+  // Will writing take so long that the interpreter lock is released meanwhile?
+  bool takes_long() const;
   void write();
 
  private:
+  bool have_own_memory(const at::Tensor* other) const;
   bool add_average(Covered& target, Covered& source);
   bool add_copy(const Covered& target, const Covered& source);
   void copy();
