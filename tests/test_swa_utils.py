@@ -300,7 +300,8 @@ def test_unlike_dtypes_are_torchs() -> None:
     both = Both(nn.Linear(2, 2).bfloat16(), "default")
     both.ours.float()
     both.torchs.float()
-    both.update()
+    both.update(1)
+    both.update(2, fast=False)
     both.assert_same()
 
 

@@ -19,7 +19,7 @@ Formula formula_with(const Function& function, int64_t num_averaged, double reci
   const double rest = function.decay ? 1 - *function.decay : reciprocal;
   if (function.multi) return {function, count, &cpu::kAverage, {rest}, false};
   if (function.decay) return {function, count, &cpu::kWeighted, {*function.decay, rest}, false};
-  return {function, count, &cpu::kMean, {count}, true};
+  return {function, count, &cpu::kMean, {count}, false};
 }
 
 template <typename T>
@@ -92,7 +92,7 @@ std::optional<Formula> formula_of(const py::object& attributes, int64_t num_aver
   }
   Formula formula = formula_with(*function, num_averaged, *reciprocal);
   PyObject* dtype = find(attributes, own_dtype);
-  formula.mixed = formula.mixed || (dtype != nullptr && dtype != Py_None);
+  formula.mixed = dtype != nullptr && dtype != Py_None;
   return formula;
 }
 
