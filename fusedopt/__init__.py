@@ -13,9 +13,9 @@ from fusedopt._check import check as _check_build
 _check_build()
 
 import torch.optim as _torch_optim  # noqa: E402
-from torch.optim import lr_scheduler, swa_utils  # noqa: E402, F401
+from torch.optim import lr_scheduler  # noqa: E402, F401
 
-from fusedopt import _C  # noqa: E402
+from fusedopt import _C, swa_utils  # noqa: E402, F401
 from fusedopt._build_info import VERSION as __version__  # noqa: E402, F401
 from fusedopt.adadelta import Adadelta  # noqa: E402, F401
 from fusedopt.adagrad import Adagrad  # noqa: E402, F401

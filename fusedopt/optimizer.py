@@ -16,7 +16,7 @@ from fusedopt.amp import replaces_step, unscales_by_itself
 from fusedopt.checkpoint import keep_numbers, keeping_numbers
 from fusedopt.constructors import add_options
 from fusedopt.fallback import SCALERS, step_by_torch
-from fusedopt.hooks import around, has_step_hooks
+from fusedopt.hooks import around, has_step_hooks, is_recorded
 from fusedopt.norms import note_norm
 from fusedopt.precision import PRECISION, check_precision
 
@@ -132,6 +132,19 @@ class FusedOptimizer(Optimizer):
                 self.__dict__.pop(key, None)
             raise
         return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Resets the gradients of all parameters, as torch.optim's.
+
+        Args:
+            set_to_none: Set them to None, rather than to zero in place.
+        """
+        if (
+            torch.compiler.is_compiling()
+            or is_recorded()
+            or not _C.zero_grad(self, FusedOptimizer, set_to_none)
+        ):
+            super().zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as torch.optim's.

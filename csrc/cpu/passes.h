@@ -7,6 +7,8 @@ namespace fusedopt::cpu {
 
 extern const Kernel kAverage;
 extern const Kernel kClamp;
+extern const Kernel kMean;
 extern const Kernel kScale;
+extern const Kernel kWeighted;
 
 }  // namespace fusedopt::cpu

@@ -8,11 +8,13 @@
 #include <optional>
 
 #include "cpu/isa.h"
+#include "torch/average.h"
 #include "torch/clip.h"
 #include "torch/operand.h"
 #include "torch/originals.h"
 #include "torch/plan.h"
 #include "torch/stream.h"
+#include "torch/zero_grad.h"
 
 namespace fusedopt {
 
@@ -119,6 +121,8 @@ PYBIND11_MODULE(_C, module) {
   if (!wrong.empty()) throw py::import_error(wrong);
   check_build();
   note_originals();
+  note_averages();
+  note_zero_grad();
   module.def("isa", [] { return cpu::kIsaNames[cpu::active_isa()]; });
   module.def("isa_built", [] { return isa_names(false); });
   module.def("isa_detected", [] { return isa_names(true); });
@@ -138,6 +142,11 @@ PYBIND11_MODULE(_C, module) {
   module.def("clip_grad_norm", &clip_grad_norm);
   module.def("clip_grads_with_norm", &clip_grads_with_norm);
   module.def("clip_grad_value", &clip_grad_value);
+  // torch.optim.swa_utils' averages; False: torch's own has to do it.
+  module.def("update_parameters", &update_parameters);
+  module.def("average_tensors", &average_tensors);
+  // torch.optim.Optimizer.zero_grad; False: torch's own has to do it.
+  module.def("zero_grad", &zero_grad);
   // For tests.
   module.def("_set_accelerator", [](const std::optional<py::capsule>& other) {
     set_accelerator(other ? other->get_pointer<const Accelerator>() : nullptr);

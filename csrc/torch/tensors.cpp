@@ -177,8 +177,16 @@ void sweep_pairs(const cpu::Kernel& kernel, const double* options, const std::ve
     elements += pair.target->tensor.numel();
     add_pair(pair, bucket_for(buckets, pair.target->dtype, pair.source->dtype), layouts);
   }
+  // While the lock is released other threads may give tensors other memory.
+  std::vector<c10::Storage> storages;
   std::optional<py::gil_scoped_release> release;
-  if (elements >= kReleaseElements) release.emplace();
+  if (elements >= kReleaseElements) {
+    for (const Pair& pair : pairs) {
+      storages.push_back(pair.target->tensor.storage());
+      storages.push_back(pair.source->tensor.storage());
+    }
+    release.emplace();
+  }
   for (const PairBucket& bucket : buckets) sweep(kernel, options, bucket);
 }
 

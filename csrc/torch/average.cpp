@@ -1,0 +1,204 @@
+// Averaging: reads modules, and writes averages, buffers and how many values there are.
+#include "torch/average.h"
+
+#include <c10/core/InferenceMode.h>
+
+#include <initializer_list>
+#include <optional>
+#include <vector>
+
+#include "cpu/passes.h"
+#include "torch/attributes.h"
+#include "torch/formula.h"
+#include "torch/groups.h"
+#include "torch/modules.h"
+#include "torch/originals.h"
+#include "torch/pairs.h"
+
+namespace fusedopt {
+
+namespace {
+
+// What torch's method looks up in the average's class and in its attributes.
+constexpr const char* kOfAverages[] = {"__getattr__",     "__setattr__", "avg_fn",
+                                       "module",          "n_averaged",  "multi_avg_fn",
+                                       "register_buffer", "use_buffers"};
+constexpr const char* kOfAveragedTensors[] = {"__add__",  "__eq__",       "__gt__",
+                                              "__iadd__", "__rtruediv__", "to"};
+constexpr const char* kOfTorchsAverages[] = {"update_parameters"};
+
+struct AverageNames {
+  Attributes averages;
+  Attributes torchs;
+  Attributes tensors;
+  Attributes parameters;
+  Functions functions;
+  Functions of_torch;
+  Functions of_modules;
+  PyTypeObject* type;  // torch's AveragedModel
+  PyObject* buffers = intern("_buffers");
+  PyObject* modules = intern("_modules");
+  PyObject* parameters_key = intern("_parameters");
+  PyObject* module = intern("module");
+  PyObject* n_averaged = intern("n_averaged");
+  PyObject* use_buffers = intern("use_buffers");
+};
+
+Functions noted_functions(const char* module, std::initializer_list<const char*> names) {
+  Functions functions(py::module_::import(module));
+  for (const char* name : names) functions.note(name);
+  return functions;
+}
+
+AverageNames& average_names() {
+  static auto* const all = [] {
+    const auto swa_utils = py::module_::import("torch.optim.swa_utils");
+    py::object averaged = swa_utils.attr("AveragedModel");
+    auto* const type = reinterpret_cast<PyTypeObject*>(averaged.release().ptr());
+    return new AverageNames{
+        {type, kOfAverages},
+        {type, kOfTorchsAverages},
+        {kTensorType, kOfAveragedTensors},
+        {kParameterType, kOfAveragedTensors},
+        noted_functions("torch.optim.swa_utils",
+                        {"_get_foreach_kernels_supported_devices",
+                         "_group_tensors_by_device_and_dtype", "get_swa_avg_fn", "get_ema_avg_fn",
+                         "get_ema_multi_avg_fn", "get_swa_multi_avg_fn", "itertools", "torch"}),
+        noted_functions("torch", {"_foreach_lerp_", "is_complex", "is_floating_point", "no_grad"}),
+        noted_functions("torch.nn.modules.module", {"_global_buffer_registration_hooks"}),
+        type};
+  }();
+  return *all;
+}
+
+// Is all of torch's own that its method would call?
+bool is_torchs(PyObject* averaged) {
+  AverageNames& all = average_names();
+  return why_transformed() == nullptr && !c10::InferenceMode::is_enabled() &&
+         why_not_original(nullptr, averaged) == nullptr && all.tensors.same_in(kTensorType) &&
+         all.parameters.same_in(kParameterType) && all.torchs.same_in(all.type) &&
+         all.functions.same() && all.of_torch.same() && all.of_modules.same();
+}
+
+// An AveragedModel with the attributes that its constructor gives it.
+struct Averaged {
+  py::object attributes;
+  PyObject* module;
+  at::Tensor num_averaged;
+  bool use_buffers;
+};
+
+bool is_count(const at::Tensor& number) {
+  const c10::TensorImpl& tensor = *number.unsafeGetTensorImpl();
+  return tensor.key_set() == kPlainKeys && tensor.dim() == 0 && is_allocated(tensor) &&
+         tensor.dtype() == caffe2::TypeMeta::Make<int64_t>();
+}
+
+bool any_buffer_hook() {
+  static const py::object hooks =
+      py::module_::import("torch.nn.modules.module").attr("_global_buffer_registration_hooks");
+  return !PyDict_Check(hooks.ptr()) || PyDict_GET_SIZE(hooks.ptr()) != 0;
+}
+
+bool read_averaged(PyObject* object, Averaged& averaged) {
+  AverageNames& all = average_names();
+  averaged.attributes = dict_of(object);
+  if (!averaged.attributes || !all.averages.same_in(Py_TYPE(object)) ||
+      all.averages.hidden_by(averaged.attributes.ptr()) || any_buffer_hook() ||
+      find(averaged.attributes, all.module) != nullptr ||
+      find(averaged.attributes, all.n_averaged) != nullptr) {
+    return false;
+  }
+  PyObject* use_buffers = find(averaged.attributes, all.use_buffers);
+  if (use_buffers != Py_True && use_buffers != Py_False) return false;
+  averaged.use_buffers = use_buffers == Py_True;
+  // Nothing beside the module and the number, so that its parameters are the module's.
+  const auto only = [&](PyObject* key, PyObject* name) -> PyObject* {
+    PyObject* dict = find(averaged.attributes, key);
+    if (dict == nullptr || !PyDict_CheckExact(dict) || PyDict_GET_SIZE(dict) != 1) return nullptr;
+    return PyDict_GetItemWithError(dict, name);
+  };
+  averaged.module = only(all.modules, all.module);
+  PyObject* number = only(all.buffers, all.n_averaged);
+  PyObject* parameters = find(averaged.attributes, all.parameters_key);
+  if (averaged.module == nullptr || number == nullptr || !is_exact(number) ||
+      parameters == nullptr || !PyDict_CheckExact(parameters) || PyDict_GET_SIZE(parameters) != 0) {
+    return false;
+  }
+  averaged.num_averaged = THPVariable_Unpack(number);
+  return is_count(averaged.num_averaged);
+}
+
+// Of the newest value, as torch computes it of what it is given.
+std::optional<double> weight_after(const py::object& num_averaged) {
+  PyObject* number = num_averaged.ptr();
+  if (PyLong_CheckExact(number)) {
+    const double count = PyLong_AsDouble(number);
+    if (count >= 0 && count < 1e15) return 1 / (count + 1);
+    PyErr_Clear();
+    return {};
+  }
+  if (!is_exact(number) || !is_count(THPVariable_Unpack(number))) return {};
+  return reciprocal_after(
+      *static_cast<const int64_t*>(THPVariable_Unpack(number).const_data_ptr()));
+}
+
+}  // namespace
+
+void note_averages() {
+  note_modules();
+  average_names();
+}
+
+bool update_parameters(const py::object& averaged, const py::object& model) {
+  Averaged target;
+  if (!is_torchs(averaged.ptr()) || !read_averaged(averaged.ptr(), target)) return false;
+  const auto* const number = static_cast<const int64_t*>(target.num_averaged.const_data_ptr());
+  const auto formula = formula_of(target.attributes, *number);
+  Members averages;
+  Members newest;
+  // Whose parameters() and buffers() are called.
+  if (*number < 0 || !formula || !has_own_members(averaged.ptr()) ||
+      !gather(target.module, averages) || !gather(model.ptr(), newest)) {
+    return false;
+  }
+  Pairs pairs(*formula);
+  const bool first = *number == 0;
+  if (averages.parameters.empty() || !pairs.add(averages.parameters, newest.parameters, first) ||
+      !pairs.add(averages.buffers, newest.buffers, first || !target.use_buffers) ||
+      !pairs.may_write_beside(&target.num_averaged)) {
+    return false;
+  }
+  if (pairs.takes_long()) {
+    averages.own();
+    newest.own();
+  }
+  pairs.write();
+  ++*static_cast<int64_t*>(target.num_averaged.mutable_data_ptr());
+  target.num_averaged.unsafeGetTensorImpl()->bump_version();
+  return true;
+}
+
+bool average_tensors(const py::object& function, const py::object& averages,
+                     const py::object& newest, const py::object& num_averaged) {
+  const auto known = function_of(function.ptr());
+  const auto is_list = [](const py::object& object) {
+    return PyList_CheckExact(object.ptr()) || PyTuple_CheckExact(object.ptr());
+  };
+  if (!known || !known->multi || !is_torchs(averages.ptr()) || !is_list(averages) ||
+      !is_list(newest)) {
+    return false;
+  }
+  const auto rest = known->decay ? std::optional(1 - *known->decay) : weight_after(num_averaged);
+  std::vector<Covered> targets;
+  std::vector<Covered> sources;
+  if (!rest || !read_tensors(averages, targets) || !read_tensors(newest, sources)) return false;
+  Pairs pairs({{true, {}}, 0, &cpu::kAverage, {*rest}, false});
+  if (targets.empty() || !pairs.add(targets, sources, false) || !pairs.may_write_beside(nullptr)) {
+    return false;
+  }
+  pairs.write();
+  return true;
+}
+
+}  // namespace fusedopt

@@ -1,0 +1,54 @@
+// torch.nn.Modules and what they hold: reads their dicts, and runs no Python code.
+#pragma once
+
+#include <vector>
+
+#include "torch/python.h"
+#include "torch/tensors.h"
+
+namespace fusedopt {
+
+// What a module's parameters() and buffers() give, in this order and each once. The tensors' Python
+// objects are held; the tensors themselves are borrowed from them until own(), as counting their
+// references takes 20 ns for each of them: where there is an object, torch counts its own too.
+class Members {
+ public:
+  Members() = default;
+  Members(const Members&) = delete;
+  Members& operator=(const Members&) = delete;
+  ~Members();
+
+  void add(PyObject* tensor, std::vector<Covered>& all);
+
+  // Before the interpreter's lock is released.
+  void own();
+
+  std::vector<Covered> parameters;
+  std::vector<Covered> buffers;
+
+ private:
+  std::vector<PyObject*> objects_;
+  bool owned_ = false;
+};
+
+// Notes torch.nn.Module's methods. To be called once, before users can replace any.
+void note_modules();
+
+// Gathers them. False: what gathers them in Python has to be asked, as it is another's than
+// torch's, or an object is none that torch would put there.
+bool gather(PyObject* module, Members& members);
+
+// Are its parameters() and buffers() torch's own, whatever its submodules do?
+bool has_own_members(PyObject* module);
+
+// A module's attributes, owned.
+py::object dict_of(PyObject* object);
+
+// Borrowed, under a key that intern() made; null: there is none.
+inline PyObject* find(const py::object& dict, PyObject* key) {
+  PyObject* value = dict ? PyDict_GetItemWithError(dict.ptr(), key) : nullptr;
+  if (value == nullptr) PyErr_Clear();
+  return value;
+}
+
+}  // namespace fusedopt

@@ -1,0 +1,41 @@
+// Averages beside the newest values: which are written by what, all or none.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+#include "torch/formula.h"
+#include "torch/tensors.h"
+
+namespace fusedopt {
+
+class Pairs {
+ public:
+  explicit Pairs(const Formula& formula) : formula_(formula) {}
+
+  // Averages and newest values, which have to outlive this, or copies of them. False: torch's own
+  // function has to take them.
+  bool add(std::vector<Covered>& targets, std::vector<Covered>& sources, bool copied);
+
+  // May all be written, and this as well? Not where memory is shared.
+  bool may_write_beside(const at::Tensor* other) const;
+
+  // Will writing take so long that the interpreter lock is released meanwhile?
+  bool takes_long() const;
+  void write();
+
+ private:
+  bool have_own_memory(const at::Tensor* other) const;
+  bool add_average(Covered& target, Covered& source);
+  bool add_copy(const Covered& target, const Covered& source);
+  void copy();
+  void average_integers();
+
+  Formula formula_;
+  std::vector<Pair> averaged_;
+  std::vector<Pair> integers_;
+  std::vector<Pair> copied_;
+};
+
+}  // namespace fusedopt

@@ -1,0 +1,205 @@
+// Dropping and zeroing gradients: reads an optimizer's groups, and writes gradients only. What is
+// dropped is let go at the very end: that may run a user's code.
+#include "torch/zero_grad.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <cstring>
+#include <optional>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "engine/tuning.h"
+#include "torch/attributes.h"
+#include "torch/groups.h"
+#include "torch/modules.h"
+#include "torch/originals.h"
+#include "torch/tensors.h"
+
+namespace fusedopt {
+
+namespace {
+
+using torch::autograd::AutogradMeta;
+
+// Up to so many bytes are zeroed here; torch shares more among its threads.
+constexpr size_t kSmallZero = 131072;
+
+// What torch's method looks up in the optimizer.
+constexpr const char* kOfZeroing[] = {"__getattribute__", "_zero_grad_profile_name", "defaults",
+                                      "param_groups"};
+constexpr const char* kOfZeroed[] = {"detach_", "grad", "grad_fn", "is_sparse", "requires_grad_"};
+
+struct ZeroNames {
+  Attributes optimizers;
+  Attributes tensors;
+  Attributes parameters;
+  Functions profiler;
+  Functions functions;
+  py::object method;  // torch's
+  PyObject* zero_grad = intern("zero_grad");
+  PyObject* profile_name = intern("_zero_grad_profile_name");
+  PyObject* defaults = intern("defaults");
+  PyObject* param_groups = intern("param_groups");
+  PyObject* params = intern("params");
+};
+
+ZeroNames& zero_names() {
+  static auto* const all = [] {
+    py::object optimizer = py::module_::import("torch.optim").attr("Optimizer");
+    auto* const type = reinterpret_cast<PyTypeObject*>(optimizer.release().ptr());
+    py::object method =
+        py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(type)).attr("zero_grad");
+    Functions profiler(py::module_::import("torch.autograd.profiler"));
+    profiler.note("record_function");
+    Functions functions(py::module_::import("torch"));
+    functions.note("_foreach_zero_");
+    return new ZeroNames{{type, kOfZeroing},
+                         {kTensorType, kOfZeroed},
+                         {kParameterType, kOfZeroed},
+                         profiler,
+                         functions,
+                         method};
+  }();
+  return *all;
+}
+
+// Would the method of ours, called of this class, call torch's?
+bool finds_torchs(PyTypeObject* type, PyObject* ours) {
+  bool after = false;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(type->tp_mro); ++i) {
+    PyObject* base = PyTuple_GET_ITEM(type->tp_mro, i);
+    if (after) {
+      const auto* class_dict = reinterpret_cast<PyTypeObject*>(base)->tp_dict;
+      PyObject* found =
+          class_dict == nullptr
+              ? nullptr
+              : PyDict_GetItemWithError(const_cast<PyObject*>(class_dict), zero_names().zero_grad);
+      if (found != nullptr) return is_same(found, zero_names().method);
+    }
+    after = after || base == ours;
+  }
+  return false;
+}
+
+// The same, and are the class's attributes as torch's? Known of a class until it is changed.
+bool is_usual_class(PyTypeObject* type, PyObject* ours) {
+  struct Known {
+    unsigned tag;
+    bool usual;
+  };
+  static auto* const classes = new std::unordered_map<PyTypeObject*, Known>;
+  Known& known = (*classes)[type];
+  if (known.tag != 0 && known.tag == version_of_class(type)) return known.usual;
+  known.usual = zero_names().optimizers.compare(type) && finds_torchs(type, ours);
+  known.tag = version_of_class(type);
+  return known.usual;
+}
+
+bool is_torchs_zero_grad(PyObject* optimizer, PyObject* ours) {
+  ZeroNames& all = zero_names();
+  return why_transformed() == nullptr && why_not_original(nullptr, optimizer) == nullptr &&
+         all.tensors.same_in(kTensorType) && all.parameters.same_in(kParameterType) &&
+         all.profiler.same() && all.functions.same() && is_usual_class(Py_TYPE(optimizer), ours);
+}
+
+// Calls each(parameter) until one returns false, which is returned then.
+template <typename Each>
+bool for_each_parameter(const py::object& attributes, const Each& each) {
+  ZeroNames& all = zero_names();
+  PyObject* groups = find(attributes, all.param_groups);
+  PyObject* defaults = find(attributes, all.defaults);
+  if (groups == nullptr || !PyList_CheckExact(groups) || defaults == nullptr ||
+      !PyDict_CheckExact(defaults) || find(attributes, all.profile_name) == nullptr) {
+    return false;
+  }
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(groups); ++i) {
+    PyObject* group = PyList_GET_ITEM(groups, i);
+    if (!PyDict_CheckExact(group)) return false;
+    PyObject* params = PyDict_GetItemWithError(group, all.params);
+    if (params == nullptr) PyErr_Clear();
+    if (params == nullptr || (!PyList_CheckExact(params) && !PyTuple_CheckExact(params))) {
+      return false;
+    }
+    for (Py_ssize_t j = 0; j < PySequence_Fast_GET_SIZE(params); ++j) {
+      PyObject* param = PySequence_Fast_GET_ITEM(params, j);
+      if (!is_exact(param) || !each(param)) return false;
+    }
+  }
+  return true;
+}
+
+// Null: torch's `param.grad` is None. Sets `warns` where it would say so in words.
+AutogradMeta* holder_of(PyObject* param, bool& warns) {
+  const at::Tensor& tensor = THPVariable_Unpack(param);
+  auto* const meta = static_cast<AutogradMeta*>(tensor.unsafeGetTensorImpl()->autograd_meta());
+  if (meta == nullptr) return nullptr;
+  if (meta->grad_.defined()) return meta;
+  warns = warns || (meta->grad_fn_ != nullptr && !tensor.is_leaf() && !tensor.retains_grad());
+  return nullptr;
+}
+
+bool drop_gradients(const py::object& attributes) {
+  std::vector<AutogradMeta*> holders;
+  bool warns = false;
+  const bool usual = for_each_parameter(attributes, [&](PyObject* param) {
+    AutogradMeta* holder = holder_of(param, warns);
+    if (holder != nullptr) holders.push_back(holder);
+    return !warns;
+  });
+  if (!usual) return false;
+  std::vector<at::Tensor> dropped;
+  dropped.reserve(holders.size());
+  for (AutogradMeta* holder : holders) dropped.push_back(std::move(holder->grad_));
+  return true;
+}
+
+// May it be zeroed as it lies in memory?
+bool is_plain_gradient(const at::Tensor& grad) {
+  return is_covered(grad) && grad.unsafeGetTensorImpl()->is_non_overlapping_and_dense() &&
+         grad.grad_fn() == nullptr;
+}
+
+void zero(at::Tensor& grad) {
+  if (grad.requires_grad()) grad.set_requires_grad(false);
+  if (grad.nbytes() <= kSmallZero) {
+    if (grad.nbytes() != 0) std::memset(grad.mutable_data_ptr(), 0, grad.nbytes());
+  } else {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    grad.zero_();
+  }
+  count_version(operand_of(*grad.unsafeGetTensorImpl()));
+}
+
+bool zero_gradients(const py::object& attributes) {
+  std::vector<at::Tensor> grads;  // owned: autograd replaces them without the interpreter's lock
+  int64_t elements = 0;
+  bool warns = false;
+  const bool usual = for_each_parameter(attributes, [&](PyObject* param) {
+    const AutogradMeta* holder = holder_of(param, warns);
+    if (holder == nullptr) return !warns;
+    grads.push_back(holder->grad_);
+    elements += grads.back().numel();
+    return is_plain_gradient(grads.back());
+  });
+  if (!usual) return false;
+  std::optional<py::gil_scoped_release> release;
+  if (elements >= kReleaseElements) release.emplace();
+  for (at::Tensor& grad : grads) zero(grad);
+  return true;
+}
+
+}  // namespace
+
+void note_zero_grad() { zero_names(); }
+
+bool zero_grad(const py::object& optimizer, const py::object& ours, const py::object& set_to_none) {
+  const bool known = set_to_none.ptr() == Py_True || set_to_none.ptr() == Py_False;
+  if (!known || !is_torchs_zero_grad(optimizer.ptr(), ours.ptr())) return false;
+  const py::object attributes = dict_of(optimizer.ptr());
+  return set_to_none.ptr() == Py_True ? drop_gradients(attributes) : zero_gradients(attributes);
+}
+
+}  // namespace fusedopt
