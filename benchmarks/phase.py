@@ -28,7 +28,7 @@ from benchmarks.timing import Spread
 from benchmarks.workloads import WORKLOADS, Workload
 
 CASE = ("workload", "threads")
-PARTS = ("zero_grad", "clip", "step", "average", "together")
+PARTS = ("zero_grad", "norm", "clip", "step", "clip + step", "average", "together")
 LIMIT = 1.0  # of the norm; the workloads' gradients are clipped
 DECAY = 0.999
 # torch's: the default, which is what most have, and its two faster paths.
@@ -37,8 +37,6 @@ TORCH: dict[str, dict[str, Any]] = {
     "torch, foreach": {"foreach": True},
     "torch, fused": {"fused": True},
 }
-# Bytes per element that each part has to move in float32, with AdamW. "together" clips in the step.
-BYTES = {"norm": 4, "step": 28, "average": 12, "together": 44}
 SMALL = Workload(
     "mlp",
     "MLP 8-64-64-4, 6 tensors",
@@ -65,12 +63,22 @@ class Parameters(nn.Module):
 
 @dataclass
 class Side:
-    """One implementation of the phase, with parameters, state and average of its own."""
+    """One implementation of the phase, with parameters, state and average of its own.
+
+    Attributes:
+        model: Whose parameters have gradients.
+        optimizer: Of all parameters.
+        clipping: The same or another one, whose step clips if `clip` is None.
+        average: Of the model.
+        clip: The function that clips before `clipping` steps.
+    """
 
     model: nn.Module
     optimizer: Any
+    clipping: Any
     average: Any
-    clip: Callable[..., Tensor] | None  # None: the step clips
+    clip: Callable[..., Tensor]
+    clips_in_step: bool = False
 
     @functools.cached_property
     def params(self) -> list[Parameter]:
@@ -79,48 +87,50 @@ class Side:
 
     def parts(self) -> dict[str, Callable[[], object]]:
         """What is timed, by its name."""
-        found: dict[str, Callable[[], object]] = {
+        return {
             "zero_grad": self.optimizer.zero_grad,
+            "clip": lambda: self.clip(self.params, LIMIT),
             "step": self.optimizer.step,
+            "clip + step": self.clipped_step,
             "average": lambda: self.average.update_parameters(self.model),
             "together": self.together,
         }
-        if self.clip is not None:
-            found["clip"] = lambda: self.clip(self.model.parameters(), LIMIT)
-        return found
+
+    def clipped_step(self) -> None:
+        """By the function, or by the step."""
+        if not self.clips_in_step:
+            self.clip(self.params, LIMIT)
+        self.clipping.step()
 
     def together(self) -> None:
         """As a training loop has it, but for the two passes that make gradients."""
-        if self.clip is not None:
-            self.clip(self.model.parameters(), LIMIT)
-        self.optimizer.step()
+        self.clipped_step()
         self.average.update_parameters(self.model)
-        self.optimizer.zero_grad()
+        self.clipping.zero_grad()
 
 
 def make_sides(workload: Workload) -> dict[str, Side]:
     """All implementations."""
+    from torch.optim import swa_utils as torchs_averages
 
-    def ours(clip: Callable[..., Tensor] | None, **options: Any) -> Side:
-        model = Parameters(workload)
-        average = fusedopt.swa_utils.AveragedModel(
-            model, multi_avg_fn=fusedopt.swa_utils.get_ema_multi_avg_fn(DECAY)
+    def ours() -> Side:
+        model, averages = Parameters(workload), fusedopt.swa_utils
+        return Side(
+            model,
+            fusedopt.AdamW(model.parameters()),
+            fusedopt.AdamW(model.parameters(), max_grad_norm=LIMIT),
+            averages.AveragedModel(model, multi_avg_fn=averages.get_ema_multi_avg_fn(DECAY)),
+            fusedopt.clip_grad_norm_,
+            clips_in_step=True,
         )
-        return Side(model, fusedopt.AdamW(model.parameters(), **options), average, clip)
 
     def torchs(**options: Any) -> Side:
-        from torch.optim import swa_utils
-
-        model = Parameters(workload)
-        average = swa_utils.AveragedModel(model, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(DECAY))
+        model, averages = Parameters(workload), torchs_averages
         optimizer = torch.optim.AdamW(model.parameters(), **options)
-        return Side(model, optimizer, average, nn.utils.clip_grad_norm_)
+        average = averages.AveragedModel(model, multi_avg_fn=averages.get_ema_multi_avg_fn(DECAY))
+        return Side(model, optimizer, optimizer, average, nn.utils.clip_grad_norm_)
 
-    return {
-        "fusedopt": ours(None, max_grad_norm=LIMIT),
-        "fusedopt, functions": ours(fusedopt.clip_grad_norm_),
-        **{name: torchs(**options) for name, options in TORCH.items()},
-    }
+    return {"fusedopt": ours(), **{name: torchs(**options) for name, options in TORCH.items()}}
 
 
 def measure(workload: Workload, seconds: float) -> dict[tuple[str, str], list[float]]:
@@ -198,7 +208,17 @@ def floors(workload: Workload) -> dict[str, Callable[[], object]]:
         step()
         average()
 
-    return {"norm": norm, "step": step, "average": average, "together": together}
+    def clipped_step() -> None:
+        norm()
+        step()
+
+    return {
+        "norm": norm,
+        "step": step,
+        "clip + step": clipped_step,
+        "average": average,
+        "together": together,
+    }
 
 
 def rows_of(
@@ -214,7 +234,7 @@ def rows_of(
             "implementation": name,
             "seconds": vars(Spread.of(seconds)),
         }
-        if name.startswith("fusedopt"):
+        if name == "fusedopt":
             _compare(row, part, seconds, found)
         rows.append(row)
     return rows
@@ -235,17 +255,19 @@ def _compare(
 
 def table_rows(rows: Sequence[Row]) -> list[list[str]]:
     """The parts down, the implementations across."""
-    names = ["fusedopt", "fusedopt, functions", *TORCH]
+    names = ["fusedopt", *TORCH]
     head = ["", "threads", *names, "torch's best / ours", "torch's default / ours", "% of floor"]
     cases: dict[tuple[str, int, str], dict[str, Row]] = {}
     for row in rows:
         key = (row["workload"], row["threads"], row["what"])
         cases.setdefault(key, {})[row["implementation"]] = row
     body = []
-    for (workload, threads, part), case in cases.items():
-        mine = case.get("fusedopt") or case.get("fusedopt, functions")
-        if mine is None:
-            continue
+    order = sorted(
+        cases, key=lambda case: (case[1], list(ALL).index(case[0]), PARTS.index(case[2]))
+    )
+    for workload, threads, part in order:
+        case = cases[workload, threads, part]
+        mine = case["fusedopt"]
         times = [
             tables.seconds_text(case[name]["seconds"]["median"]) if name in case else ""
             for name in names

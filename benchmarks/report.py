@@ -18,6 +18,7 @@ from benchmarks import (
     chart,
     host,
     landscapes,
+    phase,
     precision,
     report_gpu,
     strides,
@@ -128,6 +129,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "targets": lambda result: targets.table(result["rows"]),
     "host": host_costs,
     "train": lambda result: tables.markdown(train.table_rows(result["rows"])),
+    "phase": lambda result: tables.markdown(phase.table_rows(result["rows"])),
     "accuracy": lambda result: tables.markdown(accuracy.table_rows(result["rows"])),
     "strides": lambda result: "\n\n".join(map(tables.markdown, strides.all_tables(result["rows"]))),
     "precision": lambda result: "\n\n".join(

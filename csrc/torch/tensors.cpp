@@ -13,7 +13,9 @@
 #include "torch/groups.h"
 #include "torch/overlap.h"
 #include "torch/parallel.h"
+#include "torch/prefetch.h"
 #include "torch/python.h"
+#include "torch/seen.h"
 
 namespace fusedopt {
 
@@ -30,6 +32,30 @@ bool read_gradient(PyObject* param, std::vector<Covered>& all) {
   if (!grad.defined()) return tensor.is_leaf() || tensor.retains_grad();
   all.push_back({std::move(grad), {}});
   return true;
+}
+
+// Gradients that are made anew in each step lie scattered. Of so many all objects are on their way
+// before the first is read: 1000 of 64 elements took 0.80 ms to clip one by one, just after they
+// were made.
+constexpr Py_ssize_t kReadTogether = 32;
+
+void prefetch_gradients(PyObject* const* params, Py_ssize_t n) {
+  const torch::autograd::AutogradMeta* metas[kReadTogether];
+  for (Py_ssize_t k = 0; k < n; ++k) {
+    metas[k] =
+        static_cast<const torch::autograd::AutogradMeta*>(impl_of(params[k]).autograd_meta());
+    prefetch<0, 1>(metas[k] == nullptr ? nullptr : &metas[k]->grad_);
+  }
+  for (Py_ssize_t k = 0; k < n; ++k) {
+    if (metas[k] == nullptr) continue;
+    prefetch<0, sizeof(c10::TensorImpl)>(metas[k]->grad_.unsafeGetTensorImpl());
+  }
+}
+
+void prefetch_memory(const at::Tensor& tensor) {
+  const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
+  prefetch<0, sizeof(c10::StorageImpl)>(impl.unsafe_storage().unsafeGetStorageImpl());
+  prefetch<0, 1>(version_counter_of(impl));
 }
 
 // Sets the dtype of what is covered.
@@ -91,6 +117,16 @@ void sweep(const cpu::Kernel& kernel, const double* options, const PairBucket& b
   cpu::run(kernel, dtype, table, parallel);
 }
 
+// Has each a storage to itself? That is quickly seen, and usual.
+bool have_own_memory(const std::vector<Covered>& all) {
+  Seen storages;
+  return std::all_of(all.begin(), all.end(), [&](const Covered& item) {
+    c10::TensorImpl& tensor = *item.tensor.unsafeGetTensorImpl();
+    return tensor.is_non_overlapping_and_dense() && owns_memory(operand_of(tensor)) &&
+           storages.add(tensor.unsafe_storage().unsafeGetStorageImpl());
+  });
+}
+
 }  // namespace
 
 bool is_covered(const at::Tensor& tensor) {
@@ -131,17 +167,28 @@ bool read_tensors(const py::object& list, std::vector<Covered>& all) {
 bool read_gradients(const py::object& params, std::vector<Covered>& all) {
   if (why_transformed() != nullptr) return false;
   const auto count = PySequence_Fast_GET_SIZE(params.ptr());
-  all.reserve(count);
+  PyObject* const* objects = PySequence_Fast_ITEMS(params.ptr());
   for (Py_ssize_t i = 0; i < count; ++i) {
-    PyObject* object = PySequence_Fast_GET_ITEM(params.ptr(), i);
+    if (!is_exact(objects[i])) return false;
+  }
+  all.reserve(count);
+  for (Py_ssize_t i = 0; i < count; i += kReadTogether) {
+    const auto n = std::min<Py_ssize_t>(kReadTogether, count - i);
+    prefetch_gradients(objects + i, n);
     const size_t before = all.size();
-    if (!is_exact(object) || !read_gradient(object, all)) return false;
-    if (all.size() != before && !take(all.back())) return false;
+    for (Py_ssize_t k = i; k < i + n; ++k) {
+      if (!read_gradient(objects[k], all)) return false;
+    }
+    for (size_t k = before; k < all.size(); ++k) prefetch_memory(all[k].tensor);
+    for (size_t k = before; k < all.size(); ++k) {
+      if (!take(all[k])) return false;
+    }
   }
   return true;
 }
 
 bool may_write(const std::vector<Covered>& all) {
+  if (have_own_memory(all)) return true;
   std::vector<Range> ranges;
   ranges.reserve(all.size());
   for (size_t i = 0; i < all.size(); ++i) {
@@ -150,12 +197,6 @@ bool may_write(const std::vector<Covered>& all) {
     if (is_expanded(tensor) || may_overlap_itself(tensor)) return false;
     ranges.push_back(range_of(tensor, static_cast<int>(i)));
   }
-  // Allocators and optimizers often make them in order.
-  bool ascending = true;
-  for (size_t i = 1; ascending && i < ranges.size(); ++i) {
-    ascending = ranges[i - 1].end <= ranges[i].begin;
-  }
-  if (ascending) return true;
   sort(ranges);
   return find_overlapping(ranges).empty();
 }
