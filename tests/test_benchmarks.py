@@ -18,6 +18,7 @@ from benchmarks import (  # noqa: E402
     floor,
     gpt,
     memory,
+    phase,
     precision,
     tables,
     timing,
@@ -255,6 +256,28 @@ def test_peak_memory_is_what_a_step_needs_for_a_while() -> None:
     if peak is None:
         pytest.skip("this system doesn't tell peak memory")
     assert 0.9 * size < peak < 1.2 * size
+
+
+def test_phase() -> None:
+    """Each part of each side, whose networks are the same; a floor where there is much to move."""
+    small = phase.rows_of(phase.SMALL, phase.measure(phase.SMALL, 0), 1)
+    assert {row["what"] for row in small} == set(phase.PARTS)
+    names = {(row["implementation"], row["what"]) for row in small}
+    assert len(small) == len(names) == 6 * (1 + len(phase.TORCH)) + 2
+    mine = [row for row in small if row["implementation"] == "fusedopt"]
+    assert all(row["ratio"]["median"] > 0 and "floor_percent" not in row for row in mine)
+    assert len(phase.table_rows(small)) == 1 + len(phase.PARTS)
+    assert set(phase.floors(WORKLOADS["16m"])) == set(phase.PARTS) - {"zero_grad", "clip"}
+    sides = phase.make_sides(phase.SMALL)
+    for side in sides.values():
+        for param, grad in zip(
+            side.params, phase.SMALL.parameters(torch.float32, "cpu"), strict=True
+        ):
+            param.grad = grad.grad
+        side.clipped_step()
+    first, *others = ([*side.model.state_dict().values()] for side in sides.values())
+    for other in others:
+        torch.testing.assert_close(other, first)
 
 
 def test_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

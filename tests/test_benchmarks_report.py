@@ -19,6 +19,7 @@ from benchmarks import (  # noqa: E402
     host,
     instructions,
     landscapes,
+    phase,
     precision,
     report,
     results,
@@ -157,6 +158,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "accuracy": accuracy.errors(choice, "float32", steps=2),
             "train": train.measure(choice, 2, "cpu", 0),
             "precision": precision.clock(WORKLOADS["1"], 1),
+            "phase": phase.rows_of(phase.SMALL, phase.measure(phase.SMALL, 0), 1),
             "strides": strides.measure(choice, "gradient transposed", "float32", 0),
             "landscapes": [
                 *(
@@ -177,7 +179,8 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", report.TABLES)
 def test_tables_are_made_from_result_files(kind: str, example: Path) -> None:
-    name = kind if kind in ("host", "accuracy", "strides", "train", "precision") else "step"
+    own = ("host", "accuracy", "strides", "train", "precision", "phase")
+    name = kind if kind in own else "step"
     name = "landscapes" if kind in ("trajectories", "tolerance", "groups") else name
     text = f"before\n<!-- begin table: {kind} {name} -->\noutdated\n<!-- end table -->\nafter\n"
     made = report.update(text, example)
