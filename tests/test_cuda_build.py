@@ -9,9 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "release" / "cuda"
-SOURCES = sorted(
-    p for p in (ROOT / "csrc" / "cuda").glob("*.cu") if p.stem not in ("launch", "self_test")
-)
+NO_RULES = ("launch", "norm", "self_test")
+SOURCES = sorted(p for p in (ROOT / "csrc" / "cuda").glob("*.cu") if p.stem not in NO_RULES)
 # In a mangled name: the kernel, the rule, float or double, and the rule's template options.
 KERNEL = re.compile(r"(sweep_mixed|sweep|prepare)INS_\d+([A-Z][a-z]+)I([fd])((?:Lb[01]E)*)E")
 # States of each rule; each of its template options that is set adds one.
@@ -53,6 +52,15 @@ def test_no_kernel_spills_and_enough_blocks_fit(source: Path) -> None:
         limit = 128 if kernel[3] == "d" or architecture == "sm_120" else 64
         assert (int(stores), int(loads)) == (0, 0), (name, architecture)
         assert int(registers) <= limit, (name, architecture)
+
+
+def test_the_norms_kernels_do_not_spill() -> None:
+    text = report(ROOT / "csrc" / "cuda" / "norm.cu")
+    kernels = re.findall(r"entry function '\S+?\d+(\w+_kernel)E", text)
+    assert {"lanes_kernel", "blocks_kernel", "columns_kernel", "total_kernel"} == set(kernels)
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", text)
+    assert len(spills) >= len(kernels) and set(spills) == {("0", "0")}
+    assert max(map(int, re.findall(r"Used (\d+) registers", text))) <= 64
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)

@@ -82,7 +82,7 @@ FUSEDOPT_HD uint64_t key_at(const SweepArguments& args, uint32_t rule, int rule_
 // Element `index` of a tensor; its words are those of a table with formats.
 template <typename Rule>
 FUSEDOPT_HD void step_element(const SweepArguments& args, const uint64_t* words, const Place& place,
-                              const Rule& rule, uint64_t step_key, int64_t index) {
+                              const Rule& rule, uint64_t step_key, float factor, int64_t index) {
   constexpr int kOperands = kFirstState + Rule::kStates;
   const uint64_t remainder = words[kOperands];
   int64_t offsets[kOperands + 1];
@@ -104,7 +104,6 @@ FUSEDOPT_HD void step_element(const SweepArguments& args, const uint64_t* words,
     values[kGrad] = values[kGrad] / scale;
     store(args.formats[kGrad], at[kGrad], values[kGrad], 0);
   }
-  const float factor = grad_factor<float>(args, place);
   rule(values[kParam], factor * values[kGrad], values + kFirstState);
   for (int k = 0; k < kOperands; ++k) {
     if (k == kGrad) continue;
@@ -124,10 +123,11 @@ FUSEDOPT_HD void mixed_chunk(const SweepArguments& args, uint32_t block, uint32_
   const Place place = place_of(last + 1);
   const Rule rule = rule_at<Rule>(args, place.rule);
   const uint64_t key = key_at(args, place.rule, kRuleWords);
+  const auto factor = grad_factor<float>(args, place);
   const int64_t begin = static_cast<int64_t>(block - place.first) * args.chunk;
   const int64_t end = begin + args.chunk < numel ? begin + args.chunk : numel;
   for (int64_t i = begin + thread; i < end; i += kBlockThreads) {
-    step_element<Rule>(args, words, place, rule, key, i);
+    step_element<Rule>(args, words, place, rule, key, factor, i);
   }
 }
 
