@@ -56,8 +56,8 @@ def test_no_kernel_spills_and_enough_blocks_fit(source: Path) -> None:
 
 def test_the_norms_kernels_do_not_spill() -> None:
     text = report(ROOT / "csrc" / "cuda" / "norm.cu")
-    kernels = re.findall(r"entry function '\S+?\d+(\w+_kernel)E", text)
-    assert {"lanes_kernel", "blocks_kernel", "columns_kernel", "total_kernel"} == set(kernels)
+    kernels = re.findall(r"entry function '\S*?(lanes|blocks|columns|total)_kernelE", text)
+    assert {"lanes", "blocks", "columns", "total"} == set(kernels)
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", text)
     assert len(spills) >= len(kernels) and set(spills) == {("0", "0")}
     assert max(map(int, re.findall(r"Used (\d+) registers", text))) <= 64
