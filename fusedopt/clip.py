@@ -76,8 +76,9 @@ def clip_grads_with_norm_(
     if torch.compiler.is_compiling():
         return torchs.clip_grads_with_norm_(parameters, max_norm, total_norm, foreach)
     parameters = _listed(parameters)
-    done = _C.clip_grads_with_norm(parameters, float(max_norm), total_norm)
-    if done is None and not clip_placed(parameters, float(max_norm), total_norm):
+    limit = float(max_norm)
+    done = _C.clip_grads_with_norm(parameters, limit, total_norm)
+    if done is None and not clip_placed(parameters, limit, total_norm):
         torchs.clip_grads_with_norm_(parameters, max_norm, total_norm, foreach)
     return None
 
@@ -120,15 +121,15 @@ def clip_grad_norm_(
         warnings.warn(
             "`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=2
         )
-    order = float(norm_type)
-    norm = _C.clip_grad_norm(parameters, max_norm, order, bool(error_if_nonfinite))
+    order, limit = float(norm_type), float(max_norm)
+    norm = _C.clip_grad_norm(parameters, limit, order, bool(error_if_nonfinite))
     if norm is not None:
         return norm
     grads = [p.grad for p in _each(parameters) if p.grad is not None]
     norm = placed_norm(grads, order, error_if_nonfinite)
     if norm is None:
         return torchs.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
-    clip_placed(parameters, float(max_norm), norm)
+    clip_placed(parameters, limit, norm)
     return norm
 
 

@@ -82,20 +82,29 @@ def _unscaled(groups: Iterable[dict[str, Any]], grad_scale: Tensor | None) -> It
 
 @contextmanager
 def _clipped(groups: Iterable[dict[str, Any]], clip: float | Tensor | None) -> Iterator[None]:
-    """Puts products in the place of the gradients of these groups' parameters."""
+    """Multiplies gradients in place, as clip_grad_norm_ does; afterwards they are as they were.
+
+    A gradient that several parameters have is multiplied for each of them, as there.
+    """
     if clip is None:
         yield
         return
-    params = {id(param): param for group in groups for param in group["params"]}.values()
-    grads = [(param, param.grad) for param in params if param.grad is not None]
+    params = [param for group in groups for param in group["params"]]
+    grads = [param.grad for param in params if param.grad is not None]
+    values = [grad._values() if grad.is_sparse else grad for grad in grads]
+    with torch.no_grad():
+        unclipped = [value.clone() for value in values]
+    done = 0
     try:
         with torch.no_grad():
-            for param, grad in grads:
-                param.grad = grad * clip
+            for value in values:
+                value.mul_(clip)
+                done += 1
         yield
     finally:
-        for param, grad in grads:
-            param.grad = grad
+        with torch.no_grad():
+            for value, before in zip(values[:done], unclipped, strict=False):
+                value.copy_(before)
 
 
 def _groups(optimizer: Optimizer, places: Places) -> list[dict[str, Any]]:

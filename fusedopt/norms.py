@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +45,8 @@ def placed_norm(tensors: Any, order: float, error_if_nonfinite: bool) -> Tensor 
         return None
     if not all(type(t) is DTensor or type(t) in (Tensor, torch.nn.Parameter) for t in tensors):
         return None
+    if not all(tensor.dtype.is_floating_point for tensor in tensors):
+        return None
     with torch.no_grad():
         total, meshes = _total(tensors, order)
     if order == 2:
@@ -70,7 +72,7 @@ def clip_placed(parameters: Any, max_norm: float, total_norm: Tensor) -> bool:
     Returns:
         Whether it did: torch's function has to where there is no DTensor.
     """
-    if not dist.is_available():
+    if not dist.is_available() or not isinstance(total_norm, Tensor):
         return False
     from torch.distributed.tensor import DTensor
 
@@ -88,8 +90,10 @@ def clip_placed(parameters: Any, max_norm: float, total_norm: Tensor) -> bool:
     return True
 
 
-def note_norm(optimizer: Any, limit: float, grad_scale: Tensor | None) -> float | Tensor:
-    """Sets an optimizer's `grad_norm`, and returns what its step multiplies gradients by.
+def clip_factor(
+    optimizer: Any, limit: float, grad_scale: Tensor | None
+) -> tuple[float | Tensor, Tensor]:
+    """Computes what an optimizer's step multiplies gradients by, for `max_grad_norm`.
 
     Args:
         optimizer: Whose parameters' gradients are measured.
@@ -97,18 +101,25 @@ def note_norm(optimizer: Any, limit: float, grad_scale: Tensor | None) -> float 
         grad_scale: What a GradScaler has multiplied them by, or None.
 
     Returns:
-        A number; or a float64 tensor where the gradients are, if that isn't the CPU.
+        A number, or a float64 tensor where nobody may ask for its value: on a device, under a mode
+        or in a transform. And the norm.
+
+    Raises:
+        TypeError: If the groups or their parameters can be gone through only once.
     """
-    params = [param for group in optimizer.param_groups for param in group["params"]]
+    groups = optimizer.param_groups
+    if isinstance(groups, Iterator) or any(isinstance(g["params"], Iterator) for g in groups):
+        raise TypeError("max_grad_norm: parameters in an iterator can't be measured and stepped")
+    params = [param for group in groups for param in group["params"]]
     grads = [param.grad for param in params if param.grad is not None]
     with torch.no_grad():
         norm = get_total_norm(grads)
         if grad_scale is not None:
             norm = norm / grad_scale.to(norm.device)
-        optimizer.grad_norm = norm
-        norm = _whole(norm)
-        factor = torch.clamp(limit / (norm + _EPS), max=1.0)
-    return float(factor) if factor.device.type == "cpu" else factor.double()
+        whole = _whole(norm)
+        factor = torch.clamp(limit / (whole + _EPS), max=1.0)
+    is_known = type(factor) is Tensor and factor.device.type == "cpu" and not _C.is_transformed()
+    return (float(factor) if is_known else factor.double()), norm
 
 
 def get_total_norm(tensors: Any, order: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:
@@ -123,7 +134,7 @@ def get_total_norm(tensors: Any, order: float = 2.0, error_if_nonfinite: bool = 
 
 def coefficient(max_norm: float, total: float, dtype: torch.dtype) -> float:
     """Returns what gradients of this norm are multiplied by, computed as torch does."""
-    norm = torch.tensor(total, dtype=dtype)
+    norm = torch.tensor(total, dtype=dtype, device="cpu")
     return float(torch.clamp(max_norm / (norm + _EPS), max=1.0))
 
 

@@ -17,7 +17,7 @@ from fusedopt.checkpoint import keep_numbers, keeping_numbers
 from fusedopt.constructors import add_options
 from fusedopt.fallback import SCALERS, step_by_torch
 from fusedopt.hooks import around, has_step_hooks, is_recorded
-from fusedopt.norms import note_norm
+from fusedopt.norms import clip_factor
 from fusedopt.precision import PRECISION, check_precision
 
 _TORCHS_WRAPPER = Optimizer.profile_hook_step
@@ -116,12 +116,12 @@ class FusedOptimizer(Optimizer):
                 loss = closure()
         scaler = self.__dict__.get("grad_scale"), self.__dict__.get("found_inf")
         plan, stepped_by_torch = plan_of(self), None
-        limit, clip = self.max_grad_norm, None
+        limit, clip, norm = self.__dict__.get("max_grad_norm"), None, None
         # None: the kernels have stepped all but `stepped_by_torch`.
         try:
             while (rest := plan.step(self, *scaler, stepped_by_torch, limit, clip)) is not None:
                 if rest is False:
-                    limit, clip = None, note_norm(self, limit, scaler[0])
+                    (clip, norm), limit = clip_factor(self, limit, scaler[0]), None
                     continue
                 step_by_torch(self, rest, *scaler, clip)
                 if rest is True:
@@ -131,6 +131,8 @@ class FusedOptimizer(Optimizer):
             for key in SCALERS:  # a GradScaler takes them away only after a step that succeeds
                 self.__dict__.pop(key, None)
             raise
+        if norm is not None:
+            self.__dict__["grad_norm"] = norm
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -171,8 +173,8 @@ class FusedOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """Returns what is copied and pickled."""
         state = super().__getstate__()
-        if self.max_grad_norm is not None:
-            state["max_grad_norm"] = self.max_grad_norm
+        if "max_grad_norm" in self.__dict__:
+            state["max_grad_norm"] = self.__dict__["max_grad_norm"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

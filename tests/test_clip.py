@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import subprocess
 import sys
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -364,6 +366,85 @@ def test_lazily_copied_memory_is_the_gradients_own() -> None:
     fusedopt.clip_grad_norm_([param], 1.0)
     assert_identical(source, torch.full((8,), 3.0))
     torch.testing.assert_close(param.grad.norm(), torch.tensor(1.0))
+
+
+def test_a_limit_whose_float_changes_a_gradient() -> None:
+    """torch converts it in the midst; what it changes is seen, and no memory is overrun."""
+    for make in (
+        lambda: torch.ones(1000, dtype=torch.half),
+        lambda: torch.ones(1).expand(1000),
+        lambda: torch.ones(3),
+    ):
+        for _ in range(30):
+            param = Parameter(torch.ones(1000))
+            param.grad = torch.ones(1000)
+
+            class Limit:
+                def __float__(self) -> float:
+                    grad.data = make()  # noqa: B023
+                    return 0.1
+
+            grad = param.grad
+            try:
+                fusedopt.clip_grad_norm_([param], Limit())  # type: ignore[arg-type]
+            except RuntimeError as error:
+                assert "memory location" in str(error)
+
+
+def test_another_thread_that_replaces_memory() -> None:
+    """The lock is released while the norm of many elements is computed."""
+    params = params_with([torch.ones(3_000_000), *(torch.ones(1000) for _ in range(20))])
+    grads = [param.grad for param in params[1:]]
+    stop = threading.Event()
+
+    def swap() -> None:
+        while not stop.is_set():
+            for dtype in (torch.half, torch.float32):
+                for grad in grads:
+                    grad.data = torch.ones(1000, dtype=dtype)  # type: ignore[union-attr]
+
+    thread = threading.Thread(target=swap)
+    thread.start()
+    try:
+        for _ in range(20):
+            with contextlib.suppress(RuntimeError):  # torch's, of dtypes that change under it
+                fusedopt.clip_grad_norm_(params, 1.0)
+            fusedopt.get_total_norm([p.grad for p in params])
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_traced_code_computes_its_norm() -> None:
+    traced = torch.jit.trace(
+        lambda x: x / fusedopt.get_total_norm([x]), torch.ones(3), check_trace=False
+    )
+    torch.testing.assert_close(traced(2 * torch.ones(3)).norm(), torch.tensor(1.0))
+
+
+def test_a_value_beyond_a_dtype_is_refused() -> None:
+    for dtype, value in ((torch.float16, 7e4), (torch.float32, 1e39)):
+        for clip in (fusedopt.clip_grad_value_, torchs.clip_grad_value_):
+            with pytest.raises(RuntimeError, match="overflow"):
+                clip(params_with(make_grads(dtype)), value)
+
+
+def test_a_norm_beyond_float32_is_a_float64() -> None:
+    """It isn't infinite, since no gradient is."""
+    params = params_with([torch.full((4,), 3e38)])
+    norm = fusedopt.clip_grad_norm_(params, 1.0)
+    torch.testing.assert_close(
+        norm, torch.tensor(2 * float(torch.tensor(3e38)), dtype=torch.float64)
+    )
+    torch.testing.assert_close(params[0].grad, torch.full((4,), 0.5))
+
+
+def test_a_limit_that_is_text() -> None:
+    """As torch converts it."""
+    ours, theirs = params_with(make_grads()), params_with(make_grads())
+    fusedopt.clip_grad_norm_(ours, "0.5")  # type: ignore[arg-type]
+    torchs.clip_grad_norm_(theirs, "0.5")  # type: ignore[arg-type]
+    torch.testing.assert_close(grads_of(ours), grads_of(theirs))
 
 
 def test_inference_tensors() -> None:

@@ -296,6 +296,8 @@ def test_class_is_a_subclass_with_the_same_signature(name: str) -> None:
     for option, default in PRECISION.items():
         added = mine.pop(option)
         assert (added.default, added.kind) == (default, inspect.Parameter.KEYWORD_ONLY)
+    added = mine.pop("max_grad_norm")
+    assert (added.default, added.kind) == (None, inspect.Parameter.KEYWORD_ONLY)
     as_tuples = [[(p.name, p.default, p.kind) for p in s.values()] for s in (mine, torchs)]
     assert as_tuples[0] == as_tuples[1]
 

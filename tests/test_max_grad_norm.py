@@ -269,6 +269,105 @@ def test_a_failing_step_notes_no_norm() -> None:
     assert optimizer.grad_norm is norm
 
 
+def test_iterators_are_refused_and_not_exhausted() -> None:
+    for whole in (False, True):
+        param = Parameter(torch.ones(3))
+        optimizer = fusedopt.SGD([param], lr=0.1, max_grad_norm=1.0)
+        param.grad = torch.ones(3)
+        if whole:
+            optimizer.param_groups = iter(optimizer.param_groups)  # type: ignore[assignment]
+        else:
+            optimizer.param_groups[0]["params"] = iter([param])
+        with pytest.raises(TypeError, match="max_grad_norm"):
+            optimizer.step()
+        optimizer.max_grad_norm = None
+        optimizer.step()
+        assert_identical(param.detach(), torch.full((3,), 0.9))
+
+
+def test_where_no_number_can_be_asked_for() -> None:
+    """On meta tensors and under modes, torch's step runs with a factor that stays a tensor."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def run(where: str = "cpu") -> Parameter:
+        param = Parameter(torch.ones(3, device=where))
+        param.grad = torch.full((3,), 4.0, device=where)
+        optimizer = fusedopt.SGD([param], lr=0.1, max_grad_norm=1.0)
+        optimizer.step()
+        return param
+
+    assert run("meta").shape == (3,)
+    with FakeTensorMode():
+        run()
+
+    def traced(start: Tensor, grad: Tensor) -> Tensor:
+        param = Parameter(start.clone())
+        param.grad = grad
+        fusedopt.SGD([param], lr=0.1, max_grad_norm=1.0).step()
+        return param.detach().clone()
+
+    ones, grad = torch.ones(3), torch.full((3,), 4.0)
+    graph = make_fx(traced)(ones, grad)
+    torch.testing.assert_close(graph(ones, grad), run().detach())
+
+
+def test_a_gradient_that_torchs_step_broadcasts_or_converts() -> None:
+    """It is clipped where it is, so that no assignment can refuse it, and is as it was after."""
+    for change in (lambda p: p.data.half(), lambda p: torch.ones(2, 3)):
+        param = Parameter(torch.ones(3))
+        param.grad = torch.full((3,), 4.0)
+        grad = param.grad
+        param.data = change(param)
+        optimizer = fusedopt.SGD([param], lr=0.1, max_grad_norm=1.0, fused=False)
+        optimizer.step()
+        assert param.grad is grad
+        assert_identical(grad, torch.full((3,), 4.0))
+        assert float(param.detach().float().mean()) < 1
+
+
+def test_names_of_a_subclasss_own() -> None:
+    class Own(fusedopt.SGD):
+        @property
+        def grad_norm(self) -> str:  # type: ignore[override]
+            return "mine"
+
+    class Method(fusedopt.SGD):
+        def max_grad_norm(self) -> None:  # type: ignore[override]
+            raise AssertionError
+
+    for fused in (None, False):
+        params = make_params()
+        optimizer = Own(params, lr=0.1, fused=fused, max_grad_norm=1.0)
+        set_grads(params, 0)
+        optimizer.step()
+        assert optimizer.grad_norm == "mine"
+        params = make_params()
+        plain = Method(params, lr=0.1, fused=fused)
+        set_grads(params, 0)
+        plain.step()
+
+
+def test_a_failing_step_of_both_notes_no_norm() -> None:
+    """Neither where torch's code takes a part."""
+    params: list[Any] = [*make_params(), Parameter(torch.ones(2, dtype=torch.complex64))]
+    optimizer = fusedopt.Adam(params, max_grad_norm=1.0)
+
+    def give(seed: int) -> None:
+        set_grads(params[:-1], seed)
+        params[-1].grad = torch.full((2,), 1 + 2j)
+
+    give(0)
+    optimizer.step()
+    norm = optimizer.grad_norm
+    assert norm is not None
+    give(1)
+    optimizer.state[params[0]]["exp_avg"] = torch.zeros(3)
+    with pytest.raises(RuntimeError):
+        optimizer.step()
+    assert optimizer.grad_norm is norm
+
+
 def test_noise_and_master_weights() -> None:
     """The same bits as with gradients in float32 that were clipped."""
     for mode in (

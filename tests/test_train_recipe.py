@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 pytest.importorskip("sklearn", reason="the training script needs fusedopt[train]")
 pytest.importorskip("tqdm", reason="the training script needs fusedopt[train]")
 
 from train_runs import SMALL, short_measurement, train  # noqa: F401
 
+from fusedopt import swa_utils
 from fusedopt.train import loop, run
 from fusedopt.train.augment import make_augmentation
 from fusedopt.train.cli import make_parser, parse
@@ -260,13 +261,15 @@ def test_the_moving_average_is_validated_and_tested() -> None:
     result = train(*given)
     averages = []
 
-    class Spy(AveragedModel):
+    class Spy(swa_utils.AveragedModel):
         def update_parameters(self, model: nn.Module) -> None:
             averages.append(flat(model))
             super().update_parameters(model)
 
     def spied(model: nn.Module, options: Options, impl: str) -> AveragedModel:
-        return Spy(model, multi_avg_fn=get_ema_multi_avg_fn(options.ema), use_buffers=True)
+        return Spy(
+            model, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(options.ema), use_buffers=True
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fusedopt.train.start.make_ema", spied)

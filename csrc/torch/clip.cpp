@@ -3,6 +3,7 @@
 
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <vector>
@@ -19,6 +20,41 @@ namespace fusedopt {
 
 namespace {
 
+// What other threads may change of a tensor while the interpreter's lock is released.
+struct Before {
+  c10::Storage storage;
+  const char* address;
+  int64_t numel;
+  caffe2::TypeMeta dtype;
+
+  explicit Before(const at::Tensor& tensor)
+      : storage(tensor.storage()),
+        address(address_of(*tensor.unsafeGetTensorImpl())),
+        numel(tensor.numel()),
+        dtype(tensor.dtype()) {}
+
+  bool is(const at::Tensor& tensor) const {
+    const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
+    return impl.is_non_overlapping_and_dense() && impl.dtype() == dtype && impl.numel() == numel &&
+           address_of(impl) == address;
+  }
+};
+
+// The norm without the interpreter's lock. Nothing, if a tensor isn't what it was after that.
+std::optional<double> without_lock(const std::vector<Covered>& all, NormOf& norm, double order) {
+  std::vector<Before> before;
+  for (const Covered& item : all) before.emplace_back(item.tensor);
+  double value;
+  {
+    const py::gil_scoped_release release;
+    value = norm.total(order);
+  }
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (!before[i].is(all[i].tensor)) return {};
+  }
+  return value;
+}
+
 // Nothing, where torch computes it, or raises.
 std::optional<GradNorm> norm_of(const std::vector<Covered>& all, double order) {
   NormOf norm;
@@ -26,10 +62,16 @@ std::optional<GradNorm> norm_of(const std::vector<Covered>& all, double order) {
   for (const Covered& item : all) norm.add(*item.tensor.unsafeGetTensorImpl(), item.dtype);
   if (all.empty() || !NormOf::has_order(order)) return {};
   if (norm.any_empty() && std::isinf(order)) return {};
-  std::optional<py::gil_scoped_release> release;
-  if (norm.elements() >= kReleaseElements) release.emplace();
-  const double value = norm.total(order);
-  return GradNorm{value, norm.in_double()};
+  const auto is_dense = [](const Covered& item) {
+    return item.tensor.is_non_overlapping_and_dense();
+  };
+  if (norm.elements() < kReleaseElements || !std::all_of(all.begin(), all.end(), is_dense)) {
+    const double value = norm.total(order);
+    return GradNorm{value, norm.in_double()};
+  }
+  const auto value = without_lock(all, norm, order);
+  if (!value) return {};
+  return GradNorm{*value, norm.in_double()};
 }
 
 // torch's words.
@@ -60,12 +102,6 @@ void count_versions(const std::vector<Covered>& grads) {
 void scale(std::vector<Covered>& grads, double factor) {
   if (factor != 1) write(grads, cpu::kScale, &factor);
   count_versions(grads);
-}
-
-double number_from(const py::object& value) {
-  const double number = PyFloat_AsDouble(value.ptr());
-  if (number == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
-  return number;
 }
 
 // None, too, where somebody has to wait for the device.
@@ -102,15 +138,14 @@ py::object norm_part(const py::object& tensors, double order) {
   return py::float_(norm.partial(order));
 }
 
-py::object clip_grad_norm(const py::object& params, const py::object& max_norm, double order,
+py::object clip_grad_norm(const py::object& params, double max_norm, double order,
                           bool error_if_nonfinite) {
   std::vector<Covered> grads;
   if (!read_gradients(listed(params), grads) || !may_write(grads)) return py::none();
   const auto total = norm_of(grads, order);
   if (!total) return py::none();
   if (error_if_nonfinite && !std::isfinite(total->value)) refuse_nonfinite(order);
-  const double most = number_from(max_norm);
-  scale(grads, clip_coefficient(most, total->value, total->in_double));
+  scale(grads, clip_coefficient(max_norm, total->value, total->in_double));
   return tensor_with(total->value, total->in_double);
 }
 
@@ -130,6 +165,10 @@ py::object clip_grads_with_norm(const py::object& params, double max_norm, const
 py::object clip_grad_value(const py::object& params, double clip_value) {
   std::vector<Covered> grads;
   if (!read_gradients(listed(params), grads) || !may_write(grads)) return py::none();
+  const auto has_room = [&](const Covered& grad) {
+    return std::isinf(clip_value) || !(std::fabs(clip_value) > kLargest[int(grad.dtype)]);
+  };
+  if (grads.empty() || !std::all_of(grads.begin(), grads.end(), has_room)) return py::none();
   const double options[] = {-clip_value, clip_value};
   write(grads, cpu::kClamp, options);
   count_versions(grads);

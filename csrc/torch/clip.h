@@ -17,7 +17,7 @@ py::object get_total_norm(const py::object& tensors, double order, bool error_if
 py::object norm_part(const py::object& tensors, double order);
 
 // The norm of the parameters' gradients, which then are scaled.
-py::object clip_grad_norm(const py::object& params, const py::object& max_norm, double order,
+py::object clip_grad_norm(const py::object& params, double max_norm, double order,
                           bool error_if_nonfinite);
 
 // True, if the gradients are scaled or clamped.

@@ -159,7 +159,8 @@ Scaler read_scaler(const py::object& grad_scale, const py::object& found_inf,
   };
   Scaler scaler;
   scaler.clip_at = on_device(clip, Dtype::kFloat64);
-  if (!clip.is_none() && scaler.clip_at == nullptr) {
+  // Another tensor is one whose value nobody may ask for: then torch steps all.
+  if (!clip.is_none() && !is_tensor(clip.ptr())) {
     scaler.clip = to_number(clip.ptr(), [] { return std::string("max_grad_norm"); });
   }
   scaler.scaled = !grad_scale.is_none();

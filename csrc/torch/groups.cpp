@@ -269,7 +269,8 @@ void Reader::read(PyObject* dict, int index, Group& group) {
 const char* why_transformed() {
   const auto keys = c10::impl::tls_local_dispatch_key_set().included_;
   if (keys.has(c10::DispatchKey::Python) || keys.has(c10::DispatchKey::Functionalize) ||
-      keys.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode)) {
+      keys.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
+      keys.has(c10::DispatchKey::Tracer)) {
     return "a dispatch mode or a transform is active";
   }
   if (at::impl::torch_function_mode_enabled()) {

@@ -10,6 +10,7 @@
 #include "cpu/isa.h"
 #include "torch/average.h"
 #include "torch/clip.h"
+#include "torch/groups.h"
 #include "torch/operand.h"
 #include "torch/originals.h"
 #include "torch/plan.h"
@@ -139,6 +140,7 @@ PYBIND11_MODULE(_C, module) {
   // torch.nn.utils' functions; None: torch's own has to do it.
   module.def("get_total_norm", &get_total_norm);
   module.def("norm_part", &norm_part);
+  module.def("is_transformed", [] { return why_transformed() != nullptr; });
   module.def("clip_grad_norm", &clip_grad_norm);
   module.def("clip_grads_with_norm", &clip_grads_with_norm);
   module.def("clip_grad_value", &clip_grad_value);

@@ -86,6 +86,8 @@ double NormOf::total_in_double(double order) {
 
 double NormOf::total(double order, double scale) {
   const double all = total_in_double(order) / scale;
+  // Of finite elements float32 may have no room for it.
+  in_double_ = in_double_ || (std::isfinite(all) && all > kLargest[0]);
   return in_double_ ? all : static_cast<float>(all);
 }
 

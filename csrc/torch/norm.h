@@ -29,7 +29,7 @@ class NormOf {
   bool any_empty() const { return any_empty_; }
 
   // As torch.nn.utils.get_total_norm, of tensors divided by `scale`. In float64 where a tensor is,
-  // and else rounded to float32.
+  // or where float32 has no room for it, and else rounded to float32.
   double total(double order, double scale = 1);
   bool in_double() const { return in_double_; }
 

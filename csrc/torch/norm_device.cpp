@@ -45,8 +45,7 @@ at::Tensor norm_on_device(const std::vector<at::Tensor>& tensors, double order) 
     const int64_t numel = tensor.numel();
     if (numel == 0 && std::isinf(order)) return {};
     if (numel == 0) continue;
-    entries.push_back(
-        {address_of(*tensor.unsafeGetTensorImpl()), elements, numel, blocks, dtype});
+    entries.push_back({address_of(*tensor.unsafeGetTensorImpl()), elements, numel, blocks, dtype});
     elements += numel;
     blocks += norm_blocks(numel);
   }
@@ -56,10 +55,10 @@ at::Tensor norm_on_device(const std::vector<at::Tensor>& tensors, double order) 
   const at::Tensor total = at::empty({}, options.dtype(at::kFloat));
   const at::Tensor memory = at::empty({cuda::norm_memory(blocks)}, options.dtype(at::kDouble));
   const c10::impl::VirtualGuardImpl streams(accelerator->type);
-  accelerator->norm({kind_of(order), entries.data(), static_cast<int64_t>(entries.size()),
-                     static_cast<double*>(memory.data_ptr()),
-                     static_cast<float*>(total.data_ptr())},
-                    device.index(), streams.getStreamNativeHandle(streams.getStream(device)));
+  accelerator->norm(
+      {kind_of(order), entries.data(), static_cast<int64_t>(entries.size()),
+       static_cast<double*>(memory.data_ptr()), static_cast<float*>(total.data_ptr())},
+      device.index(), streams.getStreamNativeHandle(streams.getStream(device)));
   return total;
 }
 

@@ -27,7 +27,8 @@ class Plan {
   // at first. True: the caller has torch step the whole optimizer as it is, since torch's step
   // would run code of the user's, which may see and do anything. With `max_grad_norm`, the step
   // clips by the gradients' norm and sets the optimizer's attribute `grad_norm`; or it returns
-  // False: the caller computes the norm, and calls again with the factor of all gradients as `clip`.
+  // False: the caller computes the norm, and calls again with the factor of all gradients as
+  // `clip`.
   py::object step(const py::object& optimizer, const py::object& grad_scale,
                   const py::object& found_inf, const py::object& stepped_by_torch,
                   const py::object& max_grad_norm, const py::object& clip);

@@ -61,6 +61,8 @@ const std::vector<Case> kCases = {
     {&cpu::kAverage, {0.7}},
     {&cpu::kClamp, {-0.2, 0.1}},
     {&cpu::kScale, {0.7}},
+    {&cpu::kMean, {3}},
+    {&cpu::kWeighted, {0.9, 0.1}},
 };
 
 // Five operands of all sizes in kSizes, filled with numbers that depend on the index only.
