@@ -302,7 +302,7 @@ def test_where_no_number_can_be_asked_for() -> None:
         run()
 
     def traced(start: Tensor, grad: Tensor) -> Tensor:
-        param = Parameter(start.clone())
+        param = Parameter(start.clone(), requires_grad=False)
         param.grad = grad
         fusedopt.SGD([param], lr=0.1, max_grad_norm=1.0).step()
         return param.detach().clone()
