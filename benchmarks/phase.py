@@ -29,6 +29,7 @@ from benchmarks.workloads import WORKLOADS, Workload
 
 CASE = ("workload", "threads")
 PARTS = ("zero_grad", "norm", "clip", "step", "clip + step", "average", "together")
+DROPPING = ("zero_grad", "together")
 LIMIT = 1.0  # of the norm; the workloads' gradients are clipped
 DECAY = 0.999
 # torch's: the default, which is what most have, and its two faster paths.
@@ -79,6 +80,11 @@ class Side:
     average: Any
     clip: Callable[..., Tensor]
     clips_in_step: bool = False
+
+    @functools.cached_property
+    def grads(self) -> list[Tensor]:
+        """Gradients that stay where they are."""
+        return [torch.empty_like(param) for param in self.params]
 
     @functools.cached_property
     def params(self) -> list[Parameter]:
@@ -136,9 +142,9 @@ def make_sides(workload: Workload) -> dict[str, Side]:
 def measure(workload: Workload, seconds: float) -> dict[tuple[str, str], list[float]]:
     """Seconds by implementation and part, one entry for each round.
 
-    Each part begins with gradients of its own, as a backward pass leaves them: memory that
-    `zero_grad` gives back. They are made outside of what is timed. A turn of a small workload is
-    five times the same, and its sample the median of the last three.
+    What drops gradients begins with new ones, as a backward pass makes them. Everything else begins
+    with the same ones, which have their values again. That is outside of what is timed. A turn of a
+    small workload is five times the same, and its sample the median of the last three.
     """
     sides = make_sides(workload)
     first = next(iter(sides.values()))
@@ -152,8 +158,8 @@ def measure(workload: Workload, seconds: float) -> dict[tuple[str, str], list[fl
     tasks += [("torch", "norm", lambda: nn.utils.get_total_norm(gradients))]
     tasks += [("floor", part, run) for part, run in floors(workload).items()]
     found: dict[tuple[str, str], list[float]] = {(name, part): [] for name, part, _ in tasks}
-    for name, _, run in tasks:  # makes state
-        timed(run, sides[name].params if name in sides else [], gradients)
+    for name, part, run in tasks:  # makes state
+        timed(part, run, sides.get(name), gradients)
     repeats = 1 if workload.elements > 1 << 20 else 5
     order = random.Random(0)
     end = time.perf_counter() + seconds
@@ -165,8 +171,8 @@ def measure(workload: Workload, seconds: float) -> dict[tuple[str, str], list[fl
                 break
             order.shuffle(tasks)
             for name, part, run in tasks:
-                params = sides[name].params if name in sides else []
-                taken = [timed(run, params, gradients) for _ in range(repeats)]
+                side = sides.get(name)
+                taken = [timed(part, run, side, gradients) for _ in range(repeats)]
                 found[name, part].append(statistics.median(taken[-(repeats // 2 + 1) :]))
     finally:
         if collecting:
@@ -174,16 +180,18 @@ def measure(workload: Workload, seconds: float) -> dict[tuple[str, str], list[fl
     return found
 
 
-def timed(run: Callable[[], object], params: Sequence[Parameter], grads: Sequence[Tensor]) -> float:
-    """Seconds that a part takes which begins with these gradients; none is left after it."""
-    for param, grad in zip(params, grads, strict=False):
-        param.grad = grad.clone()
+def timed(part: str, run: Callable[[], object], side: Side | None, grads: list[Tensor]) -> float:
+    """Seconds that a part takes which begins with these gradients."""
+    if side is not None and part in DROPPING:
+        for param, grad in zip(side.params, grads, strict=True):
+            param.grad = grad.clone()
+    elif side is not None:
+        for param, grad in zip(side.params, side.grads, strict=True):
+            param.grad = grad
+        torch._foreach_copy_(side.grads, grads)
     start = time.perf_counter_ns()
     run()
-    taken = (time.perf_counter_ns() - start) * 1e-9
-    for param in params:
-        param.grad = None
-    return taken
+    return (time.perf_counter_ns() - start) * 1e-9
 
 
 def floors(workload: Workload) -> dict[str, Callable[[], object]]:
