@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from functools import partial
 from typing import Any
 
 import pytest
@@ -301,15 +302,22 @@ def test_where_no_number_can_be_asked_for() -> None:
     with FakeTensorMode():
         run()
 
-    def traced(start: Tensor, grad: Tensor) -> Tensor:
+    def traced(ours: bool, start: Tensor, grad: Tensor) -> Tensor:
         param = Parameter(start.clone(), requires_grad=False)
         param.grad = grad
-        fusedopt.SGD([param], lr=0.1, max_grad_norm=1.0).step()
+        if ours:
+            fusedopt.SGD([param], lr=0.1, max_grad_norm=1.0).step()
+        else:
+            torch.nn.utils.clip_grad_norm_([param], 1.0)
+            torch.optim.SGD([param], lr=0.1).step()
         return param.detach().clone()
 
-    ones, grad = torch.ones(3), torch.full((3,), 4.0)
-    graph = make_fx(traced)(ones, grad)
-    torch.testing.assert_close(graph(ones, grad), run().detach())
+    results = []
+    for ours in (True, False):
+        ones, grad = torch.ones(3), torch.full((3,), 4.0)
+        graph = make_fx(partial(traced, ours))(ones, grad.clone())
+        results.append(graph(ones, grad))
+    torch.testing.assert_close(*results)
 
 
 def test_a_gradient_that_torchs_step_broadcasts_or_converts() -> None:
