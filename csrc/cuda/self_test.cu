@@ -107,11 +107,13 @@ bool has_the_cpus_bits(const Kernel& kernel, const cpu::Kernel& expected, Dtype 
   expected.prepare[compute](options.data(), counts, kLargest[1], rule.data());
   std::vector<char> host = make_values(formats, operands);
 
-  // A count, an option, a scale, found_inf, what else the state holds; the rule.
+  // A count, an option, a scale, found_inf, what else the state holds; what clips; the rule.
   char* const numbers = values + host.size();
   const float given[] = {2, static_cast<float>(kOption), 4, 0, kScalars[0], kScalars[1]};
   check(cudaMemcpyAsync(values, host.data(), host.size(), cudaMemcpyHostToDevice, stream));
+  const double clip = 0.75;
   check(cudaMemcpyAsync(numbers, given, sizeof given, cudaMemcpyHostToDevice, stream));
+  check(cudaMemcpyAsync(numbers + 64, &clip, sizeof clip, cudaMemcpyHostToDevice, stream));
   check(cudaStreamSynchronize(stream));  // before the host's own step writes where they come from
 
   const auto on_host = make_tensors(host.data(), operands);
@@ -126,12 +128,15 @@ bool has_the_cpus_bits(const Kernel& kernel, const cpu::Kernel& expected, Dtype 
   auto* const made_key = reinterpret_cast<uint64_t*>(numbers + 128);
   const DeviceRules made{sources.data(), &source, 1, numbers + 256, mixed ? made_key : nullptr};
   const Scalars scalars{reinterpret_cast<const float*>(numbers + 12),
-                        reinterpret_cast<const float*>(numbers + 8), &made};
+                        reinterpret_cast<const float*>(numbers + 8), &made,
+                        reinterpret_cast<const double*>(numbers + 64)};
   for (const bool from_device : {false, true}) {
     Table table{on_device.data(), kTensors, rule.data(), nullptr, from_device, 4};
     table.formats = formats.in_table();
     table.keys = mixed ? &key : nullptr;
+    table.clip = from_device ? 2 : clip;  // which isn't read then
     Table twin = table;
+    twin.clip = clip;
     twin.tensors = on_host.data();
     run(kernel, dtype, table, from_device ? scalars : Scalars{}, device, stream);
     cpu::run(expected, dtype, twin, serially);
