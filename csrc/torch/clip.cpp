@@ -55,23 +55,29 @@ std::optional<double> without_lock(const std::vector<Covered>& all, NormOf& norm
   return value;
 }
 
-// Nothing, where torch computes it, or raises.
-std::optional<GradNorm> norm_of(const std::vector<Covered>& all, double order) {
+NormOf list_of(const std::vector<Covered>& all) {
   NormOf norm;
   norm.reserve(all.size());
   for (const Covered& item : all) norm.add(*item.tensor.unsafeGetTensorImpl(), item.dtype);
+  return norm;
+}
+
+// Nothing, where torch computes it, or raises.
+std::optional<GradNorm> norm_of(std::vector<Covered>& all, double order) {
+  NormOf norm = list_of(all);
   if (all.empty() || !NormOf::has_order(order)) return {};
   if (norm.any_empty() && std::isinf(order)) return {};
   const auto is_dense = [](const Covered& item) {
     return item.tensor.is_non_overlapping_and_dense();
   };
-  if (norm.elements() < kReleaseElements || !std::all_of(all.begin(), all.end(), is_dense)) {
-    const double value = norm.total(order);
-    return GradNorm{value, norm.in_double()};
+  if (norm.elements() >= kReleaseElements && std::all_of(all.begin(), all.end(), is_dense)) {
+    if (const auto value = without_lock(all, norm, order))
+      return GradNorm{*value, norm.in_double()};
+    if (!read_again(all)) return {};
+    norm = list_of(all);
   }
-  const auto value = without_lock(all, norm, order);
-  if (!value) return {};
-  return GradNorm{*value, norm.in_double()};
+  const double value = norm.total(order);
+  return GradNorm{value, norm.in_double()};
 }
 
 // torch's words.
@@ -141,9 +147,9 @@ py::object norm_part(const py::object& tensors, double order) {
 py::object clip_grad_norm(const py::object& params, double max_norm, double order,
                           bool error_if_nonfinite) {
   std::vector<Covered> grads;
-  if (!read_gradients(listed(params), grads) || !may_write(grads)) return py::none();
+  if (!read_gradients(listed(params), grads)) return py::none();
   const auto total = norm_of(grads, order);
-  if (!total) return py::none();
+  if (!total || !may_write(grads)) return py::none();
   if (error_if_nonfinite && !std::isfinite(total->value)) refuse_nonfinite(order);
   scale(grads, clip_coefficient(max_norm, total->value, total->in_double));
   return tensor_with(total->value, total->in_double);

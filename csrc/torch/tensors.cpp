@@ -187,6 +187,8 @@ bool read_gradients(const py::object& params, std::vector<Covered>& all) {
   return true;
 }
 
+bool read_again(std::vector<Covered>& all) { return std::all_of(all.begin(), all.end(), take); }
+
 bool may_write(const std::vector<Covered>& all) {
   if (have_own_memory(all)) return true;
   std::vector<Range> ranges;

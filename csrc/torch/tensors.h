@@ -33,6 +33,9 @@ py::object listed(const py::object& tensors);
 bool read_tensors(const py::object& list, std::vector<Covered>& all);
 bool read_gradients(const py::object& params, std::vector<Covered>& all);
 
+// Looks at the same tensors again, after others may have changed them. False: as above.
+bool read_again(std::vector<Covered>& all);
+
 // May any tensor here be written while the others are read or written? Not if two share memory.
 bool may_write(const std::vector<Covered>& all);
 
