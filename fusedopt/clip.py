@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import utils as torchs
 
-from fusedopt import _C
+from fusedopt import _C, norms
 from fusedopt.norms import clip_placed, placed_norm
 
 _Tensors = Tensor | Iterable[Tensor]
@@ -49,14 +49,8 @@ def get_total_norm(
     """
     if torch.compiler.is_compiling():
         return torchs.get_total_norm(tensors, norm_type, error_if_nonfinite, foreach)
-    tensors = _listed(tensors)
     order = float(norm_type)
-    norm = _C.get_total_norm(tensors, order, bool(error_if_nonfinite))
-    if norm is None:
-        norm = placed_norm(tensors, order, error_if_nonfinite)
-    if norm is None:
-        norm = torchs.get_total_norm(tensors, norm_type, error_if_nonfinite, foreach)
-    return norm
+    return norms.get_total_norm(_listed(tensors), order, bool(error_if_nonfinite), foreach)
 
 
 def clip_grads_with_norm_(

@@ -53,13 +53,9 @@ def placed_norm(tensors: Any, order: float, error_if_nonfinite: bool) -> Tensor 
         total = math.sqrt(total)
     wide = any(tensor.dtype == torch.float64 for tensor in tensors)
     dtype = torch.float64 if wide else torch.float32
-    norm = torch.tensor(total, dtype=dtype, device=_local(tensors[0]).device)
+    norm = torch.tensor(total, dtype=dtype, device=tensors[0].device)
     if error_if_nonfinite and not math.isfinite(float(norm)):
-        raise RuntimeError(
-            f"The total norm of order {order} for gradients from `parameters` is non-finite, so it"
-            " cannot be clipped. To disable this error and scale the gradients by the non-finite"
-            " norm anyway, set `error_if_nonfinite=False`"
-        )
+        _C.refuse_nonfinite(order)
     if len(meshes) == 1 and all(type(tensor) is DTensor for tensor in tensors):
         mesh = meshes[0]
         return DTensor.from_local(norm, mesh, [Replicate()] * mesh.ndim, run_check=False)
@@ -80,7 +76,7 @@ def clip_placed(parameters: Any, max_norm: float, total_norm: Tensor) -> bool:
     grads = [p.grad for p in parameters if p.grad is not None]
     if not any(type(grad) is DTensor for grad in grads):
         return False
-    factor = coefficient(max_norm, float(_whole(total_norm)), total_norm.dtype)
+    factor = float(_factor(max_norm, _whole(total_norm.detach())))
     by_mesh: dict[Any, list[Any]] = {}
     for grad in grads:
         by_mesh.setdefault(grad.device_mesh if type(grad) is DTensor else None, []).append(grad)
@@ -116,37 +112,34 @@ def clip_factor(
         norm = get_total_norm(grads)
         if grad_scale is not None:
             norm = norm / grad_scale.to(norm.device)
-        whole = _whole(norm)
-        factor = torch.clamp(limit / (whole + _EPS), max=1.0)
+        factor = _factor(limit, _whole(norm))
     is_known = type(factor) is Tensor and factor.device.type == "cpu" and not _C.is_transformed()
     return (float(factor) if is_known else factor.double()), norm
 
 
-def get_total_norm(tensors: Any, order: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:
+def get_total_norm(
+    tensors: Any,
+    order: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
     """Computes the norm by our kernels, of DTensors, or by torch."""
     norm = _C.get_total_norm(tensors, order, error_if_nonfinite)
     if norm is None:
         norm = placed_norm(tensors, order, error_if_nonfinite)
     if norm is None:
-        norm = torch.nn.utils.get_total_norm(tensors, order, error_if_nonfinite)
+        norm = torch.nn.utils.get_total_norm(tensors, order, error_if_nonfinite, foreach)
     return norm
 
 
-def coefficient(max_norm: float, total: float, dtype: torch.dtype) -> float:
-    """Returns what gradients of this norm are multiplied by, computed as torch does."""
-    norm = torch.tensor(total, dtype=dtype, device="cpu")
-    return float(torch.clamp(max_norm / (norm + _EPS), max=1.0))
+def _factor(max_norm: float, norm: Tensor) -> Tensor:
+    """Returns what gradients of this norm are multiplied by, as torch computes it."""
+    return torch.clamp(max_norm / (norm + _EPS), max=1.0)
 
 
 def _whole(norm: Tensor) -> Tensor:
     full = getattr(norm, "full_tensor", None)
     return norm if full is None else full()
-
-
-def _local(tensor: Any) -> Tensor:
-    from torch.distributed.tensor import DTensor
-
-    return tensor.to_local() if type(tensor) is DTensor else tensor
 
 
 def _total(tensors: Sequence[Any], order: float) -> tuple[float, list[Any]]:
@@ -182,8 +175,8 @@ def _of_mesh(mesh: Any, pieces: list[Any], order: float) -> float:
         if math.isinf(order)
         or all(coordinate[d] == 0 for d in cut if tensor.placements[d].is_replicate())
     ]
-    device = pieces[0].to_local().device
-    value = torch.tensor(_partial(mine, order), dtype=torch.float64, device=device)
+    part = _partial(mine, order)
+    value = torch.tensor(part, dtype=torch.float64, device=pieces[0].device)
     operation = {math.inf: dist.ReduceOp.MAX, -math.inf: dist.ReduceOp.MIN}
     for d in sorted(cut):
         dist.all_reduce(value, operation.get(order, dist.ReduceOp.SUM), group=mesh.get_group(d))

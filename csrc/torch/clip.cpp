@@ -80,34 +80,20 @@ std::optional<GradNorm> norm_of(std::vector<Covered>& all, double order) {
   return GradNorm{value, norm.in_double()};
 }
 
-// torch's words.
-void refuse_nonfinite(double order) {
-  const auto text = py::str(
-                        "The total norm of order {} for gradients from `parameters` is "
-                        "non-finite, so it cannot be clipped. To disable this error and scale "
-                        "the gradients by the non-finite norm anyway, set "
-                        "`error_if_nonfinite=False`")
-                        .format(order);
-  PyErr_SetObject(PyExc_RuntimeError, text.ptr());
-  throw py::error_already_set();
-}
-
 // In place, and counts the versions.
-void write(std::vector<Covered>& grads, const cpu::Kernel& kernel, const double* options) {
-  unshare(grads);
+void write(const std::vector<Covered>& grads, const cpu::Kernel& kernel, const double* options) {
   std::vector<Pair> pairs;
   pairs.reserve(grads.size());
   for (const Covered& grad : grads) pairs.push_back({&grad, &grad});
+  unshare_targets(pairs);
   sweep_pairs(kernel, options, pairs);
+  count_versions(pairs);
 }
 
-void count_versions(const std::vector<Covered>& grads) {
+// Torch counts also where nothing changes.
+void scale(const std::vector<Covered>& grads, double factor) {
+  if (factor != 1) return write(grads, cpu::kScale, &factor);
   for (const Covered& grad : grads) count_version(operand_of(*grad.tensor.unsafeGetTensorImpl()));
-}
-
-void scale(std::vector<Covered>& grads, double factor) {
-  if (factor != 1) write(grads, cpu::kScale, &factor);
-  count_versions(grads);
 }
 
 // None, too, where somebody has to wait for the device.
@@ -126,6 +112,17 @@ py::object norm_there(const py::object& list, double order, bool error_if_nonfin
 
 }  // namespace
 
+void refuse_nonfinite(double order) {
+  const auto text = py::str(
+                        "The total norm of order {} for gradients from `parameters` is "
+                        "non-finite, so it cannot be clipped. To disable this error and scale "
+                        "the gradients by the non-finite norm anyway, set "
+                        "`error_if_nonfinite=False`")
+                        .format(order);
+  PyErr_SetObject(PyExc_RuntimeError, text.ptr());
+  throw py::error_already_set();
+}
+
 py::object get_total_norm(const py::object& tensors, double order, bool error_if_nonfinite) {
   std::vector<Covered> all;
   const py::object list = listed(tensors);
@@ -139,9 +136,7 @@ py::object get_total_norm(const py::object& tensors, double order, bool error_if
 py::object norm_part(const py::object& tensors, double order) {
   std::vector<Covered> all;
   if (!read_tensors(listed(tensors), all)) return py::none();
-  NormOf norm;
-  for (const Covered& item : all) norm.add(*item.tensor.unsafeGetTensorImpl(), item.dtype);
-  return py::float_(norm.partial(order));
+  return py::float_(list_of(all).partial(order));
 }
 
 py::object clip_grad_norm(const py::object& params, double max_norm, double order,
@@ -177,7 +172,6 @@ py::object clip_grad_value(const py::object& params, double clip_value) {
   if (grads.empty() || !std::all_of(grads.begin(), grads.end(), has_room)) return py::none();
   const double options[] = {-clip_value, clip_value};
   write(grads, cpu::kClamp, options);
-  count_versions(grads);
   return py::bool_(true);
 }
 

@@ -10,6 +10,9 @@ namespace py = pybind11;
 // Each returns None, and has changed nothing, where torch's own function has to do it. What is gone
 // through once only, as a generator is, has to be a list already.
 
+// Raises what torch does where a norm isn't finite.
+void refuse_nonfinite(double order);
+
 // The norm of tensors, in the host's memory or all on one device.
 py::object get_total_norm(const py::object& tensors, double order, bool error_if_nonfinite);
 

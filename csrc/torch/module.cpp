@@ -140,6 +140,7 @@ PYBIND11_MODULE(_C, module) {
   // torch.nn.utils' functions; None: torch's own has to do it.
   module.def("get_total_norm", &get_total_norm);
   module.def("norm_part", &norm_part);
+  module.def("refuse_nonfinite", &refuse_nonfinite);
   module.def("is_transformed", [] { return why_transformed() != nullptr; });
   module.def("clip_grad_norm", &clip_grad_norm);
   module.def("clip_grads_with_norm", &clip_grads_with_norm);

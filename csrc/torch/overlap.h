@@ -62,6 +62,48 @@ void for_each_overlapping(const std::vector<Range>& ranges, const Range& with, c
   }
 }
 
+// Where the elements of tensors lie.
+class Ranges {
+ public:
+  explicit Ranges(size_t most) { all_.reserve(most); }
+
+  // False, if it overlaps itself.
+  bool add(const c10::TensorImpl& tensor) {
+    if (tensor.numel() == 0) return true;
+    if (is_expanded(tensor) || may_overlap_itself(tensor)) return false;
+    const Range range = range_of(tensor, 0);
+    ascending_ = ascending_ && (all_.empty() || all_.back().end <= range.begin);
+    all_.push_back(range);
+    return true;
+  }
+
+  // False, if any two overlap. Nothing is added any more.
+  bool finish() {
+    if (!ascending_) std::sort(all_.begin(), all_.end(), before);
+    const char* reach = nullptr;
+    for (Range& range : all_) {
+      if (range.begin < reach) return false;
+      range.reach = reach = range.end;
+    }
+    return true;
+  }
+
+  bool any_overlaps(const c10::TensorImpl& tensor) const {
+    if (tensor.numel() == 0 || all_.empty()) return false;
+    const Range range = range_of(tensor, 0);
+    if (range.begin >= all_.back().end || range.end <= all_.front().begin) return false;
+    bool any = false;
+    for_each_overlapping(all_, range, [&](int) { any = true; });
+    return any;
+  }
+
+ private:
+  static bool before(const Range& a, const Range& b) { return a.begin < b.begin; }
+
+  std::vector<Range> all_;
+  bool ascending_ = true;
+};
+
 // A set of addresses that takes up to 6 % of all other addresses for its own.
 class Filter {
  public:

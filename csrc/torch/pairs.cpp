@@ -48,65 +48,11 @@ void copy_pair(const Pair& pair) {
   }
 }
 
-void unshare_memory(const std::vector<Pair>& pairs) {
-  for (const Pair& pair : pairs) {
-    if (is_lazily_copied(operand_of(tensor_in(*pair.target)))) {
-      pair.target->tensor.mutable_data_ptr();
-    }
-  }
-}
-
 int64_t elements_of(const std::vector<Pair>& pairs) {
   int64_t elements = 0;
   for (const Pair& pair : pairs) elements += tensor_in(*pair.target).numel();
   return elements;
 }
-
-void count_versions_of(const std::vector<Pair>& pairs) {
-  for (const Pair& pair : pairs) count_version(operand_of(tensor_in(*pair.target)));
-}
-
-// Where the elements of tensors lie.
-class Ranges {
- public:
-  explicit Ranges(size_t most) { all_.reserve(most); }
-
-  // False, if it overlaps itself.
-  bool add(const c10::TensorImpl& tensor) {
-    if (tensor.numel() == 0) return true;
-    if (is_expanded(tensor) || may_overlap_itself(tensor)) return false;
-    const Range range = range_of(tensor, 0);
-    ascending_ = ascending_ && (all_.empty() || all_.back().end <= range.begin);
-    all_.push_back(range);
-    return true;
-  }
-
-  // False, if any two overlap. Nothing is added any more.
-  bool finish() {
-    if (!ascending_) std::sort(all_.begin(), all_.end(), before);
-    const char* reach = nullptr;
-    for (Range& range : all_) {
-      if (range.begin < reach) return false;
-      range.reach = reach = range.end;
-    }
-    return true;
-  }
-
-  bool any_overlaps(const c10::TensorImpl& tensor) const {
-    if (tensor.numel() == 0 || all_.empty()) return false;
-    const Range range = range_of(tensor, 0);
-    if (range.begin >= all_.back().end || range.end <= all_.front().begin) return false;
-    bool any = false;
-    for_each_overlapping(all_, range, [&](int) { any = true; });
-    return any;
-  }
-
- private:
-  static bool before(const Range& a, const Range& b) { return a.begin < b.begin; }
-
-  std::vector<Range> all_;
-  bool ascending_ = true;
-};
 
 }  // namespace
 
@@ -149,16 +95,11 @@ bool Pairs::add_average(Covered& target, Covered& source) {
 // Has each that is written a storage to itself? That is quickly seen, and usual.
 bool Pairs::have_own_memory(const at::Tensor* other) const {
   Seen storages;
-  const auto is_new = [&](const at::Tensor& tensor) {
-    c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
-    return impl.is_non_overlapping_and_dense() && owns_memory(operand_of(impl)) &&
-           storages.add(impl.unsafe_storage().unsafeGetStorageImpl());
-  };
-  if (other != nullptr && !is_new(*other)) return false;
+  if (other != nullptr && !has_own_storage(*other, storages)) return false;
   const auto lists = {&averaged_, &integers_, &copied_};
   for (const auto* pairs : lists) {
     for (const Pair& pair : *pairs) {
-      if (!is_new(pair.target->tensor)) return false;
+      if (!has_own_storage(pair.target->tensor, storages)) return false;
     }
   }
   for (const auto* pairs : lists) {
@@ -210,11 +151,11 @@ void Pairs::average_integers() {
 }
 
 void Pairs::write() {
-  for (const auto* pairs : {&averaged_, &integers_, &copied_}) unshare_memory(*pairs);
+  for (const auto* pairs : {&averaged_, &integers_, &copied_}) unshare_targets(*pairs);
   average_integers();
   copy();
   sweep_pairs(*formula_.kernel, formula_.options, averaged_);
-  for (const auto* pairs : {&averaged_, &integers_, &copied_}) count_versions_of(*pairs);
+  for (const auto* pairs : {&averaged_, &integers_, &copied_}) count_versions(*pairs);
 }
 
 }  // namespace fusedopt

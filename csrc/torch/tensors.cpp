@@ -117,16 +117,6 @@ void sweep(const cpu::Kernel& kernel, const double* options, const PairBucket& b
   cpu::run(kernel, dtype, table, parallel);
 }
 
-// Has each a storage to itself? That is quickly seen, and usual.
-bool have_own_memory(const std::vector<Covered>& all) {
-  Seen storages;
-  return std::all_of(all.begin(), all.end(), [&](const Covered& item) {
-    c10::TensorImpl& tensor = *item.tensor.unsafeGetTensorImpl();
-    return tensor.is_non_overlapping_and_dense() && owns_memory(operand_of(tensor)) &&
-           storages.add(tensor.unsafe_storage().unsafeGetStorageImpl());
-  });
-}
-
 }  // namespace
 
 bool is_covered(const at::Tensor& tensor) {
@@ -137,10 +127,6 @@ bool is_covered(const at::Tensor& tensor) {
   PyObject* wrapper = tensor.unsafeGetTensorImpl()->pyobj_slot()->load_pyobj();
   Dtype dtype;
   return (wrapper == nullptr || is_exact(wrapper)) && to_dtype(impl, dtype) && is_allocated(impl);
-}
-
-bool is_covered(PyObject* object) {
-  return is_exact(object) && is_covered(THPVariable_Unpack(object));
 }
 
 py::object listed(const py::object& tensors) {
@@ -189,25 +175,31 @@ bool read_gradients(const py::object& params, std::vector<Covered>& all) {
 
 bool read_again(std::vector<Covered>& all) { return std::all_of(all.begin(), all.end(), take); }
 
-bool may_write(const std::vector<Covered>& all) {
-  if (have_own_memory(all)) return true;
-  std::vector<Range> ranges;
-  ranges.reserve(all.size());
-  for (size_t i = 0; i < all.size(); ++i) {
-    const c10::TensorImpl& tensor = impl_of(all[i]);
-    if (tensor.numel() == 0) continue;
-    if (is_expanded(tensor) || may_overlap_itself(tensor)) return false;
-    ranges.push_back(range_of(tensor, static_cast<int>(i)));
-  }
-  sort(ranges);
-  return find_overlapping(ranges).empty();
+bool has_own_storage(const at::Tensor& tensor, Seen& storages) {
+  c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
+  return impl.is_non_overlapping_and_dense() && owns_memory(operand_of(impl)) &&
+         storages.add(impl.unsafe_storage().unsafeGetStorageImpl());
 }
 
-void unshare(std::vector<Covered>& all) {
-  for (Covered& item : all) {
-    if (is_lazily_copied(operand_of(*item.tensor.unsafeGetTensorImpl()))) {
-      item.tensor.mutable_data_ptr();
-    }
+bool may_write(const std::vector<Covered>& all) {
+  Seen storages;
+  const auto is_alone = [&](const Covered& item) { return has_own_storage(item.tensor, storages); };
+  if (std::all_of(all.begin(), all.end(), is_alone)) return true;
+  Ranges ranges(all.size());
+  const auto add = [&](const Covered& item) { return ranges.add(impl_of(item)); };
+  return std::all_of(all.begin(), all.end(), add) && ranges.finish();
+}
+
+void unshare_targets(const std::vector<Pair>& pairs) {
+  for (const Pair& pair : pairs) {
+    const at::Tensor& target = pair.target->tensor;
+    if (is_lazily_copied(operand_of(*target.unsafeGetTensorImpl()))) target.mutable_data_ptr();
+  }
+}
+
+void count_versions(const std::vector<Pair>& pairs) {
+  for (const Pair& pair : pairs) {
+    count_version(operand_of(*pair.target->tensor.unsafeGetTensorImpl()));
   }
 }
 

@@ -9,6 +9,7 @@
 
 #include "cpu/kernel.h"
 #include "torch/operand.h"
+#include "torch/seen.h"
 
 namespace fusedopt {
 
@@ -22,7 +23,6 @@ struct Covered {
 
 // Does torch's function do with this tensor what a kernel would: is it one of torch's own classes,
 // in the host's memory, of a dtype that kernels know?
-bool is_covered(PyObject* object);
 bool is_covered(const at::Tensor& tensor);
 
 // The elements of a list, a tuple, a single tensor or anything else that can be gone through, which
@@ -39,14 +39,20 @@ bool read_again(std::vector<Covered>& all);
 // May any tensor here be written while the others are read or written? Not if two share memory.
 bool may_write(const std::vector<Covered>& all);
 
-// Makes memory that is shared until somebody writes to it the tensor's own.
-void unshare(std::vector<Covered>& all);
+// Has it a storage to itself, beside those in the set? That is quickly seen, and usual.
+bool has_own_storage(const at::Tensor& tensor, Seen& storages);
 
 // Sweeps a kernel without state over pairs: the target is its parameter, the source its gradient.
 struct Pair {
   const Covered* target;
   const Covered* source;
 };
+
+// Makes memory that is shared until somebody writes to it the targets' own.
+void unshare_targets(const std::vector<Pair>& pairs);
+
+void count_versions(const std::vector<Pair>& pairs);  // of the targets
+
 void sweep_pairs(const cpu::Kernel& kernel, const double* options, const std::vector<Pair>& pairs);
 
 }  // namespace fusedopt
