@@ -37,7 +37,7 @@ class AveragedModel(torchs.AveragedModel):
     As torch.optim.swa_utils.AveragedModel, which it is derived from: the same `state_dict`, and the
     same values, where the average is linear interpolation bit for bit. `update_parameters` is one
     call into C++ where the tensors are on the CPU and the function that averages is one of this
-    module's or none; otherwise torch's method runs.
+    module's or none; otherwise torch's method runs. DTensors are averaged where they lie.
 
     In bfloat16 and float16 an average hardly moves: with a decay of 0.999 a step adds a thousandth
     of the distance to the model, and that is less than half of the last place of bfloat16's 8 bits

@@ -143,6 +143,22 @@ std::optional<double> weight_after(const py::object& num_averaged) {
       *static_cast<const int64_t*>(THPVariable_Unpack(number).const_data_ptr()));
 }
 
+void write(Pairs& pairs, Members& averages, Members& newest) {
+  if (pairs.takes_long()) {
+    averages.own();
+    newest.own();
+  }
+  pairs.write();
+}
+
+bool gather_list(const py::object& list, Members& members) {
+  if (!PyList_CheckExact(list.ptr()) && !PyTuple_CheckExact(list.ptr())) return false;
+  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(list.ptr()); ++i) {
+    if (!members.add(PySequence_Fast_GET_ITEM(list.ptr(), i), members.parameters)) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 void note_averages() {
@@ -153,27 +169,27 @@ void note_averages() {
 bool update_parameters(const py::object& averaged, const py::object& model) {
   Averaged target;
   if (!is_torchs(averaged.ptr()) || !read_averaged(averaged.ptr(), target)) return false;
-  const auto* const number = static_cast<const int64_t*>(target.num_averaged.const_data_ptr());
-  const auto formula = formula_of(target.attributes, *number);
   Members averages;
   Members newest;
   // Whose parameters() and buffers() are called.
-  if (*number < 0 || !formula || !has_own_members(averaged.ptr()) ||
-      !gather(target.module, averages) || !gather(model.ptr(), newest)) {
+  if (!has_own_members(averaged.ptr()) || !gather(target.module, averages) ||
+      !gather(model.ptr(), newest)) {
     return false;
   }
-  Pairs pairs(*formula);
-  const bool first = *number == 0;
+  Placements placements;
+  placements.learn(averages, newest);
+  if (!is_count(target.num_averaged)) return false;
+  const int64_t number = *static_cast<const int64_t*>(target.num_averaged.const_data_ptr());
+  const auto formula = formula_of(target.attributes, number);
+  if (number < 0 || !formula) return false;
+  Pairs pairs(*formula, placements);
+  const bool first = number == 0;
   if (averages.parameters.empty() || !pairs.add(averages.parameters, newest.parameters, first) ||
       !pairs.add(averages.buffers, newest.buffers, first || !target.use_buffers) ||
       !pairs.may_write_beside(&target.num_averaged)) {
     return false;
   }
-  if (pairs.takes_long()) {
-    averages.own();
-    newest.own();
-  }
-  pairs.write();
+  write(pairs, averages, newest);
   ++*static_cast<int64_t*>(target.num_averaged.mutable_data_ptr());
   target.num_averaged.unsafeGetTensorImpl()->bump_version();
   return true;
@@ -182,22 +198,19 @@ bool update_parameters(const py::object& averaged, const py::object& model) {
 bool average_tensors(const py::object& function, const py::object& averages,
                      const py::object& newest, const py::object& num_averaged) {
   const auto known = function_of(function.ptr());
-  const auto is_list = [](const py::object& object) {
-    return PyList_CheckExact(object.ptr()) || PyTuple_CheckExact(object.ptr());
-  };
-  if (!known || !known->multi || !is_torchs(averages.ptr()) || !is_list(averages) ||
-      !is_list(newest)) {
-    return false;
-  }
+  if (!known || !known->multi || !is_torchs(averages.ptr())) return false;
   const auto rest = known->decay ? std::optional(1 - *known->decay) : weight_after(num_averaged);
-  std::vector<Covered> targets;
-  std::vector<Covered> sources;
-  if (!rest || !read_tensors(averages, targets) || !read_tensors(newest, sources)) return false;
-  Pairs pairs({{true, {}}, 0, &cpu::kAverage, {*rest}, false});
-  if (targets.empty() || !pairs.add(targets, sources, false) || !pairs.may_write_beside(nullptr)) {
+  Members targets;
+  Members sources;
+  if (!rest || !gather_list(averages, targets) || !gather_list(newest, sources)) return false;
+  Placements placements;
+  placements.learn(targets, sources);
+  Pairs pairs({{true, {}}, 0, &cpu::kAverage, {*rest}, false}, placements);
+  if (targets.parameters.empty() || !pairs.add(targets.parameters, sources.parameters, false) ||
+      !pairs.may_write_beside(nullptr)) {
     return false;
   }
-  pairs.write();
+  write(pairs, targets, sources);
   return true;
 }
 

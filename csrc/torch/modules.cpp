@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "torch/attributes.h"
+#include "torch/dtensor.h"
 #include "torch/seen.h"
 
 namespace fusedopt {
@@ -94,8 +95,8 @@ class Walk {
     Py_ssize_t position = 0;
     while (PyDict_Next(dict, &position, &name, &object)) {
       if (object == Py_None) continue;
-      if (!PyUnicode_CheckExact(name) || !is_exact(object)) return false;
-      if (seen.add(object)) members_.add(object, all);
+      if (!PyUnicode_CheckExact(name)) return false;
+      if (seen.add(object) && !members_.add(object, all)) return false;
     }
     return true;
   }
@@ -119,13 +120,24 @@ Members::~Members() {
   for (PyObject* object : objects_) Py_DECREF(object);
 }
 
-void Members::add(PyObject* tensor, std::vector<Covered>& all) {
+bool Members::add(PyObject* tensor, std::vector<Covered>& all) {
+  PyObject* whole = nullptr;
+  at::TensorImpl* impl;
+  if (is_exact(tensor)) {
+    impl = &impl_of(tensor);
+  } else {
+    if (!is_dtensor_class(Py_TYPE(tensor)) || impl_of(tensor).is_inference()) return false;
+    whole = tensor;
+    impl = piece_of(tensor).local;
+    if (impl == nullptr) return false;
+  }
   objects_.push_back(tensor);
   Py_INCREF(tensor);
-  at::TensorImpl* impl = THPVariable_Unpack(tensor).unsafeGetTensorImpl();
   all.push_back(
       {at::Tensor(c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>::reclaim(impl)),
-       {}});
+       {},
+       whole});
+  return true;
 }
 
 void Members::own() {

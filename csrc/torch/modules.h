@@ -18,7 +18,8 @@ class Members {
   Members& operator=(const Members&) = delete;
   ~Members();
 
-  void add(PyObject* tensor, std::vector<Covered>& all);
+  // Of a DTensor its piece on this process. False: it is neither one nor a plain tensor.
+  bool add(PyObject* tensor, std::vector<Covered>& all);
 
   // Before the interpreter's lock is released.
   void own();

@@ -61,7 +61,9 @@ bool Pairs::add(std::vector<Covered>& targets, std::vector<Covered>& sources, bo
   std::vector<Pair>& pairs = copied ? copied_ : averaged_;
   pairs.reserve(pairs.size() + targets.size());
   for (size_t i = 0; i < targets.size(); ++i) {
-    if (!is_plain_pair(targets[i], sources[i])) return false;
+    if (!placements_.alike(targets[i], sources[i]) || !is_plain_pair(targets[i], sources[i])) {
+      return false;
+    }
     if (!(copied ? add_copy(targets[i], sources[i]) : add_average(targets[i], sources[i]))) {
       return false;
     }

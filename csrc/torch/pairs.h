@@ -6,13 +6,15 @@
 #include <vector>
 
 #include "torch/formula.h"
+#include "torch/placements.h"
 #include "torch/tensors.h"
 
 namespace fusedopt {
 
 class Pairs {
  public:
-  explicit Pairs(const Formula& formula) : formula_(formula) {}
+  Pairs(const Formula& formula, const Placements& placements)
+      : formula_(formula), placements_(placements) {}
 
   // Averages and newest values, which have to outlive this, or copies of them. False: torch's own
   // function has to take them.
@@ -33,6 +35,7 @@ class Pairs {
   void average_integers();
 
   Formula formula_;
+  const Placements& placements_;
   std::vector<Pair> averaged_;
   std::vector<Pair> integers_;
   std::vector<Pair> copied_;

@@ -198,7 +198,13 @@ void unshare_targets(const std::vector<Pair>& pairs) {
 
 void count_versions(const std::vector<Pair>& pairs) {
   for (const Pair& pair : pairs) {
-    count_version(operand_of(*pair.target->tensor.unsafeGetTensorImpl()));
+    // As torch's operators do: a DTensor's own version counts up, and not its piece's.
+    PyObject* whole = pair.target->whole;
+    if (whole != nullptr) {
+      impl_of(whole).bump_version();
+    } else {
+      count_version(operand_of(*pair.target->tensor.unsafeGetTensorImpl()));
+    }
   }
 }
 

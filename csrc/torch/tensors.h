@@ -19,6 +19,7 @@ namespace py = pybind11;
 struct Covered {
   at::Tensor tensor;
   Dtype dtype;
+  PyObject* whole = nullptr;  // the DTensor of which this is the process's piece, borrowed
 };
 
 // Does torch's function do with this tensor what a kernel would: is it one of torch's own classes,
