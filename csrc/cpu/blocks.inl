@@ -92,12 +92,11 @@ __attribute__((noinline)) int64_t blocks([[maybe_unused]] const Rule& of,
       }
       for (int i = 0; i < kBlock; i += kGroup) Stored::load(k, values[k] + i, at[k], i);
     }
+    float* states[Rule::kStates + 1];
+    for (int k = 0; k < Rule::kStates; ++k) states[k] = values[kFirstState + k];
     FUSEDOPT_VECTORIZE
     for (int i = 0; i < kBlock; ++i) {
-      float state[Rule::kStates + 1];
-      for (int k = 0; k < Rule::kStates; ++k) state[k] = values[kFirstState + k][i];
-      rule(values[kParam][i], factor * values[kGrad][i], state);
-      for (int k = 0; k < Rule::kStates; ++k) values[kFirstState + k][i] = state[k];
+      step_element<Plain<float>>(rule, values[kParam], factor * values[kGrad][i], states, i);
     }
     for (int i = 0; i < kBlock; i += kGroup) {
       const auto noise = Stored::noise(at[kParam], i);

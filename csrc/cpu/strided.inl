@@ -95,35 +95,26 @@ template <typename Rule, Dtype kDtype>
 void row_apart(const Rule& of, typename Storage<kDtype>::Type* p,
                const typename Storage<kDtype>::Type* g, int64_t n, int64_t param_step,
                int64_t grad_step, typename Storage<kDtype>::Compute factor) {
-  using Compute = typename Storage<kDtype>::Compute;
+  using Access = Storage<kDtype>;
+  using Compute = typename Access::Compute;
   const Rule rule = of;
   if (param_step == 1 && grad_step == 0) {
     const Compute grad = factor * *g;
     FUSEDOPT_VECTORIZE
-    for (int64_t i = 0; i < n; ++i) {
-      Compute param = p[i];
-      rule(param, grad, nullptr);
-      p[i] = param;
-    }
+    for (int64_t i = 0; i < n; ++i) step_element<Access>(rule, p, grad, nullptr, i);
     return;
   }
   for (; param_step == 1 && n >= kTogether; n -= kTogether) {
     alignas(64) Compute grad[kTogether];
     for (int j = 0; j < kTogether; ++j) grad[j] = factor * g[j * grad_step];
     FUSEDOPT_VECTORIZE
-    for (int j = 0; j < kTogether; ++j) {
-      Compute param = p[j];
-      rule(param, grad[j], nullptr);
-      p[j] = param;
-    }
+    for (int j = 0; j < kTogether; ++j) step_element<Access>(rule, p, grad[j], nullptr, j);
     p += kTogether;
     g += kTogether * grad_step;
   }
 #pragma GCC unroll 4
   for (; n > 0; --n, p += param_step, g += grad_step) {
-    Compute param = *p;
-    rule(param, factor * *g, nullptr);
-    *p = param;
+    step_element<Access>(rule, p, factor * *g, nullptr, 0);
   }
 }
 

@@ -16,27 +16,33 @@ inline constexpr bool kHalf = kDtype == Dtype::kFloat16 || kDtype == Dtype::kBFl
 
 #include "cpu/codec.inl"
 
+// The rule at element i. Access::Type is the element in memory. (Not a template argument: its
+// alignment would be lost.)
+template <typename Access, typename Rule>
+inline __attribute__((always_inline)) void step_element(const Rule& rule, typename Access::Type* p,
+                                                        typename Access::Compute grad,
+                                                        typename Access::Type* const* states,
+                                                        int64_t i) {
+  typename Access::Compute param = p[i];
+  typename Access::Compute state[Rule::kStates + 1];
+  for (int k = 0; k < Rule::kStates; ++k) state[k] = states[k][i];
+  rule(param, grad, state);
+  p[i] = param;
+  for (int k = 0; k < Rule::kStates; ++k) states[k][i] = state[k];
+}
+
 // The rule over n elements, wherever they lie: `p`, `g` and `s` point at the first.
-// Access::Type is the element in memory. (Not a template argument: its alignment would be lost.)
 // Not inlined: gcc 12 then vectorises it for every rule, and the objects are half as large.
 template <typename Rule, typename Access>
 __attribute__((noinline)) void apply(const Rule& of, typename Access::Type* p,
                                      const typename Access::Type* g,
                                      typename Access::Type* const* s, int64_t n,
                                      typename Access::Compute factor) {
-  using Compute = typename Access::Compute;
   const Rule rule = of;  // no store below can change it
   typename Access::Type* states[Rule::kStates + 1];
   for (int k = 0; k < Rule::kStates; ++k) states[k] = s[k];
   FUSEDOPT_VECTORIZE
-  for (int64_t i = 0; i < n; ++i) {
-    Compute param = p[i];
-    Compute state[Rule::kStates + 1];
-    for (int k = 0; k < Rule::kStates; ++k) state[k] = states[k][i];
-    rule(param, factor * g[i], state);
-    p[i] = param;
-    for (int k = 0; k < Rule::kStates; ++k) states[k][i] = state[k];
-  }
+  for (int64_t i = 0; i < n; ++i) step_element<Access>(rule, p, factor * g[i], states, i);
 }
 
 template <typename Rule, typename Compute>
