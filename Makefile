@@ -33,7 +33,7 @@ PIP = $(PY) -m pip install --disable-pip-version-check --no-compile
 listed = $(shell sed -n 's/^$1 = \[\(.*\)\]/\1/p' pyproject.toml | tr ',' ' ')
 TOOLS := $(call listed,requires) $(call listed,dev)
 LIBRARIES := $(call listed,bench) $(call listed,train) $(call listed,test)
-WORKS_WITH := $(call listed,works-with)
+FOR_TESTS := $(call listed,works-with) $(call listed,types)
 # Folders too: their time changes when a file comes or goes.
 SOURCES := $(shell find csrc cmake) CMakeLists.txt setup.py pyproject.toml
 SUBMAKE = $(MAKE)# make -n would run a recipe that names MAKE itself
@@ -69,9 +69,10 @@ $(BUILT): $(INSTALLED) $(SOURCES)
 	$(PIP) --quiet --no-build-isolation --editable '.[bench,train,test,dev]'
 	@mkdir -p $(@D) && touch $@
 
-# The libraries that fusedopt is tried with: only for the tests. torch is named so that it stays.
+# The libraries and type checkers that fusedopt is tried with: only for the tests. torch is named so
+# that it stays.
 $(OTHERS): $(INSTALLED) pyproject.toml
-	$(PIP) --quiet $(WANTED) $(WORKS_WITH)
+	$(PIP) --quiet $(WANTED) $(FOR_TESTS)
 	@mkdir -p $(@D) && touch $@
 
 train: build

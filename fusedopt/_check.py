@@ -3,6 +3,7 @@
 Also used by setup.py, and so imports nothing of fusedopt or torch at the top.
 """
 
+import contextlib
 import importlib.util
 import re
 from pathlib import Path
@@ -35,10 +36,11 @@ def check() -> None:
         ) from None
     if too_old(torch.__version__):
         raise ImportError(TOO_OLD.format(torch.__version__))
-    try:
-        from fusedopt._build_info import TORCH_VERSION as built_for
-    except ModuleNotFoundError:
-        built_for = None
+    built_for = None
+    with contextlib.suppress(ModuleNotFoundError):
+        from fusedopt._build_info import TORCH_VERSION
+
+        built_for = TORCH_VERSION
     if built_for is None or importlib.util.find_spec("fusedopt._C") is None:
         raise ImportError(
             f"fusedopt's extension isn't built in {Path(__file__).parent}: run 'pip install "

@@ -32,7 +32,7 @@ def add_options(cls: type[Optimizer], options: tuple[str, ...]) -> None:
     documented = own or _torchs_constructor(cls)
 
     @functools.wraps(documented)
-    def __init__(self: Optimizer, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         added = {option: kwargs.pop(option, None) for option in options}
         precision = {key: kwargs.pop(key, value) for key, value in PRECISION.items()}
         limit = checked_limit(kwargs.pop("max_grad_norm", None))

@@ -39,13 +39,17 @@ class Row:
     precision: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
-    """What `explain` returns; `str()` makes it a table."""
+    """What `explain` returns: printed or shown by a notebook, it is a table.
+
+    Attributes:
+        rows: The table's rows.
+    """
 
     rows: list[Row]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """Returns the rows as a table with aligned columns."""
         names = [field.name for field in fields(Row)]
         if not any(row.precision for row in self.rows):
@@ -57,19 +61,19 @@ class Explanation:
 
 
 def explain(optimizer: Optimizer) -> Explanation:
-    """Tells which parameters run where, prints it as a small table, and changes nothing.
+    """Tells which parameters run where, as a small table, and changes nothing.
 
     Args:
         optimizer: Any optimizer; of one that isn't fusedopt's, all parameters are torch's.
 
     Returns:
-        The table, a `Row` for each device, dtype, kernel and reason.
+        The table, to be printed, with a `Row` for each device, dtype, kernel and reason.
 
     Raises:
         TypeError: If it is no optimizer.
 
     Example:
-        >>> explain(fusedopt.AdamW(torch.nn.Linear(10, 10).parameters()))  # doctest: +SKIP
+        >>> fusedopt.explain(fusedopt.AdamW(torch.nn.Linear(10, 10).parameters()))  # doctest: +SKIP
         device  dtype    tensors  elements  kernel  isa   reason
         cpu     float32  2        110       adamw   avx2
     """
@@ -107,6 +111,4 @@ def explain(optimizer: Optimizer) -> Explanation:
         )
         for (device, dtype, why, precision), (tensors, elements) in counts.items()
     ]
-    explanation = Explanation(rows)
-    print(explanation)
-    return explanation
+    return Explanation(rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -212,7 +212,7 @@ def _reason(optimizer: Any, place: tuple[int, int]) -> str:
     return why or "see fusedopt.explain"
 
 
-def _step_function(cls: type[Optimizer]) -> Callable[[Optimizer], Any]:
+def _step_function(cls: type[Optimizer]) -> Any:
     """Returns its step without the hooks and profiling that ours runs."""
     step = cls.__dict__["step"]
     return step.__wrapped__ if getattr(step, "hooked", False) else step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -194,10 +194,10 @@ def _partial(tensors: Iterable[Tensor], order: float) -> float:
         return _extreme(norms, max)
     if order == -math.inf:
         return _extreme(norms, min)
-    return sum(norm**order for norm in norms)
+    return float(sum(norm**order for norm in norms))
 
 
-def _extreme(values: list[float], choose: Any) -> float:
+def _extreme(values: list[float], choose: Callable[..., float]) -> float:
     """Returns the largest or the smallest; a NaN, if there is one."""
     if any(math.isnan(value) for value in values):
         return math.nan

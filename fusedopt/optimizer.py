@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Optimizer as Optimizer
 from torch.optim import optimizer as torch_optimizer
 
 from fusedopt import _C
@@ -43,10 +43,6 @@ class FusedOptimizer(Optimizer):
         cls._plan_key = f"_fusedopt_{cls._kernels}"
         if "_kernels" in cls.__dict__:  # one of ours, and no user's subclass
             add_options(cls, cls.__dict__.get("_added_options", ()))
-
-    if TYPE_CHECKING:
-
-        def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None: ...
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -116,7 +112,8 @@ class FusedOptimizer(Optimizer):
                 loss = closure()
         scaler = self.__dict__.get("grad_scale"), self.__dict__.get("found_inf")
         plan, stepped_by_torch = plan_of(self), None
-        limit, clip, norm = self.__dict__.get("max_grad_norm"), None, None
+        limit: Any = self.__dict__.get("max_grad_norm")
+        clip, norm = None, None
         # None: the kernels have stepped all but `stepped_by_torch`.
         try:
             while (rest := plan.step(self, *scaler, stepped_by_torch, limit, clip)) is not None:
@@ -188,7 +185,7 @@ class FusedOptimizer(Optimizer):
         if groups_before is None:  # unpickled or copied
             super().__setstate__(state)
             return
-        kept = {
+        kept: dict[str, Any] = {
             key: self.__dict__[key] for key in ("param_groups", "state") if key in self.__dict__
         }
         groups_before = [dict(group) for group in groups_before]  # may be the same objects
@@ -222,12 +219,17 @@ def _wants_kernels(group: Any) -> bool:
     return fused is None or bool(fused)
 
 
-@torch._disable_dynamo
+@torch._disable_dynamo  # type: ignore[attr-defined]
 def _step_outside_graph(optimizer: FusedOptimizer, closure: Callable[[], Any] | None) -> Any:
     """Steps eagerly from within code that torch.compile traces: the kernels are already fused."""
     return FusedOptimizer.step(optimizer, closure)
 
 
-def __getattr__(name: str) -> Any:
-    """Resolves the other names of torch.optim.optimizer."""
-    return getattr(torch_optimizer, name)
+if TYPE_CHECKING:
+    from torch.optim.optimizer import *  # noqa: F403
+    from torch.optim.optimizer import ParamsT as ParamsT
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Resolves the other names of torch.optim.optimizer."""
+        return getattr(torch_optimizer, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ __all__ = [
     "update_bn",
 ]
 
-_PER_FUNCTION = {  # by: of lists of tensors, with a decay
+# Keyed by whether it averages lists of tensors, and whether it has a decay.
+_PER_FUNCTION: dict[tuple[bool, bool], Callable[..., Any]] = {
     (True, True): torchs.get_ema_multi_avg_fn,
     (True, False): torchs.get_swa_multi_avg_fn,
     (False, True): torchs.get_ema_avg_fn,
@@ -88,7 +89,7 @@ class AveragedModel(torchs.AveragedModel):
         super().__init__(model, device, avg_fn, multi_avg_fn, use_buffers)
         if dtype is not None:
             self._fusedopt_dtype = dtype
-            self.module._apply(lambda t: t.to(dtype) if t.is_floating_point() else t)
+            self.module._apply(lambda t: t.to(dtype) if t.is_floating_point() else t)  # type: ignore[no-untyped-call]
 
     def update_parameters(self, model: Module) -> None:
         """Updates the average by the model's parameters, and counts `n_averaged` up.
@@ -181,7 +182,7 @@ class _Average:
         return function(averaged, current, num_averaged)
 
 
-def _average(multi: bool, decay: Any) -> Any:
+def _average(multi: bool, decay: Any) -> Callable[..., Any]:
     """Returns torch's own function where `decay` isn't a number of Python's."""
     torchs_function = _PER_FUNCTION[multi, True](decay)  # raises where that makes no sense
     return _Average(multi, float(decay)) if type(decay) in (float, int) else torchs_function
@@ -204,9 +205,11 @@ class _Converted:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
 
-def __getattr__(name: str) -> Any:
-    """Resolves the other names of torch.optim.swa_utils."""
-    return getattr(torchs, name)
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Resolves the other names of torch.optim.swa_utils."""
+        return getattr(torchs, name)
 
 
 def __dir__() -> Sequence[str]:

@@ -17,7 +17,7 @@ import fusedopt
 
 @over(MAIN_CASES, "case")
 def test_rows(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
-    """One row per device, dtype, kernel and reason; the printed table is `str()` of it."""
+    """One row per device, dtype, kernel and reason; a notebook shows the table once."""
     params = [
         Parameter(torch.zeros(3, 4)),
         Parameter(torch.zeros(5)),
@@ -34,8 +34,9 @@ def test_rows(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
     assert found[2][:5] == ("cpu", "complex64", 1, 2, "torch" if case.has_fallback else "none")
     assert not explanation.rows[0].reason
     assert "complex" in explanation.rows[2].reason
-    table = str(explanation)
-    assert capsys.readouterr().out.strip() == table.strip()
+    table = repr(explanation)
+    assert str(explanation) == table
+    assert capsys.readouterr().out == ""
     for word in ("device", "float32", "17", kernel, isa, "complex"):
         assert word in table
 

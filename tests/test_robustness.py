@@ -226,9 +226,8 @@ def test_overridden_init_group_is_used() -> None:
 
 def test_submodules_of_torch_optim() -> None:
     from fusedopt.lbfgs import LBFGS
-    from fusedopt.sparse_adam import SparseAdam
-
     from fusedopt.optimizer import ParamsT
+    from fusedopt.sparse_adam import SparseAdam
 
     assert SparseAdam is torch.optim.SparseAdam
     assert LBFGS is torch.optim.LBFGS
