@@ -27,11 +27,12 @@ from benchmarks import (
     train,
 )
 from benchmarks.implementations import IMPLEMENTATIONS
-from benchmarks.measure import FLOOR
+from benchmarks.measure import CASE, FLOOR
 from benchmarks.optimizers import OPTIMIZERS
 from benchmarks.results import RESULTS, Row, load, provenance
 from benchmarks.workloads import WORKLOADS
 
+DEFAULT = "for-loop"  # torch's path on the CPU if none is chosen
 ROOT = Path(__file__).resolve().parents[1]
 READMES = tuple(
     ROOT / name
@@ -44,11 +45,11 @@ def _title(workload: str) -> str:
     return WORKLOADS[workload].title if workload in WORKLOADS else workload
 
 
-def speed(result: dict[str, Any], dtypes: Sequence[str] = ()) -> str:
+def speed(result: dict[str, Any]) -> str:
     """How many times faster than torch's fastest path: optimizers down, workloads across."""
     parts = []
     grouped = chart.panels(result["rows"])
-    for dtype in dict.fromkeys(dtype for _, dtype in grouped if not dtypes or dtype in dtypes):
+    for dtype in dict.fromkeys(dtype for _, dtype in grouped):
         columns = [workload for workload, other in grouped if other == dtype]
         cells: dict[str, dict[str, str]] = {name: {} for name in OPTIMIZERS}
         for workload in columns:
@@ -58,6 +59,27 @@ def speed(result: dict[str, Any], dtypes: Sequence[str] = ()) -> str:
         body = [[name, *(row.get(w, "") for w in columns)] for name, row in cells.items() if row]
         parts.append(tables.markdown([head, *body]))
     return "\n\n".join(parts)
+
+
+def speed_over_default(result: dict[str, Any]) -> str:
+    """Torch's default over ours, and torch's fastest path over ours in brackets: float32."""
+    rows = result["rows"]
+    default = {
+        tuple(row[name] for name in CASE): row["seconds"]["median"]
+        for row in rows
+        if row["implementation"] == DEFAULT and "seconds" in row
+    }
+    grouped = {w: ours for (w, dtype), ours in chart.panels(rows).items() if dtype == "float32"}
+    cells: dict[str, dict[str, str]] = {name: {} for name in OPTIMIZERS}
+    for workload, ours in grouped.items():
+        for row in ours:
+            fastest = f"{tables.digits(row['ratio']['median'])}×"
+            other = default.get(tuple(row[name] for name in CASE))
+            over = "–" if other is None else f"{tables.digits(other / row['seconds']['median'])}×"
+            cells[row["optimizer"]][workload] = f"{over} ({fastest})"
+    head = ["torch's default (torch's fastest)", *map(_title, grouped)]
+    body = [[name, *(row.get(w, "") for w in grouped)] for name, row in cells.items() if row]
+    return tables.markdown([head, *body])
 
 
 def steps(result: dict[str, Any]) -> str:
@@ -123,7 +145,7 @@ def host_costs(result: dict[str, Any]) -> str:
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "speed": lambda result: speed(result, ["float32"]),
+    "speed": speed_over_default,
     "speeds": speed,
     "steps": steps,
     "targets": lambda result: targets.table(result["rows"]),

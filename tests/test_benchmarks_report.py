@@ -217,6 +217,16 @@ def our_row(workload: str, **fields: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def test_the_default_stands_before_the_fastest() -> None:
+    ours = our_row("1", ratio={"median": 2.0}) | {"seconds": {"median": 1e-6}}
+    default = ours | {"implementation": "for-loop", "seconds": {"median": 5e-6}}
+    other = our_row("1", optimizer="sgd", ratio={"median": 3.0}) | {"seconds": {"median": 1e-6}}
+    half = ours | {"dtype": "float16", "ratio": {"median": 7.0}}
+    table = report.speed_over_default({"rows": [ours, default, other, half]})
+    assert "| adamw | 5.00× (2.00×) |" in table and "| sgd | – (3.00×) |" in table
+    assert "7.00" not in table
+
+
 def test_targets_are_compared_with_what_was_measured() -> None:
     rows = [
         our_row("1000x64", ratio={"median": 39.999}, floor_percent=5),
