@@ -36,7 +36,14 @@ DEFAULT = "for-loop"  # torch's path on the CPU if none is chosen
 ROOT = Path(__file__).resolve().parents[1]
 READMES = tuple(
     ROOT / name
-    for name in ("README.md", "benchmarks/README.md", "docs/optimizers.md", "docs/precision.md")
+    for name in (
+        "README.md",
+        "benchmarks/README.md",
+        "benchmarks/TARGETS.md",
+        "benchmarks/results/README.md",
+        "docs/optimizers.md",
+        "docs/precision.md",
+    )
 )
 _TABLE = re.compile(r"(<!-- begin table: (\S+) ([^>\n]+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 

@@ -137,8 +137,7 @@ def render(kind: str, folder: Path) -> str:
         text = f"{NONE}."
         if kind == "gpu-speed":
             text = (
-                f"{NONE}: there are no figures. `make gpu-check` makes them where there is one. "
-                f"Those that don't exist yet: {'; '.join(missing([]))}."
+                f"{NONE}, so there are no figures; `make gpu-check` makes them where there is one."
             )
         return f"{text}\n\n{make([])}\n" if kind == "gpu-targets" else f"{text}\n"
     parts = []

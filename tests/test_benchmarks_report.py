@@ -189,7 +189,7 @@ def test_tables_are_made_from_result_files(kind: str, example: Path) -> None:
     assert report.update(made, example) == made
 
 
-@pytest.mark.parametrize("readme", report.READMES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("readme", report.READMES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_readmes_tables_match_the_result_files(readme: Path) -> None:
     if not readme.exists():
         pytest.skip(f"there is no {readme.relative_to(ROOT)}")

@@ -40,7 +40,10 @@ def test_every_optimizer_is_described(name: str) -> None:
     assert re.search(rf"\b{name}\b", (ROOT / "README.md").read_text())
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "csrc" / "README.md", *ROOT.glob("benchmarks/**/*.md")]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_to_files_lead_somewhere(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)(?:#[^)]*)?\)", text)
