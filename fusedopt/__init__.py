@@ -31,6 +31,7 @@ from fusedopt.clip import (  # noqa: E402, F401
 )
 from fusedopt.explain import explain  # noqa: E402, F401
 from fusedopt.lion import Lion  # noqa: E402, F401
+from fusedopt.measure import measure  # noqa: E402, F401
 from fusedopt.nadam import NAdam  # noqa: E402, F401
 from fusedopt.radam import RAdam  # noqa: E402, F401
 from fusedopt.rmsprop import RMSprop  # noqa: E402, F401
@@ -45,7 +46,7 @@ for _name, _module in list(_sys.modules.items()):
 _FUNCTIONS = ("clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "get_total_norm")
 __all__ = sorted(
     {name for name in dir(_torch_optim) if not name.startswith("_")}
-    | {*_C.optimizers(), "explain", *_FUNCTIONS}
+    | {*_C.optimizers(), "explain", "measure", *_FUNCTIONS}
 )
 
 
