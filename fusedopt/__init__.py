@@ -31,6 +31,7 @@ from fusedopt.clip import clip_grads_with_norm_ as clip_grads_with_norm_  # noqa
 from fusedopt.clip import get_total_norm as get_total_norm  # noqa: E402
 from fusedopt.explain import explain as explain  # noqa: E402
 from fusedopt.lion import Lion as Lion  # noqa: E402
+from fusedopt.measure import measure as measure  # noqa: E402
 from fusedopt.nadam import NAdam as NAdam  # noqa: E402
 from fusedopt.radam import RAdam as RAdam  # noqa: E402
 from fusedopt.rmsprop import RMSprop as RMSprop  # noqa: E402
@@ -55,7 +56,7 @@ else:
     _FUNCTIONS = ("clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "get_total_norm")
     __all__ = sorted(
         {name for name in dir(_torch_optim) if not name.startswith("_")}
-        | {*_C.optimizers(), "explain", *_FUNCTIONS}
+        | {*_C.optimizers(), "explain", "measure", *_FUNCTIONS}
     )
 
     def __getattr__(name: str) -> _typing.Any:

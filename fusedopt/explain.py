@@ -55,9 +55,14 @@ class Explanation:
         if not any(row.precision for row in self.rows):
             names.remove("precision")
         cells = [names] + [[str(getattr(row, name)) for name in names] for row in self.rows]
-        widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in cells]
-        return "\n".join(line.rstrip() for line in lines)
+        return aligned(cells)
+
+
+def aligned(cells: list[list[str]]) -> str:
+    """Returns lines of text whose columns begin below each other."""
+    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in cells]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def explain(optimizer: Optimizer) -> Explanation:

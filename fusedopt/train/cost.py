@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import time
 from dataclasses import dataclass
-from statistics import median
+from functools import partial
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,11 @@ from fusedopt.train.loop import autocast, make_optimizer, optimizer_class
 from fusedopt.train.options import Options
 from fusedopt.train.phase import make_ema, optimizer_phase
 from fusedopt.train.recipe import parameter_groups, set_train_mode
+from fusedopt.turns import Turns, median
 
 WARM_UP = 3
 ROUNDS = 30
+LEAST = 2
 SECONDS = 20.0  # large networks get fewer rounds
 
 
@@ -34,13 +36,6 @@ class Cost:
     step_ms: float
     share: float
     rounds: int
-
-
-def clock(device: torch.device) -> float:
-    """Returns the time in seconds, after an accelerator has done all it was given."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter()
 
 
 def measure(model: nn.Module, options: Options, images: Tensor, labels: Tensor) -> dict[str, Cost]:
@@ -60,35 +55,32 @@ def measure(model: nn.Module, options: Options, images: Tensor, labels: Tensor) 
     """
     device = torch.device(options.device)
     images, labels = images.to(device, options.weights_dtype()), labels.to(device)
-    runs = {}
+    scaler = torch.amp.GradScaler(device.type, enabled=False)
+    parts = {}
     for impl in ("fusedopt", "torch"):
         if optimizer_class(options, impl) is None:
             continue
         twin = copy.deepcopy(model)
         set_train_mode(twin, options)
         optimizer = make_optimizer(options, impl, parameter_groups(twin, options))
-        runs[impl] = twin, optimizer, make_ema(twin, options, impl)
-    scaler = torch.amp.GradScaler(device.type, enabled=False)
-    step_times: dict[str, list[float]] = {impl: [] for impl in runs}
-    other_times: list[float] = []
-    begin = clock(device)
-    for i in range(WARM_UP + ROUNDS):
-        for impl, (twin, optimizer, average) in runs.items():
-            start = clock(device)
-            with autocast(options):
-                loss = F.cross_entropy(twin(images).float(), labels)
-            loss.backward()
-            before = clock(device)
-            optimizer_phase(twin, optimizer, scaler, average, options, impl)
-            end = clock(device)
-            if i >= WARM_UP:
-                other_times.append(before - start)
-                step_times[impl].append(end - before)
-        if i > WARM_UP and clock(device) - begin > SECONDS:
-            break
-    other = median(other_times)
+        average = make_ema(twin, options, impl)
+        parts[impl] = (
+            partial(_make_gradients, twin, options, images, labels),
+            partial(optimizer_phase, twin, optimizer, scaler, average, options, impl),
+        )
+    turns = Turns(parts, [device], WARM_UP)
+    while not turns.are_enough(ROUNDS, LEAST, SECONDS):
+        turns.turn()
+    other = median(chain.from_iterable(turns.before.values()))
     costs = {}
-    for impl, times in step_times.items():
+    for impl, times in turns.seconds.items():
         step = median(times)
         costs[impl] = Cost(step * 1e3, step / (step + other), len(times))
     return costs
+
+
+def _make_gradients(model: nn.Module, options: Options, images: Tensor, labels: Tensor) -> None:
+    """Runs forward and backward pass."""
+    with autocast(options):
+        loss = F.cross_entropy(model(images).float(), labels)
+    loss.backward()
