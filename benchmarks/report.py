@@ -18,6 +18,7 @@ from benchmarks import (
     chart,
     host,
     landscapes,
+    offload,
     phase,
     precision,
     report_gpu,
@@ -35,7 +36,13 @@ from benchmarks.workloads import WORKLOADS
 ROOT = Path(__file__).resolve().parents[1]
 READMES = tuple(
     ROOT / name
-    for name in ("README.md", "benchmarks/README.md", "docs/optimizers.md", "docs/precision.md")
+    for name in (
+        "README.md",
+        "benchmarks/README.md",
+        "docs/optimizers.md",
+        "docs/precision.md",
+        "docs/switching.md",
+    )
 )
 _TABLE = re.compile(r"(<!-- begin table: (\S+) ([^>\n]+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 
@@ -130,6 +137,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "host": host_costs,
     "train": lambda result: tables.markdown(train.table_rows(result["rows"])),
     "phase": lambda result: tables.markdown(phase.table_rows(result["rows"])),
+    "offload": lambda result: "\n\n".join(map(tables.markdown, offload.all_tables(result["rows"]))),
     "accuracy": lambda result: tables.markdown(accuracy.table_rows(result["rows"])),
     "strides": lambda result: "\n\n".join(map(tables.markdown, strides.all_tables(result["rows"]))),
     "precision": lambda result: "\n\n".join(

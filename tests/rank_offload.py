@@ -7,6 +7,7 @@ the same way through its code, but for pinned memory.
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,7 +37,8 @@ from torch.optim import Optimizer
 
 import fusedopt
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "switching.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "switching.md"
 LIMIT = 0.01  # less than the gradients' norm
 
 
@@ -137,4 +139,35 @@ def pieces_beside_the_meshs_gpus() -> None:
         assert isinstance(norm, DTensor) and norm.to_local().device.type == "cpu"
 
 
-ALL = (offloaded_equals_fsdp_and_torchs, the_recipe_trains, pieces_beside_the_meshs_gpus)
+def the_benchmark_measures_its_pieces() -> None:
+    sys.path.insert(0, str(ROOT))
+    from benchmarks import offload, timing
+    from benchmarks.workloads import Workload
+
+    timing.SAMPLE_SECONDS = 1e-5
+    tiny = Workload("tiny", "two tensors", ((3, 4), (5,)))
+    params = offload.sharded(tiny)
+    whole = tiny.parameters(torch.float32, "cpu")
+    for param, other in zip(params, whole, strict=True):
+        assert_identical([full(param.detach()), full(param.grad)], [other.detach(), other.grad])
+    for (name, _), step in offload.parts(params).items():
+        before = learned_values(params)
+        step()
+        assert learned_values(params) != before, name
+    found = offload.measure_here(tiny)
+    assert {part for _, part in found} == {"step", "clip + step"}
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, found)
+    assert every[0] == every[1]  # the slowest process' time
+
+
+def learned_values(params: list[Parameter]) -> list[Any]:
+    return [full(param.detach()).tolist() for param in params]
+
+
+ALL = (
+    offloaded_equals_fsdp_and_torchs,
+    the_recipe_trains,
+    pieces_beside_the_meshs_gpus,
+    the_benchmark_measures_its_pieces,
+)
