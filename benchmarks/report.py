@@ -18,6 +18,7 @@ from benchmarks import (
     chart,
     host,
     landscapes,
+    offload,
     phase,
     precision,
     report_gpu,
@@ -43,6 +44,7 @@ READMES = tuple(
         "benchmarks/results/README.md",
         "docs/optimizers.md",
         "docs/precision.md",
+        "docs/switching.md",
     )
 )
 _TABLE = re.compile(r"(<!-- begin table: (\S+) ([^>\n]+) -->\n).*?(<!-- end table -->)", re.DOTALL)
@@ -159,6 +161,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "host": host_costs,
     "train": lambda result: tables.markdown(train.table_rows(result["rows"])),
     "phase": lambda result: tables.markdown(phase.table_rows(result["rows"])),
+    "offload": lambda result: "\n\n".join(map(tables.markdown, offload.all_tables(result["rows"]))),
     "accuracy": lambda result: tables.markdown(accuracy.table_rows(result["rows"])),
     "strides": lambda result: "\n\n".join(map(tables.markdown, strides.all_tables(result["rows"]))),
     "precision": lambda result: "\n\n".join(

@@ -36,7 +36,7 @@ def placed_norm(tensors: Any, order: float, error_if_nonfinite: bool) -> Tensor 
     """
     if not dist.is_available():
         return None
-    from torch.distributed.tensor import DTensor, Replicate
+    from torch.distributed.tensor import DTensor
 
     tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
     if order not in (2, 1, math.inf, -math.inf):
@@ -57,8 +57,7 @@ def placed_norm(tensors: Any, order: float, error_if_nonfinite: bool) -> Tensor 
     if error_if_nonfinite and not math.isfinite(float(norm)):
         _C.refuse_nonfinite(order)
     if len(meshes) == 1 and all(type(tensor) is DTensor for tensor in tensors):
-        mesh = meshes[0]
-        return DTensor.from_local(norm, mesh, [Replicate()] * mesh.ndim, run_check=False)
+        return _replicated(norm, meshes[0])
     return norm
 
 
@@ -135,6 +134,20 @@ def get_total_norm(
 def _factor(max_norm: float, norm: Tensor) -> Tensor:
     """Returns what gradients of this norm are multiplied by, as torch computes it."""
     return torch.clamp(max_norm / (norm + _EPS), max=1.0)
+
+
+def _replicated(norm: Tensor, mesh: Any) -> Tensor:
+    """Returns a DTensor of a number that all ranks have, where it lies.
+
+    `DTensor.from_local` would move it to the mesh's device; but FSDP2's CPUOffloadPolicy keeps the
+    pieces of a mesh of GPUs in the CPU's memory, and there torch's norm is, too.
+    """
+    from torch.distributed.tensor import DTensor, Replicate
+    from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+
+    meta = TensorMeta(norm.shape, norm.stride(), norm.dtype)
+    spec = DTensorSpec(mesh, (Replicate(),) * mesh.ndim, tensor_meta=meta)
+    return DTensor(norm, spec, requires_grad=False)
 
 
 def _whole(norm: Tensor) -> Tensor:

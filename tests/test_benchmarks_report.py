@@ -19,6 +19,7 @@ from benchmarks import (  # noqa: E402
     host,
     instructions,
     landscapes,
+    offload,
     phase,
     precision,
     report,
@@ -152,13 +153,15 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "SAMPLE_SECONDS", 1e-5)
         choice = OPTIMIZERS["adamw"]
+        phases = phase.measure(phase.SMALL, 0)
         rows = {
             "step": run_case(Case(choice, WORKLOADS["1"], "float32", "cpu"), PATHS, [1], 0),
             "host": host.time_split(choice, TINY, 0),
             "accuracy": accuracy.errors(choice, "float32", steps=2),
             "train": train.measure(choice, 2, "cpu", 0),
             "precision": precision.clock(WORKLOADS["1"], 1),
-            "phase": phase.rows_of(phase.SMALL, phase.measure(phase.SMALL, 0), 1),
+            "phase": phase.rows_of(phase.SMALL, phases, 1),
+            "offload": offload.rows_of(phase.SMALL, phases, ranks=2, threads=1),
             "strides": strides.measure(choice, "gradient transposed", "float32", 0),
             "landscapes": [
                 *(
@@ -179,7 +182,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", report.TABLES)
 def test_tables_are_made_from_result_files(kind: str, example: Path) -> None:
-    own = ("host", "accuracy", "strides", "train", "precision", "phase")
+    own = ("host", "accuracy", "strides", "train", "precision", "phase", "offload")
     name = kind if kind in own else "step"
     name = "landscapes" if kind in ("trajectories", "tolerance", "groups") else name
     text = f"before\n<!-- begin table: {kind} {name} -->\noutdated\n<!-- end table -->\nafter\n"

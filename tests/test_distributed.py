@@ -9,6 +9,7 @@ import pytest
 import rank_averages
 import rank_checks as checks
 import rank_norms
+import rank_offload
 from ranks import Ranks, groups
 
 Get = Callable[[int], Ranks]
@@ -39,6 +40,15 @@ def ranks() -> Iterator[Get]:
 )
 def test_on_ranks(check: Callable[[], None], world: int, ranks: Get) -> None:
     ranks(world).run(check)
+
+
+@pytest.mark.parametrize("check", rank_offload.ALL, ids=lambda check: check.__name__)
+def test_pieces_on_the_cpu(check: Callable[[], None], ranks: Get) -> None:
+    ranks(2).run(check)
+
+
+def test_their_checkpoints_move_both_ways(ranks: Get, tmp_path: Path) -> None:
+    ranks(2).run(rank_offload.checkpoints_move_both_ways, tmp_path)
 
 
 def test_two_dimensions(ranks: Get) -> None:
