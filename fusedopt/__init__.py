@@ -30,6 +30,7 @@ from fusedopt.clip import (  # noqa: E402, F401
     get_total_norm,
 )
 from fusedopt.explain import explain  # noqa: E402, F401
+from fusedopt.functional import register_when_imported as _register_when_imported  # noqa: E402
 from fusedopt.lion import Lion  # noqa: E402, F401
 from fusedopt.nadam import NAdam  # noqa: E402, F401
 from fusedopt.radam import RAdam  # noqa: E402, F401
@@ -41,6 +42,8 @@ from fusedopt.sgd import SGD  # noqa: E402, F401
 for _name, _module in list(_sys.modules.items()):
     if _name.startswith("torch.optim."):
         _sys.modules.setdefault("fusedopt" + _name.removeprefix("torch.optim"), _module)
+
+_register_when_imported(globals()[_name] for _name in _C.optimizers())
 
 _FUNCTIONS = ("clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "get_total_norm")
 __all__ = sorted(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import rank_checks as checks
+import rank_functional
 import rank_norms
 from ranks import Ranks, groups
 
@@ -32,6 +33,7 @@ def ranks() -> Iterator[Get]:
         checks.overflow_on_one_rank_skips_all,
         checks.state_dicts,
         *rank_norms.ALL,
+        *rank_functional.ALL,
     ],
     ids=lambda check: check.__name__,
 )
