@@ -30,6 +30,7 @@ from fusedopt.clip import clip_grad_value_ as clip_grad_value_  # noqa: E402
 from fusedopt.clip import clip_grads_with_norm_ as clip_grads_with_norm_  # noqa: E402
 from fusedopt.clip import get_total_norm as get_total_norm  # noqa: E402
 from fusedopt.explain import explain as explain  # noqa: E402
+from fusedopt.functional import register_when_imported as _register_when_imported  # noqa: E402
 from fusedopt.lion import Lion as Lion  # noqa: E402
 from fusedopt.measure import measure as measure  # noqa: E402
 from fusedopt.nadam import NAdam as NAdam  # noqa: E402
@@ -44,6 +45,8 @@ __version__ = _VERSION
 for _name, _module in list(_sys.modules.items()):
     if _name.startswith("torch.optim."):
         _sys.modules.setdefault("fusedopt" + _name.removeprefix("torch.optim"), _module)
+
+_register_when_imported(globals()[_name] for _name in _C.optimizers())
 
 if _typing.TYPE_CHECKING:  # to a checker __getattr__ would mean that there is no wrong name
     from torch.optim import LBFGS as LBFGS

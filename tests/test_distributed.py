@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import rank_averages
 import rank_checks as checks
+import rank_functional
 import rank_norms
 import rank_offload
 from ranks import Ranks, groups
@@ -35,6 +36,7 @@ def ranks() -> Iterator[Get]:
         checks.state_dicts,
         *rank_norms.ALL,
         *rank_averages.ALL,
+        *rank_functional.ALL,
     ],
     ids=lambda check: check.__name__,
 )

@@ -1,0 +1,251 @@
+"""Functional optimizers: torch.distributed hands them gradients, of some parameters at a time.
+
+DDP's `_register_fused_optim` and ZeroRedundancyOptimizer(overlap_with_ddp=True) look for a class in
+torch's `functional_optim_map`. Importing that takes torch 4 s, so ours get there when it is.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import sys
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from importlib.machinery import ModuleSpec
+from typing import Any
+
+from torch import Tensor
+
+from fusedopt.optimizer import FusedOptimizer
+
+# Some parameters' optimizer; and they, by the number of their group.
+_Part = tuple[FusedOptimizer, list[tuple[int, list[Tensor]]]]
+
+_MAP = "torch.distributed.optim.utils"
+# What torch's functional Adagrad takes, too, and makes no use of.
+_IGNORED = ("warmup_lr_multiplier", "warmup_num_iters", "coalesce_grad")
+
+
+class Functional:
+    """Steps the parameters whose gradients it is given. Their `.grad` is left as it is.
+
+    Several threads may step different parameters at once, as DDP's communication hooks do.
+
+    Attributes:
+        optimizer: Of all parameters, with their state; schedulers and checkpoints take it.
+    """
+
+    def __init__(
+        self,
+        cls: type[FusedOptimizer],
+        params: Iterable[Tensor],
+        *args: Any,
+        _allow_empty_param_list: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Makes the optimizer.
+
+        Args:
+            cls: Its class, one of fusedopt's.
+            params: Its parameters. Those that `step_param` is given are added.
+            args: The class's other arguments.
+            kwargs: The same by name.
+
+        Raises:
+            TypeError: If the class has no such argument.
+            ValueError: If one is out of its range, or is for all parameters at once; or if there
+                are no parameters, unless `_allow_empty_param_list` says that others will come.
+        """
+        if cls._kernels == "Adagrad":
+            kwargs = {key: value for key, value in kwargs.items() if key not in _IGNORED}
+        self._make: Callable[[Any], FusedOptimizer] = lambda some: cls(some, *args, **kwargs)
+        params = list(params)
+        self.optimizer = self._make([{"params": params}] if _allow_empty_param_list else params)
+        _refuse_what_needs_all(self.optimizer)
+        self._parts: dict[Hashable, _Part] = {}
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's."""
+        return self.optimizer.param_groups
+
+    @property
+    def state(self) -> dict[Tensor, Any]:
+        """The optimizer's."""
+        return self.optimizer.state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the optimizer's."""
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads it into the optimizer."""
+        self.optimizer.load_state_dict(state_dict)
+
+    def step_param(self, param: Tensor, grad: Tensor | None) -> None:
+        """Steps one parameter; where it is new, it joins the first group.
+
+        Args:
+            param: The parameter.
+            grad: What is taken for its gradient. None: nothing is stepped.
+
+        Raises:
+            ValueError: If the optimizer has an option that is for all parameters at once by now;
+                and what its `step` raises.
+        """
+        groups = self.param_groups
+        if param not in self._parts and not any(
+            param is other for group in groups for other in group["params"]
+        ):
+            groups[0]["params"].append(param)
+        if grad is not None:
+            self._step(param, [param], [grad])
+
+    def step(self, gradients: Sequence[Tensor | None] | None = None) -> None:
+        """Steps some or all parameters.
+
+        Args:
+            gradients: What is taken for each parameter's gradient, in the optimizer's order; who
+                has None isn't stepped. Without them, it is a step by the parameters' `.grad`.
+
+        Raises:
+            ValueError: If there are more or fewer than parameters; and as `step_param`.
+        """
+        if gradients is None:
+            self.optimizer.step()
+            return
+        params = [param for group in self.param_groups for param in group["params"]]
+        if len(params) != len(gradients):
+            raise ValueError(f"gradients: {len(gradients)} were given for {len(params)} parameters")
+        given = [(i, grad) for i, grad in enumerate(gradients) if grad is not None]
+        if given:
+            key = tuple(i for i, _ in given)
+            self._step(key, [params[i] for i in key], [grad for _, grad in given])
+
+    def _step(self, key: Hashable, params: list[Tensor], grads: list[Tensor]) -> None:
+        """Steps these by an optimizer of their own, which has state and options of the one of all.
+
+        No other parameter is touched: the next one's gradient may be accumulating meanwhile.
+        """
+        _refuse_what_needs_all(self.optimizer)
+        part = self._parts.get(key)
+        if part is None:
+            part = self._parts.setdefault(key, self._part(params))
+        optimizer, places = part
+        groups = self.param_groups
+        optimizer.state = self.state
+        optimizer.param_groups = [{**groups[i], "params": some} for i, some in places]
+        before = [param.grad for param in params]
+        try:
+            for param, grad in zip(params, grads, strict=True):
+                param.grad = grad
+            optimizer.step()
+            self.optimizer._opt_called = True  # or a scheduler warns that it comes before a step
+        finally:
+            for param, grad in zip(params, before, strict=True):
+                param.grad = grad
+
+    def _part(self, params: list[Tensor]) -> _Part:
+        optimizer = self._make(params)
+        for param, made in optimizer.state.items():  # Adagrad's constructor makes it
+            self.state.setdefault(param, made)
+        wanted = set(params)
+        places = [
+            (i, [param for param in group["params"] if param in wanted])
+            for i, group in enumerate(self.param_groups)
+        ]
+        return optimizer, [(i, some) for i, some in places if some]
+
+
+def _refuse_what_needs_all(optimizer: FusedOptimizer) -> None:
+    if optimizer.max_grad_norm is not None:
+        raise ValueError(
+            "max_grad_norm: the norm of all gradients isn't known when the first parameters are"
+            " stepped; clip in the loop, with an optimizer that steps there"
+        )
+    if any(group.get("stochastic_rounding") for group in optimizer.param_groups):
+        raise ValueError(
+            "stochastic_rounding: its noise depends on a parameter's place among all, which isn't"
+            " known where parameters come one by one"
+        )
+
+
+class Maker:
+    """What torch's map has for a class of ours: it makes functional optimizers of that class."""
+
+    def __init__(self, cls: type[FusedOptimizer]) -> None:
+        self._cls = cls
+
+    def __call__(
+        self,
+        params: Iterable[Tensor],
+        *args: Any,
+        _allow_empty_param_list: bool = False,
+        **kwargs: Any,
+    ) -> Functional:
+        """Makes one; see Functional."""
+        return Functional(
+            self._cls, params, *args, _allow_empty_param_list=_allow_empty_param_list, **kwargs
+        )
+
+    # DistributedOptimizer, which steps by remote calls, has TorchScript compile what the map has
+    # for a class, if that is another one (!=). It is to send the class, as it would without it.
+    def __ne__(self, other: object) -> bool:
+        return other is not self._cls and other is not self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _same, (self._cls,)
+
+
+def _same(cls: type[FusedOptimizer]) -> type[FusedOptimizer]:
+    return cls
+
+
+def register_when_imported(classes: Iterable[type[FusedOptimizer]]) -> None:
+    """Puts classes into torch's map: when it is imported, or at once if it has been."""
+    finder = _Finder({cls: Maker(cls) for cls in classes})
+    sys.meta_path.insert(0, finder)
+    if _MAP in sys.modules:
+        finder.register(sys.modules[_MAP])
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds the map's module as others do, but with a loader that registers the classes, too.
+
+    It stays in sys.meta_path: an import in another thread, which goes through that list, would miss
+    the entry after one that is removed.
+    """
+
+    def __init__(self, makers: dict[type[FusedOptimizer], Maker]) -> None:
+        self._makers = makers
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """Finds it; other modules are others' to find."""
+        if fullname != _MAP:
+            return None
+        others = [finder for finder in sys.meta_path if not isinstance(finder, _Finder)]
+        found = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next(filter(None, found), None)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader, self.register)
+        return spec
+
+    def register(self, module: Any) -> None:
+        """Registers the classes, but for those that somebody else has."""
+        for cls, maker in self._makers.items():
+            module.register_functional_optim(cls, maker)
+
+
+class _Loader(importlib.abc.Loader):
+    """Loads a module with another loader, which the module then has, and calls a function."""
+
+    def __init__(self, loader: Any, then: Callable[[Any], None]) -> None:
+        self._loader, self._then = loader, then
+
+    def create_module(self, spec: ModuleSpec) -> Any:
+        """Makes it."""
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: Any) -> None:
+        """Runs its code."""
+        module.__loader__ = module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        self._then(module)
