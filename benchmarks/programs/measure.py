@@ -1,0 +1,135 @@
+"""Runs a program with each implementation, by turns, and says what became of it."""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from benchmarks.programs import (
+    gaussian,
+    graph,
+    images,
+    language,
+    reinforced,
+    tabular,
+)
+from benchmarks.programs.program import (
+    CLASS,
+    FUSED,
+    TORCH,
+    Program,
+    Run,
+    Side,
+    Stopwatch,
+    fastest_path,
+)
+from benchmarks.results import Row
+from benchmarks.timing import Spread
+
+CASE = ("program", "threads", "quick")
+QUICK = 0.1  # of a program's length
+PROFILED = 0.25  # of its length, at most: enough to tell the phase's share
+PROGRAMS: dict[str, Program] = {
+    program.name: program
+    for module in (reinforced, tabular, language, graph, gaussian, images)
+    for program in module.PROGRAMS
+}
+
+
+def absent(program: Program) -> str:
+    """Says which libraries a program lacks, or nothing."""
+    return f"needs {' and '.join(program.missing)}: not installed" if program.missing else ""
+
+
+def measure(program: Program, repeats: int, quick: bool) -> list[Row]:
+    """Runs a program with all its implementations.
+
+    The optimizer phase is timed in runs of their own, which come first and warm up: nothing is
+    wrapped in the runs whose time counts. In each repeat all implementations have a turn, in random
+    order, with the same seed.
+
+    Args:
+        program: Which one.
+        repeats: How many seeds.
+        quick: Run a tenth of it.
+
+    Returns:
+        A row for each implementation; where a library is missing, one that names it.
+    """
+    head: Row = {"program": program.name, "threads": torch.get_num_threads(), "quick": quick}
+    if program.missing:
+        return [{**head, "implementation": CLASS, "status": absent(program)}]
+    scale = QUICK if quick else 1.0
+    shares = {side: _share(program, side, min(scale, PROFILED)) for side in program.sides}
+    runs: dict[str, list[tuple[float, Run]]] = {side: [] for side in program.sides}
+    results: dict[str, list[float]] = {side: [] for side in program.sides}
+    order, shuffle = list(program.sides), random.Random(0).shuffle
+    for seed in range(repeats):
+        shuffle(order)
+        for side in order:
+            run = program.make(Side(side), seed, scale)
+            gc.collect()
+            start = time.perf_counter()
+            run.train()
+            runs[side].append((time.perf_counter() - start, run))
+            results[side].append(run.result())
+    times = {side: {"": [seconds for seconds, _ in runs[side]]} for side in program.sides}
+    for side in program.sides:
+        for part in runs[side][0][1].parts:
+            times[side][part] = [run.parts[part].seconds for _, run in runs[side]]
+    return [
+        {
+            **head,
+            "implementation": side,
+            "path": fastest_path(program.optimizer) if side == FUSED else "",
+            "libraries": _versions(program),
+            **_speed(times, side),
+            "share": shares[side],
+            "result": _range(results[side]),
+        }
+        for side in program.sides
+    ]
+
+
+def _share(program: Program, side: str, scale: float) -> float:
+    """The optimizer phase's share of the time."""
+    stopwatch = Stopwatch()
+    run = program.make(Side(side, stopwatch), 0, scale)
+    start = time.perf_counter()
+    run.train()
+    return stopwatch.seconds / (time.perf_counter() - start)
+
+
+def _speed(times: dict[str, dict[str, list[float]]], side: str) -> dict[str, Any]:
+    """Times of the whole and of its parts, and how many times longer torch's two take."""
+    found: dict[str, Any] = {}
+    for part, own in times[side].items():
+        entry: dict[str, Any] = {"seconds": vars(Spread.of(own))}
+        if side != TORCH:
+            entry["ratio"] = vars(Spread.of_ratios(times[TORCH][part], own))
+        if side not in (TORCH, FUSED):
+            entry["fused_ratio"] = vars(Spread.of_ratios(times[FUSED][part], own))
+        if part:
+            found.setdefault("parts", {})[part] = entry
+        else:
+            found.update(entry)
+    return found
+
+
+def _range(values: Sequence[float]) -> dict[str, Any]:
+    return {"median": statistics.median(values), "least": min(values), "most": max(values),
+            "seeds": len(values)}  # fmt: skip
+
+
+def _versions(program: Program) -> str:
+    """The libraries' versions."""
+    packages = importlib.metadata.packages_distributions()
+    names = [packages.get(module, [module])[0] for module in program.needs]
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
