@@ -126,10 +126,11 @@ def host_costs(result: dict[str, Any]) -> str:
 
 
 def programs(result: dict[str, Any]) -> str:
-    """Everything about each program in one line, and the libraries' versions."""
-    table = tables.markdown(programs_table.table_rows(result["rows"]))
-    libraries = programs_table.libraries(result["rows"])
-    return f"{table}\n\nWith {libraries}." if libraries else table
+    """Everything about each program in one line, the targets, and the libraries' versions."""
+    rows = result["rows"]
+    table = tables.markdown(programs_table.table_rows(rows))
+    libraries = programs_table.libraries(rows)
+    return f"{table}\n\n{programs_table.goals(rows)}{libraries and f' With {libraries}.'}"
 
 
 def gains(result: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-import importlib.metadata
+import importlib
 import random
 import statistics
 import time
@@ -25,7 +25,6 @@ from benchmarks.programs.program import (
     FUSED,
     TORCH,
     Program,
-    Run,
     Side,
     Stopwatch,
     fastest_path,
@@ -35,7 +34,6 @@ from benchmarks.timing import Spread
 
 CASE = ("program", "threads", "quick")
 QUICK = 0.1  # of a program's length
-PROFILED = 0.25  # of its length, at most: enough to tell the phase's share
 PROGRAMS: dict[str, Program] = {
     program.name: program
     for module in (reinforced, tabular, language, graph, gaussian, images)
@@ -67,35 +65,45 @@ def measure(program: Program, repeats: int, quick: bool) -> list[Row]:
     if program.missing:
         return [{**head, "implementation": CLASS, "status": absent(program)}]
     scale = QUICK if quick else 1.0
-    shares = {side: _share(program, side, min(scale, PROFILED)) for side in program.sides}
-    runs: dict[str, list[tuple[float, Run]]] = {side: [] for side in program.sides}
+    part = min(scale, program.profiled)
+    try:
+        shares = {side: _share(program, side, part) for side in program.sides}
+    except ImportError as error:  # of a library that a library needs
+        return [{**head, "implementation": CLASS, "status": f"{type(error).__name__}: {error}"}]
+    times: dict[str, dict[str, list[float]]] = {side: {} for side in program.sides}
     results: dict[str, list[float]] = {side: [] for side in program.sides}
     order, shuffle = list(program.sides), random.Random(0).shuffle
     for seed in range(repeats):
         shuffle(order)
         for side in order:
-            run = program.make(Side(side), seed, scale)
-            gc.collect()
-            start = time.perf_counter()
-            run.train()
-            runs[side].append((time.perf_counter() - start, run))
-            results[side].append(run.result())
-    times = {side: {"": [seconds for seconds, _ in runs[side]]} for side in program.sides}
-    for side in program.sides:
-        for part in runs[side][0][1].parts:
-            times[side][part] = [run.parts[part].seconds for _, run in runs[side]]
+            seconds, result = _run(program, side, seed, scale)
+            results[side].append(result)
+            for part, value in seconds.items():
+                times[side].setdefault(part, []).append(value)
+    libraries = _versions(program)
     return [
         {
             **head,
             "implementation": side,
             "path": fastest_path(program.optimizer) if side == FUSED else "",
-            "libraries": _versions(program),
+            "libraries": libraries,
             **_speed(times, side),
             "share": shares[side],
             "result": _range(results[side]),
         }
         for side in program.sides
     ]
+
+
+def _run(program: Program, side: str, seed: int, scale: float) -> tuple[dict[str, float], float]:
+    """The seconds of the whole, whose name is empty, and of its parts; and the final figure."""
+    run = program.make(Side(side), seed, scale)
+    gc.collect()
+    start = time.perf_counter()
+    run.train()
+    seconds = {"": time.perf_counter() - start}
+    seconds |= {part: stopwatch.seconds for part, stopwatch in run.parts.items()}
+    return seconds, run.result()
 
 
 def _share(program: Program, side: str, scale: float) -> float:
@@ -130,6 +138,5 @@ def _range(values: Sequence[float]) -> dict[str, Any]:
 
 def _versions(program: Program) -> str:
     """The libraries' versions."""
-    packages = importlib.metadata.packages_distributions()
-    names = [packages.get(module, [module])[0] for module in program.needs]
-    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    modules = {name: importlib.import_module(name) for name in program.needs}
+    return ", ".join(f"{name} {module.__version__}" for name, module in modules.items())

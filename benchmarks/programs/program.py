@@ -173,6 +173,7 @@ class Program:
         result: What `Run.result` returns.
         whole: Whether its phase has more than step and zero_grad.
         needs: The libraries that it imports, as their modules.
+        profiled: How much of it tells the phase's share of the time.
     """
 
     name: str
@@ -182,6 +183,7 @@ class Program:
     result: str
     whole: bool = False
     needs: tuple[str, ...] = ()
+    profiled: float = 0.25
 
     @property
     def sides(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from benchmarks import tables
 from benchmarks.programs.measure import PROGRAMS
 from benchmarks.programs.program import CLASS, FUSED, TORCH, WHOLE
 from benchmarks.results import Row
+from benchmarks.targets import Target, Verdict
 
 Case = dict[str, Row]
 HEAD = [
@@ -16,8 +17,10 @@ HEAD = [
     "torch / the class", "torch / whole phase", "fused / whole phase",
     "phase's share: torch, the class, whole phase", "result: torch", "ours",
 ]  # fmt: skip
+# At least so many times torch's time, of the whole or of a part.
+GOALS = {("ppo", "train()"): 1.8, ("a2c", "train()"): 1.5, ("dqn", ""): 1.7, ("sac", ""): 1.5}
 GAIN_HEAD = [
-    "program", "torch's optimizer phase", "only the class changed",
+    "program", "torch's optimizer phase, % of the time", "only the class changed",
     "clipping and averages, too", "against torch's fused",
 ]  # fmt: skip
 
@@ -113,6 +116,21 @@ def gain_rows(rows: Sequence[Row]) -> list[list[str]]:
         share, fused = percent(case[TORCH]["share"]), _ratio(best(case), "fused_ratio")
         body.append([title, share, _ratio(case[CLASS]), whole, fused])
     return [GAIN_HEAD, *body]
+
+
+def goals(rows: Sequence[Row]) -> str:
+    """What the programs are meant to gain, and whether the rows show it."""
+    by_program = {case[TORCH]["program"]: best(case) for _, case in cases(rows) if TORCH in case}
+    texts = []
+    for (program, part), bound in GOALS.items():
+        row = by_program.get(program, {})
+        entry = row.get("parts", {}).get(part, {}) if part else row
+        target = Target("", program, "", "ratio", {})
+        verdict = Verdict(target, "", bound, entry.get("ratio", {}).get("median"))
+        texts.append(f"{program}{f', {part}' if part else ''}: {verdict.text}")
+    slower = [name for name, row in by_program.items() if row["ratio"]["p90"] < 1]
+    texts.append(f"slower than with torch's default, beyond the noise: {', '.join(slower) or '–'}")
+    return f"Targets, torch's default / ours with the whole phase: {'; '.join(texts)}."
 
 
 def libraries(rows: Sequence[Row]) -> str:
