@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import cache
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -27,7 +26,7 @@ def _table() -> tuple[Tensor, ...]:
     parts = train_test_split(rows, labels, test_size=0.25, random_state=0, stratify=labels)
     scaler = StandardScaler().fit(parts[0])
     inputs = [torch.tensor(scaler.transform(part), dtype=torch.float32) for part in parts[:2]]
-    targets = [torch.from_numpy(np.asarray(part)).float() for part in parts[2:]]
+    targets = [torch.tensor(part, dtype=torch.float32) for part in parts[2:]]
     return inputs[0], targets[0], inputs[1], targets[1]
 
 
