@@ -30,6 +30,8 @@ from benchmarks import (
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.measure import CASE, FLOOR
 from benchmarks.optimizers import OPTIMIZERS
+from benchmarks.programs import chart as programs_chart
+from benchmarks.programs import table as programs_table
 from benchmarks.results import RESULTS, Row, load, provenance
 from benchmarks.workloads import WORKLOADS
 
@@ -47,6 +49,7 @@ READMES = tuple(
         "docs/switching.md",
     )
 )
+PROGRAMS_CHART = "docs/figures/programs.png"
 _TABLE = re.compile(r"(<!-- begin table: (\S+) ([^>\n]+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 
 
@@ -153,6 +156,20 @@ def host_costs(result: dict[str, Any]) -> str:
     )
 
 
+def programs(result: dict[str, Any]) -> str:
+    """Everything about each program in one line, the targets, and the libraries' versions."""
+    rows = result["rows"]
+    table = tables.markdown(programs_table.table_rows(rows))
+    libraries = programs_table.libraries(rows)
+    return f"{table}\n\n{programs_table.goals(rows)}{libraries and f' With {libraries}.'}"
+
+
+def gains(result: dict[str, Any]) -> str:
+    """Five programs, and the chart of all, for the README."""
+    table = tables.markdown(programs_table.gain_rows(result["rows"]))
+    return f"{table}\n\n![When it pays]({PROGRAMS_CHART})"
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "speed": speed_over_default,
     "speeds": speed,
@@ -160,6 +177,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "targets": lambda result: targets.table(result["rows"]),
     "host": host_costs,
     "train": lambda result: tables.markdown(train.table_rows(result["rows"])),
+    "programs": programs,
+    "gains": gains,
     "phase": lambda result: tables.markdown(phase.table_rows(result["rows"])),
     "offload": lambda result: "\n\n".join(map(tables.markdown, offload.all_tables(result["rows"]))),
     "accuracy": lambda result: tables.markdown(accuracy.table_rows(result["rows"])),
@@ -216,10 +235,15 @@ def main() -> None:
         print(f"Wrote {', '.join(stale) or 'nothing new'}")
     if not options.check and not options.no_charts:
         for path in sorted(RESULTS.glob("*.json")):
-            if load(path)["benchmark"] != "step":
+            result = load(path)
+            if result["benchmark"] == "step":
+                draw, png = chart.draw, path.with_suffix(".png")
+            elif result["benchmark"] == "programs":
+                draw, png = programs_chart.draw, ROOT / PROGRAMS_CHART
+            else:
                 continue
-            chart.draw(load(path), path.with_suffix(".png"))
-            print(f"Drew {path.with_suffix('.png').relative_to(ROOT)}")
+            draw(result, png)
+            print(f"Drew {png.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import utils as torchs
+
+# The functions themselves: where a program has put ours in their place, torch.nn.utils has ours.
+from torch.nn.utils import clip_grad_norm_ as torchs_clip_grad_norm_
+from torch.nn.utils import clip_grad_value_ as torchs_clip_grad_value_
+from torch.nn.utils import clip_grads_with_norm_ as torchs_clip_grads_with_norm_
+from torch.nn.utils import get_total_norm as torchs_get_total_norm
 
 from fusedopt import _C, norms
 from fusedopt.norms import clip_placed, placed_norm
@@ -48,7 +53,7 @@ def get_total_norm(
         torch.nn.utils.get_total_norm
     """
     if torch.compiler.is_compiling():
-        return torchs.get_total_norm(tensors, norm_type, error_if_nonfinite, foreach)
+        return torchs_get_total_norm(tensors, norm_type, error_if_nonfinite, foreach)
     order = float(norm_type)
     return norms.get_total_norm(_listed(tensors), order, bool(error_if_nonfinite), foreach)
 
@@ -68,12 +73,12 @@ def clip_grads_with_norm_(
         torch.nn.utils.clip_grads_with_norm_
     """
     if torch.compiler.is_compiling():
-        return torchs.clip_grads_with_norm_(parameters, max_norm, total_norm, foreach)
+        return torchs_clip_grads_with_norm_(parameters, max_norm, total_norm, foreach)
     parameters = _listed(parameters)
     limit = float(max_norm)
     done = _C.clip_grads_with_norm(parameters, limit, total_norm)
     if done is None and not clip_placed(parameters, limit, total_norm):
-        torchs.clip_grads_with_norm_(parameters, max_norm, total_norm, foreach)
+        torchs_clip_grads_with_norm_(parameters, max_norm, total_norm, foreach)
     return None
 
 
@@ -108,7 +113,7 @@ def clip_grad_norm_(
         torch.nn.utils.clip_grad_norm_
     """
     if torch.compiler.is_compiling():
-        return torchs.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
+        return torchs_clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
     is_generator = isinstance(parameters, types.GeneratorType)
     parameters = _listed(parameters)
     if is_generator and not parameters:
@@ -122,7 +127,7 @@ def clip_grad_norm_(
     grads = [p.grad for p in _each(parameters) if p.grad is not None]
     norm = placed_norm(grads, order, error_if_nonfinite)
     if norm is None:
-        return torchs.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
+        return torchs_clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
     clip_placed(parameters, limit, norm)
     return norm
 
@@ -139,10 +144,10 @@ def clip_grad_value_(parameters: _Tensors, clip_value: float, foreach: bool | No
         torch.nn.utils.clip_grad_value_
     """
     if torch.compiler.is_compiling():
-        return torchs.clip_grad_value_(parameters, clip_value, foreach)
+        return torchs_clip_grad_value_(parameters, clip_value, foreach)
     parameters = _listed(parameters)
     if _C.clip_grad_value(parameters, float(clip_value)) is None:
-        torchs.clip_grad_value_(parameters, clip_value, foreach)
+        torchs_clip_grad_value_(parameters, clip_value, foreach)
     return None
 
 

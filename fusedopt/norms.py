@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.utils import get_total_norm as torchs_get_total_norm
 
 from fusedopt import _C
 
@@ -127,7 +128,7 @@ def get_total_norm(
     if norm is None:
         norm = placed_norm(tensors, order, error_if_nonfinite)
     if norm is None:
-        norm = torch.nn.utils.get_total_norm(tensors, order, error_if_nonfinite, foreach)
+        norm = torchs_get_total_norm(tensors, order, error_if_nonfinite, foreach)
     return norm
 
 

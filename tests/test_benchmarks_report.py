@@ -35,6 +35,7 @@ from benchmarks.descents import DESCENTS  # noqa: E402
 from benchmarks.implementations import IMPLEMENTATIONS  # noqa: E402
 from benchmarks.measure import DTYPES, Case, run_case  # noqa: E402
 from benchmarks.optimizers import OPTIMIZERS  # noqa: E402
+from benchmarks.programs import measure as programs  # noqa: E402
 from benchmarks.workloads import WORKLOADS, Workload  # noqa: E402
 
 TINY = Workload("tiny", "two tensors", ((3, 4), (5,)))
@@ -152,6 +153,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "SAMPLE_SECONDS", 1e-5)
+        patch.setattr(programs, "QUICK", 0.0)
         choice = OPTIMIZERS["adamw"]
         phases = phase.measure(phase.SMALL, 0)
         rows = {
@@ -161,6 +163,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "train": train.measure(choice, 2, "cpu", 0),
             "precision": precision.clock(WORKLOADS["1"], 1),
             "phase": phase.rows_of(phase.SMALL, phases, 1),
+            "programs": programs.measure(programs.PROGRAMS["mlp"], 1, quick=True),
             "offload": offload.rows_of(phase.SMALL, phases, ranks=2, threads=1),
             "strides": strides.measure(choice, "gradient transposed", "float32", 0),
             "landscapes": [
@@ -182,8 +185,8 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", report.TABLES)
 def test_tables_are_made_from_result_files(kind: str, example: Path) -> None:
-    own = ("host", "accuracy", "strides", "train", "precision", "phase", "offload")
-    name = kind if kind in own else "step"
+    own = ("host", "accuracy", "strides", "train", "precision", "phase", "offload", "programs")
+    name = kind if kind in own else "programs" if kind == "gains" else "step"
     name = "landscapes" if kind in ("trajectories", "tolerance", "groups") else name
     text = f"before\n<!-- begin table: {kind} {name} -->\noutdated\n<!-- end table -->\nafter\n"
     made = report.update(text, example)

@@ -484,6 +484,25 @@ def test_gradients_are_let_go() -> None:
     assert all(ref() is None for ref in refs)
 
 
+@pytest.mark.parametrize(
+    "name", ["get_total_norm", "clip_grad_norm_", "clip_grads_with_norm_", "clip_grad_value_"]
+)
+def test_in_the_place_of_torchs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For libraries that call torch.nn.utils' function; what ours leaves to torch's ends there."""
+    arguments = {"get_total_norm": (), "clip_grads_with_norm_": (1.0, torch.tensor(5.0))}
+    found = []
+    for function in (getattr(torchs, name), getattr(fusedopt, name)):
+        monkeypatch.setattr(torchs, name, function)
+        params = params_with([torch.tensor([3.0, 4.0j])])  # complex: torch's
+        given = grads_of(params) if name == "get_total_norm" else params
+        with contextlib.suppress(NotImplementedError):  # clamping complex numbers
+            result = getattr(torchs, name)(given, *arguments.get(name, (1.0,)))
+            found += [] if result is None else [result]
+        found += [param.grad for param in params]
+    middle = len(found) // 2
+    assert_identical(found[:middle], found[middle:])
+
+
 _BITS = """
 import json, sys, torch, fusedopt
 torch.set_num_threads(int(sys.argv[1]))

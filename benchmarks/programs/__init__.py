@@ -1,0 +1,1 @@
+"""Whole programs with fusedopt and with torch.optim: `python -m benchmarks.programs`."""
