@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks import (
     accuracy,
     chart,
+    hooks,
     host,
     landscapes,
     phase,
@@ -35,7 +36,10 @@ from benchmarks.workloads import WORKLOADS
 ROOT = Path(__file__).resolve().parents[1]
 READMES = tuple(
     ROOT / name
-    for name in ("README.md", "benchmarks/README.md", "docs/optimizers.md", "docs/precision.md")
+    for name in (
+        *("README.md", "benchmarks/README.md", "docs/optimizers.md", "docs/per-parameter.md"),
+        "docs/precision.md",
+    )
 )
 _TABLE = re.compile(r"(<!-- begin table: (\S+) ([^>\n]+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 
@@ -129,6 +133,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "targets": lambda result: targets.table(result["rows"]),
     "host": host_costs,
     "train": lambda result: tables.markdown(train.table_rows(result["rows"])),
+    "hooks": lambda result: tables.markdown(hooks.table_rows(result["rows"])),
     "phase": lambda result: tables.markdown(phase.table_rows(result["rows"])),
     "accuracy": lambda result: tables.markdown(accuracy.table_rows(result["rows"])),
     "strides": lambda result: "\n\n".join(map(tables.markdown, strides.all_tables(result["rows"]))),

@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import (  # noqa: E402
     accuracy,
     chart,
+    hooks,
     host,
     instructions,
     landscapes,
@@ -151,6 +152,8 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "SAMPLE_SECONDS", 1e-5)
+        network = hooks.Network("tiny", lambda: torch.nn.Linear(3, 2), (4, 3))
+        patch.setitem(hooks.NETWORKS, "mlp", network)
         choice = OPTIMIZERS["adamw"]
         rows = {
             "step": run_case(Case(choice, WORKLOADS["1"], "float32", "cpu"), PATHS, [1], 0),
@@ -158,6 +161,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "accuracy": accuracy.errors(choice, "float32", steps=2),
             "train": train.measure(choice, 2, "cpu", 0),
             "precision": precision.clock(WORKLOADS["1"], 1),
+            "hooks": [*hooks.measure_calls(0), *hooks.measure_training("mlp", 0)],
             "phase": phase.rows_of(phase.SMALL, phase.measure(phase.SMALL, 0), 1),
             "strides": strides.measure(choice, "gradient transposed", "float32", 0),
             "landscapes": [
@@ -179,7 +183,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", report.TABLES)
 def test_tables_are_made_from_result_files(kind: str, example: Path) -> None:
-    own = ("host", "accuracy", "strides", "train", "precision", "phase")
+    own = ("host", "accuracy", "strides", "train", "precision", "phase", "hooks")
     name = kind if kind in own else "step"
     name = "landscapes" if kind in ("trajectories", "tolerance", "groups") else name
     text = f"before\n<!-- begin table: {kind} {name} -->\noutdated\n<!-- end table -->\nafter\n"
