@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks import (
     accuracy,
     chart,
+    hooks,
     host,
     landscapes,
     offload,
@@ -37,17 +38,10 @@ from benchmarks.workloads import WORKLOADS
 
 DEFAULT = "for-loop"  # torch's path on the CPU if none is chosen
 ROOT = Path(__file__).resolve().parents[1]
-READMES = tuple(
-    ROOT / name
-    for name in (
-        "README.md",
-        "benchmarks/README.md",
-        "benchmarks/TARGETS.md",
-        "benchmarks/results/README.md",
-        "docs/optimizers.md",
-        "docs/precision.md",
-        "docs/switching.md",
-    )
+READMES = (
+    ROOT / "README.md",
+    *sorted(ROOT.glob("benchmarks/**/*.md")),
+    *sorted(ROOT.glob("docs/*.md")),
 )
 PROGRAMS_CHART = "docs/figures/programs.png"
 _TABLE = re.compile(r"(<!-- begin table: (\S+) ([^>\n]+) -->\n).*?(<!-- end table -->)", re.DOTALL)
@@ -179,6 +173,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "train": lambda result: tables.markdown(train.table_rows(result["rows"])),
     "programs": programs,
     "gains": gains,
+    "hooks": lambda result: tables.markdown(hooks.table_rows(result["rows"])),
     "phase": lambda result: tables.markdown(phase.table_rows(result["rows"])),
     "offload": lambda result: "\n\n".join(map(tables.markdown, offload.all_tables(result["rows"]))),
     "accuracy": lambda result: tables.markdown(accuracy.table_rows(result["rows"])),

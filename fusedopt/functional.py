@@ -222,16 +222,18 @@ class _Finder(importlib.abc.MetaPathFinder):
         if fullname != _MAP:
             return None
         others = [finder for finder in sys.meta_path if not isinstance(finder, _Finder)]
-        found = (finder.find_spec(fullname, path, target) for finder in others)
+        finds = (getattr(finder, "find_spec", None) for finder in others)
+        found = (find(fullname, path, target) for find in finds if find)
         spec = next(filter(None, found), None)
         if spec is not None and spec.loader is not None:
             spec.loader = _Loader(spec.loader, self.register)
         return spec
 
     def register(self, module: Any) -> None:
-        """Registers the classes, but for those that somebody else has."""
-        for cls, maker in self._makers.items():
-            module.register_functional_optim(cls, maker)
+        """Registers the classes, but for those that somebody else has; if torch still does that."""
+        register = getattr(module, "register_functional_optim", None)
+        for cls, maker in self._makers.items() if register else ():
+            register(cls, maker)
 
 
 class _Loader(importlib.abc.Loader):
@@ -239,6 +241,9 @@ class _Loader(importlib.abc.Loader):
 
     def __init__(self, loader: Any, then: Callable[[Any], None]) -> None:
         self._loader, self._then = loader, then
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
 
     def create_module(self, spec: ModuleSpec) -> Any:
         """Makes it."""

@@ -1,11 +1,13 @@
-"""DDP's and ZeRO's own fused paths on several ranks, for test_distributed.py."""
+"""Steps during the backward pass on several ranks, for test_distributed.py."""
 
 from __future__ import annotations
 
 import importlib
+import re
 import tempfile
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,16 +22,25 @@ from rank_checks import (
     STEPS,
     assert_close,
     ddp,
+    fsdp,
     learned,
     make_model,
     own_batch,
+    sharded,
     train,
+)
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
 )
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import StepLR
 
 import fusedopt
 
+ROOT = Path(__file__).resolve().parents[1]
 SMALL_BUCKETS = {"bucket_cap_mb": 1e-4}  # several, which threads of gloo's step side by side
 UNSTEPPED = 2  # ZeRO knows which parameters DDP puts together only after so many passes
 
@@ -153,10 +164,14 @@ def overlapping_zero_equals_ddp() -> None:
         model.register_comm_hook(None, hook)
         backward(model, range(UNSTEPPED + STEPS))
         assert len(zero._overlap_info.params_per_bucket) > 1
+        zero.param_groups[0]["lr"] *= 0.5
+        backward(model, [9])
 
         reference = DistributedDataParallel(make_model())
         optimizer = each.make(reference.parameters())
         train(reference, optimizer, own_batch, range(UNSTEPPED, UNSTEPPED + STEPS))
+        optimizer.param_groups[0]["lr"] *= 0.5
+        train(reference, optimizer, own_batch, [9])
         same([p.detach() for p in model.parameters()], [p.detach() for p in reference.parameters()])
         zero.consolidate_state_dict(to=0)
         if dist.get_rank() == 0:
@@ -164,6 +179,31 @@ def overlapping_zero_equals_ddp() -> None:
     own = type("Own", (fusedopt.Adam,), {})
     with pytest.raises(ValueError, match="no supported functional optimizer"):
         ZeroRedundancyOptimizer(make_model().parameters(), own, overlap_with_ddp=True)
+
+
+def hooks_on_fsdp_equal_the_loop() -> None:
+    """FSDP2 calls them with the reduced gradient. One optimizer takes what all had learned."""
+    model = sharded(make_model())
+    optimizers = {p: MAIN.make([p]) for p in model.parameters()}
+
+    def step(p: torch.Tensor) -> None:
+        optimizers[p].step()
+        p.grad = None
+
+    for p in optimizers:
+        p.register_post_accumulate_grad_hook(step)
+    backward(model)
+    reference = fsdp(MAIN)
+    assert_identical([learned(o)[0] for o in optimizers.values()], learned(reference))
+
+    options = StateDictOptions(flatten_optimizer_state_dict=True)
+    saved = get_optimizer_state_dict(model, tuple(optimizers.values()), options=options)
+    other = sharded(make_model())
+    other.load_state_dict(model.state_dict())
+    together = train(other, MAIN.make(other.parameters()), own_batch, [7])  # the state's names
+    other.load_state_dict(model.state_dict())
+    set_optimizer_state_dict(other, together, saved, options=options)
+    assert_identical(learned(together), learned(reference))
 
 
 def ours_equals_torchs_functional() -> None:
@@ -189,6 +229,18 @@ def ours_equals_torchs_functional() -> None:
             assert all(p.grad is None for p in params)
             found.append([[p.detach(), dict(made.state[p])] for p in params])
         torch.testing.assert_close(*found, rtol=RTOL, atol=ATOL)
+
+
+def the_documentations_lines_run() -> None:
+    """Those that need a process group, which other examples haven't."""
+    text = (ROOT / "docs" / "per-parameter.md").read_text()
+    (lines,) = re.findall(r"^```py\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    model = nn.Linear(64, 10)
+    before = model.weight.detach().clone()
+    names: dict[str, Any] = {"model": model}
+    exec(compile(lines, "per-parameter.md", "exec"), names)
+    assert not torch.equal(model.weight, before)
+    assert len(names["saved"]["state"]) == 2
 
 
 def bad_options_are_refused_at_once() -> None:
@@ -246,7 +298,9 @@ ALL = (
     fused_ddp_of_some_parameters,
     state_of_fused_ddp,
     overlapping_zero_equals_ddp,
+    hooks_on_fsdp_equal_the_loop,
     ours_equals_torchs_functional,
+    the_documentations_lines_run,
     bad_options_are_refused_at_once,
     the_map_is_filled_whenever_it_is_imported,
     remote_steps_are_as_before,

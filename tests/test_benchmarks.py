@@ -17,6 +17,7 @@ import fusedopt  # noqa: E402
 from benchmarks import (  # noqa: E402
     floor,
     gpt,
+    hooks,
     memory,
     phase,
     precision,
@@ -278,6 +279,29 @@ def test_phase() -> None:
     first, *others = ([*side.model.state_dict().values()] for side in sides.values())
     for other in others:
         torch.testing.assert_close(other, first)
+
+
+def test_hooks() -> None:
+    """Every loop with every implementation learns the same, and leaves no gradient."""
+    models: list[torch.nn.Module] = []
+
+    def make() -> torch.nn.Module:
+        models.append(torch.nn.Linear(3, 2))
+        return models[-1]
+
+    network = hooks.Network("tiny", make, (4, 3))
+    for optimizer in hooks.makers().values():
+        for in_hooks in (False, True):
+            step = hooks.training_step(network, optimizer, in_hooks)
+            before = models[-1].weight.detach().clone()
+            for _ in range(2):
+                step()
+            assert not torch.equal(models[-1].weight, before)
+            assert all(p.grad is None for p in models[-1].parameters())
+            torch.testing.assert_close(models[-1].state_dict(), models[0].state_dict())
+    called = {row["implementation"]: row for row in hooks.measure_calls(0)}
+    assert set(called) == set(hooks.makers())
+    assert all(row["seconds"]["median"] > 0 for row in called.values())
 
 
 def test_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

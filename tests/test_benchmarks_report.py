@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import (  # noqa: E402
     accuracy,
     chart,
+    hooks,
     host,
     instructions,
     landscapes,
@@ -154,6 +155,8 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "SAMPLE_SECONDS", 1e-5)
         patch.setattr(programs, "QUICK", 0.0)
+        network = hooks.Network("tiny", lambda: torch.nn.Linear(3, 2), (4, 3))
+        patch.setitem(hooks.NETWORKS, "mlp", network)
         choice = OPTIMIZERS["adamw"]
         phases = phase.measure(phase.SMALL, 0)
         rows = {
@@ -162,6 +165,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "accuracy": accuracy.errors(choice, "float32", steps=2),
             "train": train.measure(choice, 2, "cpu", 0),
             "precision": precision.clock(WORKLOADS["1"], 1),
+            "hooks": [*hooks.measure_calls(0), *hooks.measure_training("mlp", 0)],
             "phase": phase.rows_of(phase.SMALL, phases, 1),
             "programs": programs.measure(programs.PROGRAMS["mlp"], 1, quick=True),
             "offload": offload.rows_of(phase.SMALL, phases, ranks=2, threads=1),
@@ -185,7 +189,17 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", report.TABLES)
 def test_tables_are_made_from_result_files(kind: str, example: Path) -> None:
-    own = ("host", "accuracy", "strides", "train", "precision", "phase", "offload", "programs")
+    own = (
+        "host",
+        "accuracy",
+        "strides",
+        "train",
+        "precision",
+        "phase",
+        "offload",
+        "programs",
+        "hooks",
+    )
     name = kind if kind in own else "programs" if kind == "gains" else "step"
     name = "landscapes" if kind in ("trajectories", "tolerance", "groups") else name
     text = f"before\n<!-- begin table: {kind} {name} -->\noutdated\n<!-- end table -->\nafter\n"
