@@ -83,7 +83,7 @@ def counterparts(cls: type[Optimizer]) -> tuple[type[Optimizer], type[Optimizer]
             return ours, next(torchs, None)
     raise Refused(
         f"no counterpart: {cls.__name__} is neither an optimizer of fusedopt nor one of"
-        " torch.optim that fusedopt replaces"
+        " torch.optim that fusedopt replaces; if it wraps another optimizer, measure that one"
     )
 
 
