@@ -52,6 +52,7 @@ class Measurement:
         if not self.timings:
             return "\n".join(self.notes)
         own = self.timings[0]
+        tensors = "1 tensor" if self.tensors == 1 else f"{self.tensors:,} tensors"
         cells = [["", "phase, ms", "loop, ms", "share", "loop's speed"]]
         cells += [
             [
@@ -66,7 +67,7 @@ class Measurement:
         return "\n".join(
             [
                 f"{own.name} takes {own.share:.1%} of the loop ({self.phase};"
-                f" {self.tensors} tensors, {self.elements:,} elements)",
+                f" {tensors}, {self.elements:,} elements)",
                 aligned(cells),
                 f"medians of {self.steps} steps each, on copies, by turns",
                 *self.notes,
