@@ -35,8 +35,8 @@ class Comparison:
         notes: What isn't as in the loop, and what can't be compared.
         tensors: The number of gradients.
         elements: Theirs in all.
-        is_large: Whether the copies are too large to be kept between steps. They are also too large
-            for the processor's caches, so that what runs between steps makes no difference.
+        is_large: Whether the copies are too large to be kept between steps. What the loop runs
+            there makes little difference to them: caches don't hold them anyway.
     """
 
     def __init__(
@@ -80,6 +80,8 @@ class Comparison:
         for other in others:
             try:
                 twins[other.label] = self._stepped(optimizer, other, state, limit)
+            except Refused as error:
+                self.notes.append(str(error))
             except Exception as error:  # whatever torch's step raises, or a device's allocator
                 self.notes.append(f"{other.label}: {describe_error(error)}")
         if all(each.is_ours for each in (own, *others)):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import weakref
-from dataclasses import dataclass, field
 
 import torch
 from torch.optim import Optimizer
@@ -13,7 +11,7 @@ from torch.optim import Optimizer
 from fusedopt.comparison import ROW, Comparison, describe_error
 from fusedopt.constructors import checked_limit
 from fusedopt.copies import Refused, refuse_group
-from fusedopt.explain import aligned
+from fusedopt.measurement import Measurement, Timing
 from fusedopt.turns import clock, is_enough, median
 from fusedopt.twins import implementations
 
@@ -22,72 +20,6 @@ _MOST = 20  # samples of each median
 _LEAST = 3  # of slow loops and large models
 
 _watches: dict[int, _Watch] = {}  # by the optimizer's id
-
-
-@dataclass(frozen=True)
-class Timing:
-    """What one implementation takes.
-
-    Attributes:
-        name: Such as ``fusedopt.AdamW`` or ``torch.optim.AdamW, fused=True``.
-        seconds: Of its optimizer phase, the median.
-        loop_seconds: Of a step of the loop with this implementation.
-        share: `seconds` of `loop_seconds`.
-    """
-
-    name: str
-    seconds: float
-    loop_seconds: float
-    share: float
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What `measure` returns; `str()` makes it a table.
-
-    Attributes:
-        timings: The optimizer's own first; empty if nothing could be measured.
-        loop_seconds: Of a step of the loop, the median, without the time of `measure` itself.
-        phase: What the optimizer phase consists of.
-        tensors: The number of gradients.
-        elements: Theirs in all.
-        steps: The number of steps of each copy that were timed.
-        notes: What isn't as in the loop, and what couldn't be compared; or why there is no answer.
-    """
-
-    timings: list[Timing] = field(default_factory=list)
-    loop_seconds: float = math.nan
-    phase: str = ""
-    tensors: int = 0
-    elements: int = 0
-    steps: int = 0
-    notes: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        """Returns a sentence, the timings as a table with aligned columns, and the notes."""
-        if not self.timings:
-            return "\n".join(self.notes)
-        own = self.timings[0]
-        cells = [["", "phase, ms", "loop, ms", "share", "loop's speed"]]
-        cells += [
-            [
-                each.name,
-                _milliseconds(each.seconds),
-                _milliseconds(each.loop_seconds),
-                f"{each.share:.1%}",
-                f"{own.loop_seconds / each.loop_seconds:.2f}x",
-            ]
-            for each in self.timings
-        ]
-        return "\n".join(
-            [
-                f"{own.name} takes {own.share:.1%} of the loop ({self.phase};"
-                f" {self.tensors} tensors, {self.elements:,} elements)",
-                aligned(cells),
-                f"medians of {self.steps} steps each, on copies, by turns",
-                *self.notes,
-            ]
-        )
 
 
 def measure(
@@ -185,7 +117,7 @@ class _Watch:
         if self._began is None:
             return self._begin(optimizer)
         now = clock(self._devices)
-        if self._comparison is None:
+        if self._comparison is None and len(self._intervals) < _WARM_UP + _MOST:
             self._intervals.append(now - self._returned)
         noted = len(self._intervals) - _WARM_UP
         if not is_enough(noted, _MOST, _LEAST, self._began, seconds):
@@ -241,7 +173,7 @@ def _answer(comparison: Comparison, loop: float) -> Measurement:
     rest = max(0.0, loop - own)
     notes = list(comparison.notes)
     if own > loop:
-        notes.append("copies take longer than the loop: measure is to be called once in a step")
+        notes.append("copies take longer than the whole loop: is measure called once in each step?")
     timings = []
     for name, times in comparison.turns.seconds.items():
         phase = median(times)
@@ -298,13 +230,6 @@ def _checked_seconds(seconds: float) -> float:
     if not seconds >= 0:
         raise ValueError(f"Invalid seconds: {seconds}")
     return seconds
-
-
-def _milliseconds(seconds: float) -> str:
-    """Returns three digits."""
-    value = float(f"{seconds * 1e3:.3g}")
-    decimals = 2 - math.floor(math.log10(value)) if value > 0 else 0
-    return f"{value:.{min(max(0, decimals), 6)}f}"
 
 
 @torch._disable_dynamo

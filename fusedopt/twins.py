@@ -83,7 +83,7 @@ def counterparts(cls: type[Optimizer]) -> tuple[type[Optimizer], type[Optimizer]
             return ours, next(torchs, None)
     raise Refused(
         f"no counterpart: {cls.__name__} is neither an optimizer of fusedopt nor one of"
-        " torch.optim that fusedopt replaces"
+        " torch.optim that fusedopt replaces; if it wraps another optimizer, measure that one"
     )
 
 
@@ -168,18 +168,19 @@ def _refuse(
     That reads and writes memory of as many elements behind an address, whatever the strides are:
     an expanded gradient has less. Of 16-bit parameters SGD's updates a part only.
     """
+    label = implementation.label
     if implementation.is_ours:
         return
     if named := describe(group):
-        raise Refused(f"it has no {named}")
+        raise Refused(f"{label} has no {named}")
     for param in group["params"] if group.get("fused") else ():
         if param.device.type != "cpu" or param.grad is None:
             continue
         if implementation.cls.__name__ == "SGD" and param.dtype in _HALVES:
-            raise Refused("it doesn't step all elements of 16-bit parameters")
+            raise Refused(f"{label} doesn't step all elements of 16-bit parameters")
         tensors = [param, param.grad, *state.get(param, {}).values()]
         if any(isinstance(t, Tensor) and not _is_dense_like(t, param) for t in tensors):
-            raise Refused("it is wrong for tensors with these strides")
+            raise Refused(f"{label} is wrong for tensors with these strides")
 
 
 def _is_dense_like(tensor: Tensor, param: Tensor) -> bool:

@@ -1,9 +1,7 @@
-"""`fusedopt.measure`: what it answers, whom it refuses, and that training keeps its bits."""
+"""`fusedopt.measure`: what it answers, and whom and what it refuses."""
 
 from __future__ import annotations
 
-import sys
-import threading
 import types
 from collections.abc import Iterator
 from types import ModuleType
@@ -11,184 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CLASS_CASES, DTYPES, Case, over
+from cases import Case
 from helpers import all_params, assert_identical, contents, make_params, set_grads
+from loops import ADAMS, BOTH, CALLS, adamw, few_samples, names, notes, train  # noqa: F401
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import fusedopt
 from fusedopt import comparison, turns
-
-measuring = sys.modules["fusedopt.measure"]
-BOTH = [
-    pytest.param(case, module, id=f"{module.__name__}-{case.name}")
-    for case in CLASS_CASES
-    for module in (fusedopt, torch.optim)
-    if module is fusedopt or case.has_fallback
-]
-ADAMS = [fusedopt.AdamW, torch.optim.AdamW]
-CALLS = 60  # more than are needed with the fixture below
-
-
-@pytest.fixture(autouse=True)
-def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "_MOST", 4)
-    monkeypatch.setattr(comparison, "ROW", 3)
-    monkeypatch.setattr(measuring, "ROW", 3)
-
-
-def train(optimizer: Optimizer, steps: int = CALLS, measured: bool = True, **options: Any) -> Any:
-    """A loop; returns what `measure` returned at last."""
-    answer = None
-    for i in range(steps):
-        set_grads(all_params(optimizer), i)
-        if measured:
-            answer = fusedopt.measure(optimizer, **options)
-        optimizer.step()
-        optimizer.zero_grad()
-    return answer
-
-
-def adamw(cls: Any = fusedopt.AdamW, **options: Any) -> Any:
-    return cls(make_params(dtype=torch.float32), **options)
-
-
-def names(answer: Any) -> list[str]:
-    return [timing.name for timing in answer.timings]
-
-
-# --- Training keeps its bits.
-
-
-def followed(optimizer: Optimizer, measured: bool) -> Any:
-    """Trains, and returns all bits; each call must leave every object in its place."""
-    params = all_params(optimizer)
-    for i in range(CALLS):
-        set_grads(params, i)
-        seen = [objects(optimizer), contents(optimizer)]
-        answer = fusedopt.measure(optimizer) if measured else None
-        assert objects(optimizer) == seen[0]
-        assert_identical(contents(optimizer), seen[1])
-        optimizer.step()
-    assert not measured or answer.timings or answer.notes
-    return (
-        contents(optimizer),
-        torch.get_rng_state(),
-        set(vars(optimizer)) - {optimizer_plan(optimizer)},
-    )
-
-
-def optimizer_plan(optimizer: Any) -> str:
-    return getattr(optimizer, "_plan_key", "")
-
-
-def objects(optimizer: Optimizer) -> list[Any]:
-    """Identities and versions of what a step may replace or write."""
-    found: list[Any] = [id(optimizer.state), len(optimizer.state), id(optimizer.param_groups)]
-    for p in all_params(optimizer):
-        state = optimizer.state.get(p, {})
-        found += [id(p), p._version, id(p.grad), p.grad._version, id(p.grad_fn), p.is_leaf]
-        found += [(k, id(v), getattr(v, "_version", None)) for k, v in state.items()]
-    return found
-
-
-@over(DTYPES, "dtype")
-@pytest.mark.parametrize(("case", "module"), BOTH)
-def test_training_keeps_its_bits(case: Case, module: ModuleType, dtype: torch.dtype) -> None:
-    made = [case.make(make_params(dtype=dtype), module) for _ in range(2)]
-    measured, plain = followed(made[0], True), followed(made[1], False)
-    assert_identical(list(measured[0]), list(plain[0]))
-    assert torch.equal(measured[1], plain[1])
-    assert measured[2] == plain[2]
-
-
-@over(CLASS_CASES, "case")
-def test_with_options_of_precision_and_a_limit(case: Case) -> None:
-    def make() -> Any:
-        options = {"stochastic_rounding": True, "max_grad_norm": 0.1}
-        return case.make(make_params(dtype=torch.bfloat16), **options)
-
-    measured, plain = make(), make()
-    answer = train(measured)
-    train(plain, measured=False)
-    assert_identical(contents(measured), contents(plain))
-    assert_identical(measured.grad_norm, plain.grad_norm)
-    assert names(answer) == [f"fusedopt.{case.name}"]
-    assert answer.phase == "clip + step + zero_grad"
-    if case.has_fallback:
-        assert f"torch.optim.{case.name}: it has no stochastic_rounding" in answer.notes
-
-
-@pytest.mark.parametrize("cls", ADAMS)
-@pytest.mark.parametrize("value", [1.0, float("inf")])
-def test_a_gradient_scaler_skips_as_without(cls: Any, value: float) -> None:
-    found = []
-    for measured in (True, False):
-        params = make_params(dtype=torch.float32)
-        optimizer, scaler = cls(params), torch.amp.GradScaler("cpu", init_scale=8.0)
-        for i in range(CALLS):
-            loss = sum(p.square().sum() for p in params) * (value if i % 5 == 2 else 1.0)
-            scaler.scale(loss).backward()
-            if measured:
-                answer = fusedopt.measure(optimizer)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad()
-        found.append((contents(optimizer), scaler.state_dict()))
-    assert_identical(list(found[0]), list(found[1]))
-    assert len(answer.timings) == 3
-
-
-@pytest.mark.parametrize("cls", ADAMS)
-def test_no_hook_is_called_for_a_copy(cls: Any) -> None:
-    optimizer, calls = adamw(cls), []
-    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
-    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
-    optimizer.register_state_dict_pre_hook(lambda *_: calls.append("state"))
-    optimizer.register_load_state_dict_pre_hook(lambda *_: calls.append("load"))
-    for p in all_params(optimizer):
-        p.register_hook(lambda grad: calls.append("gradient"))
-        p.register_post_accumulate_grad_hook(lambda p: calls.append("accumulated"))
-    answer = train(optimizer)
-    assert calls == ["before", "after"] * CALLS
-    assert "its step hooks aren't timed" in answer.notes
-    assert len(answer.timings) == 3
-
-
-@pytest.mark.parametrize("cls", ADAMS)
-def test_from_a_hook(cls: Any) -> None:
-    optimizer, answers = adamw(cls), []
-    optimizer.register_step_pre_hook(lambda o, *_: answers.append(fusedopt.measure(o)))
-    train(optimizer, measured=False)
-    assert len(answers[-1].timings) == 3
-
-
-@pytest.mark.parametrize("base", ADAMS)
-def test_no_code_of_a_subclass_runs_for_a_copy(base: Any) -> None:
-    calls = []
-
-    class Mine(base):
-        def __init__(self, params: Any, needed: int) -> None:
-            calls.append("init")
-            super().__init__(params)
-
-        def step(self, closure: Any = None) -> Any:
-            calls.append("step")
-            return super().step(closure)
-
-        def __setstate__(self, state: Any) -> None:
-            calls.append("setstate")
-            super().__setstate__(state)
-
-    answer = train(Mine(make_params(), 1))
-    assert calls == ["init"] + ["step"] * CALLS
-    assert any("what Mine adds isn't timed" in note for note in answer.notes)
-    assert (
-        answer.timings[0].name
-        == f"{base.__module__.split('.')[0].replace('torch', 'torch.optim')}.AdamW"
-    )
-
 
 # --- The answer.
 
@@ -259,7 +88,7 @@ def test_copies_that_take_longer_than_the_loop(clock: Any) -> None:
     clock.phases = {"torch": 0.5, "fusedopt": 0.25, "torch-fused": 1.0}
     answer = train(adamw())
     assert answer.timings[0].share == 1.0
-    assert "once in a step" in answer.notes[-1]
+    assert "is measure called once in each step?" in answer.notes[-1]
 
 
 @pytest.mark.parametrize(("case", "module"), BOTH)
@@ -277,7 +106,7 @@ def test_which_are_compared(case: Case, module: ModuleType) -> None:
     assert (answer.tensors, answer.elements, answer.steps) == (4, 73, 4)
     assert all(0 < t.share <= 1 and t.seconds <= t.loop_seconds for t in answer.timings)
     told = f"torch.optim has no {case.name} to compare with"
-    assert answer.notes == ([] if case.has_fallback else [told])
+    assert notes(answer) == ([] if case.has_fallback else [told])
 
 
 @pytest.mark.parametrize(
@@ -308,10 +137,13 @@ def test_groups_that_differ() -> None:
 
 @pytest.mark.parametrize("cls", ADAMS)
 def test_a_limit_of_the_norm(cls: Any) -> None:
-    plain = adamw(cls)
-    assert train(plain, max_grad_norm=0.5).phase == "clip + step + zero_grad"
-    assert getattr(plain, "max_grad_norm", None) is None
-    assert getattr(plain, "grad_norm", None) is None
+    """Of the copies: the optimizer gets none, and gradients keep their bits."""
+    measured, plain = adamw(cls), adamw(cls)
+    assert train(measured, max_grad_norm=0.5).phase == "clip + step + zero_grad"
+    train(plain, measured=False)
+    assert_identical(contents(measured), contents(plain))
+    assert getattr(measured, "max_grad_norm", None) is None
+    assert getattr(measured, "grad_norm", None) is None
     assert train(adamw(cls)).phase == "step + zero_grad"
     assert train(adamw(max_grad_norm=0.5)).phase == "clip + step + zero_grad"
 
@@ -461,79 +293,3 @@ def test_after_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(optimizer)
     assert train(optimizer).steps == 4
-
-
-# --- Where it is called.
-
-
-@pytest.mark.parametrize("cls", ADAMS)
-@pytest.mark.parametrize(
-    "context",
-    [
-        torch.no_grad,
-        torch.inference_mode,
-        lambda: torch.device("meta"),
-        lambda: torch.autocast("cpu", torch.bfloat16),
-        lambda: torch.random.fork_rng(),
-    ],
-)
-def test_within_contexts(cls: Any, context: Any) -> None:
-    optimizer = adamw(cls)
-    torch.set_default_dtype(torch.float64)
-    for i in range(CALLS):
-        set_grads(all_params(optimizer), i)
-        with context():
-            answer = fusedopt.measure(optimizer)
-        optimizer.step()
-    assert len(answer.timings) == 3
-
-
-def test_within_compiled_code() -> None:
-    optimizer, answers = adamw(), []
-
-    @torch.compile(backend="eager")
-    def update() -> None:
-        answers.append(fusedopt.measure(optimizer))
-        optimizer.step()
-
-    for i in range(CALLS):
-        set_grads(all_params(optimizer), i)
-        update()
-    assert len(answers[-1].timings) == 3
-
-
-def test_with_a_scheduler() -> None:
-    """It replaces `step`, but only to note that it was called."""
-    optimizer = adamw()
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
-    for i in range(CALLS):
-        set_grads(all_params(optimizer), i)
-        answer = fusedopt.measure(optimizer)
-        optimizer.step()
-        scheduler.step()
-    assert answer.notes == []
-
-
-def test_threads() -> None:
-    """Each has its loop; and all have one together."""
-    own, shared = [adamw() for _ in range(4)], adamw(torch.optim.AdamW)
-    set_grads(all_params(shared), 0)
-    failed: list[BaseException] = []
-
-    def run(optimizer: Any) -> None:
-        try:
-            for i in range(CALLS):
-                set_grads(all_params(optimizer), i)
-                fusedopt.measure(optimizer)
-                fusedopt.measure(shared)
-                optimizer.step()
-        except BaseException as error:
-            failed.append(error)
-
-    threads = [threading.Thread(target=run, args=(optimizer,)) for optimizer in own]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failed == []
-    assert all(len(fusedopt.measure(optimizer).timings) == 3 for optimizer in (*own, shared))
