@@ -106,7 +106,9 @@ def _refuse_unlike(name: str, param: Tensor, state: Mapping[str, Any]) -> None:
             continue
         if not is_dtensor(tensor):
             raise Refused(f"{what} is a {type(tensor).__name__}, which isn't copied")
-        if tensor.dim() and tensor.placements != getattr(param, "placements", None):
+        if tensor.dim() and getattr(tensor, "placements", None) != getattr(
+            param, "placements", None
+        ):
             raise Refused(f"{what} is placed otherwise than its parameter: ranks would exchange it")
 
 
@@ -135,10 +137,11 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def _copy_parameter(param: Tensor, memo: dict[int, Any]) -> Tensor:
-    twin = _copy(param, memo)
+    twin: Tensor = _copy(param, memo)
     if isinstance(param, Parameter):
         return Parameter(twin, requires_grad=param.requires_grad)
-    return twin.requires_grad_(param.requires_grad)
+    twin.requires_grad_(param.requires_grad)
+    return twin
 
 
 def _copy_gradient(grad: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class Functional:
         return self.optimizer.param_groups
 
     @property
-    def state(self) -> dict[Tensor, Any]:
+    def state(self) -> Any:
         """The optimizer's."""
         return self.optimizer.state
 
@@ -138,10 +138,12 @@ class Functional:
             for param, grad in zip(params, grads, strict=True):
                 param.grad = grad
             optimizer.step()
-            self.optimizer._opt_called = True  # or a scheduler warns that it comes before a step
+            vars(self.optimizer)["_opt_called"] = (
+                True  # or a scheduler warns that it comes before a step
+            )
         finally:
-            for param, grad in zip(params, before, strict=True):
-                param.grad = grad
+            for param, own in zip(params, before, strict=True):
+                param.grad = own
 
     def _part(self, params: list[Tensor]) -> _Part:
         optimizer = self._make(params)
@@ -232,8 +234,9 @@ class _Finder(importlib.abc.MetaPathFinder):
     def register(self, module: Any) -> None:
         """Registers the classes, but for those that somebody else has; if torch still does that."""
         register = getattr(module, "register_functional_optim", None)
-        for cls, maker in self._makers.items() if register else ():
-            register(cls, maker)
+        if register is not None:
+            for cls, maker in self._makers.items():
+                register(cls, maker)
 
 
 class _Loader(importlib.abc.Loader):

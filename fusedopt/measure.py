@@ -232,7 +232,7 @@ def _checked_seconds(seconds: float) -> float:
     return seconds
 
 
-@torch._disable_dynamo
+@torch._disable_dynamo  # type: ignore[attr-defined]
 def _measure_outside_graph(
     optimizer: Optimizer, limit: float | None, seconds: float
 ) -> Measurement | None:

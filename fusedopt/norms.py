@@ -148,7 +148,7 @@ def _replicated(norm: Tensor, mesh: Any) -> Tensor:
 
     meta = TensorMeta(norm.shape, norm.stride(), norm.dtype)
     spec = DTensorSpec(mesh, (Replicate(),) * mesh.ndim, tensor_meta=meta)
-    return DTensor(norm, spec, requires_grad=False)
+    return DTensor(norm, spec, requires_grad=False)  # type: ignore[no-untyped-call]
 
 
 def _whole(norm: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def make_twin(
                 }
     twin = implementation.cls.__new__(implementation.cls)
     content = {"defaults": dict(optimizer.defaults), "state": states, "param_groups": groups}
-    twin.__setstate__(content)  # type: ignore[attr-defined]
+    twin.__setstate__(content)
     if implementation.is_ours and max_grad_norm is not None:
         twin.max_grad_norm = max_grad_norm  # type: ignore[attr-defined]
     return twin
