@@ -43,7 +43,7 @@ function(fusedopt_add_module name torch_dir torch_version)
   # at::parallel_for is a header: without OpenMP it compiles to a loop on the calling thread. The
   # runtime must be the one that torch brings, so GCC's is compiled for and not linked.
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-    target_compile_options(${name} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-fopenmp>)
+    target_compile_options(${name} PRIVATE -fopenmp)
   elseif(OpenMP_CXX_FOUND)
     target_link_libraries(${name} PRIVATE OpenMP::OpenMP_CXX)
   else()
