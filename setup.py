@@ -54,6 +54,12 @@ def check_torch() -> None:
         fail(CHECK["TOO_OLD"].format(version))
 
 
+def check_python() -> None:
+    """Stops the build for a Python without the global lock, which the extension counts on."""
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        fail("free-threaded Python isn't supported: take one that has the global lock.")
+
+
 def check_compiler() -> str:
     """Returns the C++ compiler's command, or stops the build if there is none, or no Python.h."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
@@ -81,6 +87,7 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Builds the module, and copies it and _build_info.py into the package."""
+        check_python()
         if not ADAPTERS:
             check_torch()
         ninja = find_tool("ninja")

@@ -25,6 +25,7 @@ from benchmarks import (
     tables,
     targets,
     train,
+    versions,
 )
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.measure import FLOOR
@@ -35,7 +36,13 @@ from benchmarks.workloads import WORKLOADS
 ROOT = Path(__file__).resolve().parents[1]
 READMES = tuple(
     ROOT / name
-    for name in ("README.md", "benchmarks/README.md", "docs/optimizers.md", "docs/precision.md")
+    for name in (
+        "README.md",
+        "benchmarks/README.md",
+        "docs/optimizers.md",
+        "docs/precision.md",
+        "docs/versions.md",
+    )
 )
 _TABLE = re.compile(r"(<!-- begin table: (\S+) ([^>\n]+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 
@@ -137,6 +144,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     ),
     "trajectories": lambda result: tables.markdown(landscapes.trajectory_table(result["rows"])),
     "tolerance": lambda result: tables.markdown(landscapes.tolerance_table(result["rows"])),
+    "versions": lambda result: tables.markdown(versions.table_rows(result["rows"])),
     "groups": lambda result: tables.markdown(landscapes.group_table(result["rows"])),
 }
 
