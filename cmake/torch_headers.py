@@ -9,7 +9,9 @@ fetched again.
 
 For torch 2.13.0 they were compared with those of the wheel for Linux. Of what csrc/torch includes
 only ATen/Config.h differs, and there only in what nothing of ours asks for (MKL, oneDNN, BLAS, FFT,
-KleidiAI). What would matter is checked for each torch, below.
+KleidiAI). What would matter is checked for each torch, below. Those of 2.12.1 and 2.14.0 differ
+from those of 2.12.0 and 2.14.1 in version numbers and in one operator that nothing of ours
+includes: so one adapter is for all patches of a minor version.
 """
 
 from __future__ import annotations
