@@ -168,7 +168,7 @@ $(WHEEL_TOOLS): pyproject.toml Makefile
 	@touch $@
 
 wheel: $(WHEEL_TOOLS)
-	rm -rf build/lib* build/bdist* $(WHEEL_ENV)/raw && mkdir -p dist
+	rm -rf build/lib.* build/bdist.* $(WHEEL_ENV)/raw && mkdir -p dist
 	adapters="$$($(WHEEL_PY) cmake/torch_headers.py $(ADAPTERS))" && \
 	  FUSEDOPT_ADAPTERS="$$adapters" $(WHEEL_PY) -m build --wheel --no-isolation \
 	    --outdir $(WHEEL_ENV)/raw . >$(WHEEL_ENV)/log || { tail -40 $(WHEEL_ENV)/log >&2; exit 1; }
@@ -189,4 +189,4 @@ versions: $(INSTALLED)
 
 # Leaves .venv, which takes longest to make; the next target builds into it again.
 clean:
-	rm -rf build dist fusedopt.egg-info fusedopt/_C.*.so fusedopt/_build_info.py
+	rm -rf build dist fusedopt.egg-info fusedopt/_C.*.so fusedopt/_adapters fusedopt/_build_info.py
