@@ -1,5 +1,5 @@
 # make train | test | bench | build | lint | format | sanitize | sanitize-python | test-machines |
-#      gpu-check | clean
+#      gpu-check | wheel | wheel-test | sdist | versions | clean
 #
 # Each needs only Python 3.10+, a C++ compiler and make: it creates .venv, installs torch and the
 # tools there, and builds fusedopt, as far as that isn't done yet.
@@ -7,6 +7,7 @@
 #   make test PYTHON=python3.12   makes .venv with another Python
 #   make test CXX=clang++         builds with another compiler (after make clean)
 #   make test VENV=               uses $(PYTHON)'s own environment, which must have torch >= 2.11
+#   make wheel PYTHON=python3.12  makes a wheel for another Python
 
 PYTHON = python3
 VENV = .venv
@@ -14,6 +15,8 @@ TORCH = torch==2.13.0
 # Two workers with one OpenMP thread each: see `test`.
 WORKERS = 2
 ARGS =
+# The torches that `make wheel` builds adapters for: one version of each minor one.
+ADAPTERS = 2.11.0 2.12.0 2.13.0 2.14.1
 
 ifeq ($(VENV),)
   PY := $(PYTHON)
@@ -49,7 +52,7 @@ ifeq ($(VENV),)
 endif
 
 .PHONY: train test bench build lint format sanitize sanitize-python test-machines clean cpp-test \
-        gpu-check
+        gpu-check wheel wheel-test sdist versions
 build: $(BUILT)
 
 $(TOOLED): pyproject.toml Makefile
@@ -152,6 +155,39 @@ format: $(TOOLED)
 	ruff format .
 	clang-format -i $(CXX_FILES)
 
+# Wheels are made in an environment of their own, which needs no torch, one for each Python.
+WHEEL_ENV := build/wheel-$(shell $(PYTHON) -c 'import sys; print(*sys.version_info[:2], sep=".")')
+WHEEL_PY := $(WHEEL_ENV)/bin/python
+WHEEL_TOOLS := $(WHEEL_ENV)/tools
+# torch's libraries are loaded before the wheel's: they are named in it, and not put into it.
+EXCLUDED = $(patsubst %,--exclude %,libtorch_python.so libtorch.so libtorch_cpu.so libc10.so)
+
+$(WHEEL_TOOLS): pyproject.toml Makefile
+	$(PYTHON) -m venv $(WHEEL_ENV)
+	$(WHEEL_PY) -m pip install --disable-pip-version-check --quiet $(call listed,requires) \
+	  $(call listed,wheel)
+	@touch $@
+
+wheel: $(WHEEL_TOOLS)
+	rm -rf build/lib.* build/bdist.* $(WHEEL_ENV)/raw && mkdir -p dist
+	adapters="$$($(WHEEL_PY) cmake/torch_headers.py $(ADAPTERS))" && \
+	  FUSEDOPT_ADAPTERS="$$adapters" $(WHEEL_PY) -m build --wheel --no-isolation \
+	    --outdir $(WHEEL_ENV)/raw . >$(WHEEL_ENV)/log || { tail -40 $(WHEEL_ENV)/log >&2; exit 1; }
+	PATH="$(abspath $(WHEEL_ENV))/bin:$$PATH" $(WHEEL_PY) -m auditwheel repair $(EXCLUDED) \
+	  --plat manylinux_2_28_$$(uname -m) --wheel-dir dist $(WHEEL_ENV)/raw/*.whl
+
+# The wheel for .venv's Python.
+wheel-test: $(INSTALLED)
+	$(SUBMAKE) wheel PYTHON=$(PY)
+	$(PY) -m pytest tests/test_wheel.py $(ARGS)
+
+sdist: $(WHEEL_TOOLS)
+	$(WHEEL_PY) -m build --sdist --no-isolation --outdir dist .
+
+# What wheels in dist do with other Pythons and torches; gigabytes of torch are fetched for each.
+versions: $(INSTALLED)
+	$(PY) -m benchmarks.versions --json benchmarks/results/versions.json $(ARGS)
+
 # Leaves .venv, which takes longest to make; the next target builds into it again.
 clean:
-	rm -rf build dist fusedopt.egg-info fusedopt/_C.*.so fusedopt/_build_info.py
+	rm -rf build dist fusedopt.egg-info fusedopt/_C.*.so fusedopt/_adapters fusedopt/_build_info.py

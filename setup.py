@@ -15,7 +15,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-BUILD = ROOT / "build" / "release"
+# Folders of torches' headers (cmake/torch_headers.py): what is built then is `make wheel`'s.
+ADAPTERS = os.environ.get("FUSEDOPT_ADAPTERS", "")
+BUILD = ROOT / "build" / ("wheel" if ADAPTERS else "release")
 CHECK = runpy.run_path(str(ROOT / "fusedopt" / "_check.py"))
 
 
@@ -52,6 +54,12 @@ def check_torch() -> None:
         fail(CHECK["TOO_OLD"].format(version))
 
 
+def check_python() -> None:
+    """Stops the build for a Python without the global lock, which the extension counts on."""
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        fail("free-threaded Python isn't supported: take one that has the global lock.")
+
+
 def check_compiler() -> str:
     """Returns the C++ compiler's command, or stops the build if there is none, or no Python.h."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
@@ -67,12 +75,21 @@ def check_compiler() -> str:
     return found[0]
 
 
+def remove_others(package: Path) -> None:
+    """Removes what an earlier build of the other kind has left where setuptools collects files."""
+    shutil.rmtree(package / "_adapters", ignore_errors=True)
+    for module in package.glob("_C.*.so"):
+        module.unlink()
+
+
 class CMakeBuild(build_ext):
     """Runs CMake and Ninja in build/release, and installs the result where setuptools wants it."""
 
     def build_extension(self, ext: Extension) -> None:
         """Builds the module, and copies it and _build_info.py into the package."""
-        check_torch()
+        check_python()
+        if not ADAPTERS:
+            check_torch()
         ninja = find_tool("ninja")
         if importlib.util.find_spec("pybind11") is None:
             fail("pybind11 is missing: run 'pip install pybind11' and try again.")
@@ -82,7 +99,10 @@ class CMakeBuild(build_ext):
         made_for = f"{BUILD} {compiler} {sys.executable}"
         cache = BUILD / "CMakeCache.txt"
         if cache.is_file() and f"FUSEDOPT_MADE_FOR:STRING={made_for}\n" not in cache.read_text():
-            shutil.rmtree(BUILD)
+            if ADAPTERS:
+                cache.unlink()  # the core is the same for every Python
+            else:
+                shutil.rmtree(BUILD)
         os.environ["CXX"] = compiler
         jobs = os.environ.get("MAX_JOBS")
         cmake(
@@ -91,12 +111,16 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DFUSEDOPT_MADE_FOR:STRING={made_for}",
             # Always given, so that CMake's cache keeps none from an earlier build.
+            f"-DFUSEDOPT_ADAPTERS={ADAPTERS}",
             f"-DFUSEDOPT_CUDA={os.environ.get('FUSEDOPT_CUDA', '')}",
             f"-DFUSEDOPT_CUDA_ARCHITECTURES={os.environ.get('FUSEDOPT_CUDA_ARCHITECTURES', '')}",
         )
-        cmake("--build", str(BUILD), "--target", "_C", *(["--parallel", jobs] if jobs else []))
+        target = "all" if ADAPTERS else "_C"
+        cmake("--build", str(BUILD), "--target", target, *(["--parallel", jobs] if jobs else []))
         package = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        cmake("--install", str(BUILD), "--prefix", str(package.parent))
+        remove_others(package)
+        strip = ["--strip"] if ADAPTERS else []
+        cmake("--install", str(BUILD), "--prefix", str(package.parent), *strip)
 
     def copy_extensions_to_source(self) -> None:
         """Puts both files into the source folder, for `pip install -e` and `--inplace`."""

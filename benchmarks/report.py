@@ -27,6 +27,7 @@ from benchmarks import (
     tables,
     targets,
     train,
+    versions,
 )
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.measure import CASE, FLOOR
@@ -183,6 +184,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     ),
     "trajectories": lambda result: tables.markdown(landscapes.trajectory_table(result["rows"])),
     "tolerance": lambda result: tables.markdown(landscapes.tolerance_table(result["rows"])),
+    "versions": lambda result: tables.markdown(versions.table_rows(result["rows"])),
     "groups": lambda result: tables.markdown(landscapes.group_table(result["rows"])),
 }
 

@@ -96,6 +96,9 @@ message(STATUS "CUDA kernels: ${cuda}")
 set(cuda_flags -std=c++20 -O3 -fmad=false -prec-div=true -prec-sqrt=true -ftz=false
     -ccbin ${CMAKE_CXX_COMPILER} -Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off
     -I${CMAKE_CURRENT_SOURCE_DIR}/csrc)
+if(FUSEDOPT_ADAPTERS)
+  list(APPEND cuda_flags -DFUSEDOPT_SHARED -I${CMAKE_CURRENT_SOURCE_DIR}/cmake/glibc)
+endif()
 if(cuda_version VERSION_GREATER_EQUAL 13.0)
   list(APPEND cuda_flags --compress-mode=size)  # 2 MB instead of 26, for no more time
 endif()
@@ -117,5 +120,9 @@ foreach(source ${cuda_sources})
 endforeach()
 target_compile_definitions(fusedopt_core PUBLIC FUSEDOPT_WITH_CUDA)
 # torch may have loaded another cudart: ours must neither be found by others nor give way to it.
-target_link_options(fusedopt_core INTERFACE -Wl,--exclude-libs,libcudart_static.a)
-target_link_libraries(fusedopt_core PUBLIC ${FUSEDOPT_CUDART} ${CMAKE_DL_LIBS} rt)
+set(scope PUBLIC)
+if(FUSEDOPT_ADAPTERS)
+  set(scope PRIVATE)
+endif()
+target_link_options(fusedopt_core ${scope} -Wl,--exclude-libs,libcudart_static.a)
+target_link_libraries(fusedopt_core ${scope} ${FUSEDOPT_CUDART} ${CMAKE_DL_LIBS} rt)

@@ -8,9 +8,9 @@ fusedopt's; every other name is torch.optim's.
 import sys as _sys
 import typing as _typing
 
-from fusedopt._check import check as _check_build
+from fusedopt._load import load as _load_extension
 
-_check_build()
+_load_extension()
 
 import torch.optim as _torch_optim  # noqa: E402
 from torch.optim import lr_scheduler as lr_scheduler  # noqa: E402

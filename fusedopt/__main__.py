@@ -5,7 +5,7 @@ import platform
 import torch
 
 import fusedopt
-from fusedopt import _C, _build_info
+from fusedopt import _C, _build_info, _load
 
 
 def main() -> None:
@@ -13,6 +13,8 @@ def main() -> None:
     rows = {
         "fusedopt": fusedopt.__version__,
         "torch": f"{torch.__version__} (built for {_build_info.TORCH_VERSION})",
+        "adapters": ", ".join(_load.adapters()) or "none: built from source, for one torch",
+        "kernels": f"none: {_load.why_not}" if _load.why_not else "yes",
         "compiler": _build_info.COMPILER,
         "python": platform.python_version(),
         "system": platform.platform(),

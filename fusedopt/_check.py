@@ -1,5 +1,7 @@
 """Checks at import that the extension is built, and for the torch that is installed.
 
+A wheel's adapters are chosen by `_load.py`.
+
 Also used by setup.py, and so imports nothing of fusedopt or torch at the top.
 """
 
@@ -9,6 +11,7 @@ import re
 from pathlib import Path
 
 MIN_TORCH = "2.11"
+ADAPTERS = Path(__file__).parent / "_adapters"  # of a wheel
 TOO_OLD = f"fusedopt needs torch {MIN_TORCH} or newer and found {{}}: run 'pip install -U torch'."
 
 
@@ -41,6 +44,8 @@ def check() -> None:
         from fusedopt._build_info import TORCH_VERSION
 
         built_for = TORCH_VERSION
+    if built_for is not None and ADAPTERS.is_dir():
+        return  # they have their own check
     if built_for is None or importlib.util.find_spec("fusedopt._C") is None:
         raise ImportError(
             f"fusedopt's extension isn't built in {Path(__file__).parent}: run 'pip install "

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from fusedopt import _load
+from fusedopt.fallback import torch_class
 from fusedopt.precision import PRECISION, set_precision
 
 _TYPES = {
@@ -33,6 +35,11 @@ def add_options(cls: type[Optimizer], options: tuple[str, ...]) -> None:
 
     @functools.wraps(documented)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        if _load.why_not and torch_class(cls) is None:
+            raise RuntimeError(
+                f"{cls.__name__} has kernels only, and torch.optim no step in their"
+                f" place ({_load.why_not})"
+            )
         added = {option: kwargs.pop(option, None) for option in options}
         precision = {key: kwargs.pop(key, value) for key, value in PRECISION.items()}
         limit = checked_limit(kwargs.pop("max_grad_norm", None))

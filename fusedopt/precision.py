@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fusedopt import _C
+from fusedopt import _C, _load
 
 # The constructors' keywords, and their values where they aren't given.
 PRECISION: dict[str, Any] = {
@@ -65,7 +65,7 @@ def _convert_state(optimizer: Any, group: Mapping[str, Any]) -> None:
 
 
 def check_precision(group: Mapping[str, Any], name: str) -> None:
-    """Refuses what makes no sense whatever the parameters' dtypes are."""
+    """Refuses what makes no sense whatever the parameters' dtypes are, or has no kernels."""
     for key in ("stochastic_rounding", "master_weights"):
         if not isinstance(group.get(key, False), bool):
             raise TypeError(f"{name}: {key} must be a bool, got {group[key]!r}")
@@ -80,5 +80,7 @@ def check_precision(group: Mapping[str, Any], name: str) -> None:
     named = describe(group)
     if named and group.get("fused") is False:
         raise ValueError(f"{name}: fused=False asks for torch's own step, which has no {named}")
+    if named and _load.why_not:
+        raise RuntimeError(f"{name}: {named} needs kernels ({_load.why_not})")
     if named and group.get("differentiable"):
         raise ValueError(f"{name}: differentiable=True is torch's own step, which has no {named}")

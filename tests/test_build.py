@@ -102,6 +102,14 @@ def test_the_build_says_how_to_let_it_see_torch(tmp_path: Path) -> None:
     assert "--no-build-isolation" in run_setup(tmp_path, PYTHONPATH=str(tmp_path))
 
 
+def test_the_build_refuses_a_free_threaded_python(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sysconfig as s\nget = s.get_config_var\n"
+        "s.get_config_var = lambda name: 1 if name == 'Py_GIL_DISABLED' else get(name)\n"
+    )
+    assert "free-threaded Python isn't supported" in run_setup(tmp_path, PYTHONPATH=str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("version", "old"),
     [("2.10.1", True), ("1.13", True), ("", True), ("2.11.0a0+git1", False), ("3.0", False)],

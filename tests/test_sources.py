@@ -33,7 +33,9 @@ def declared(folder: str, header: str = "kernels.h") -> set[str]:
     """Returns the kernels that a header declares, such as kAdam[1]."""
     found = set()
     text = (CSRC / folder / header).read_text()
-    for name, sizes in re.findall(r"^extern const Kernel (k\w+)((?:\[\d\])*);", text, re.MULTILINE):
+    for name, sizes in re.findall(
+        r"^FUSEDOPT_API extern const Kernel (k\w+)((?:\[\d\])*);", text, re.MULTILINE
+    ):
         indices = itertools.product(*(range(int(size)) for size in re.findall(r"\d", sizes)))
         found |= {name + "".join(f"[{i}]" for i in each) for each in indices}
     return found

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cpu/isa.h"
+#include "engine/api.h"
 #include "engine/dtype.h"
 #include "engine/table.h"
 #include "rules/rule.h"
@@ -34,6 +35,6 @@ struct Kernel {
 using Parallel = void (*)(int64_t most, void (*task)(int64_t first, void* context), void* context);
 
 // One step of everything in the table with the active instruction set.
-void run(const Kernel& kernel, Dtype dtype, const Table& table, Parallel parallel);
+FUSEDOPT_API void run(const Kernel& kernel, Dtype dtype, const Table& table, Parallel parallel);
 
 }  // namespace fusedopt::cpu

@@ -5,16 +5,16 @@
 
 namespace fusedopt::cpu {
 
-extern const Kernel kSgd[2];  // [momentum]
-extern const Kernel kAdagrad;
-extern const Kernel kRmsprop[2][2];  // [momentum][centered]
-extern const Kernel kAdadelta;
-extern const Kernel kAdam[2];  // [amsgrad]; AdamW too
-extern const Kernel kAdamax;
-extern const Kernel kRadam;
-extern const Kernel kNadam;
-extern const Kernel kAsgd;
-extern const Kernel kRprop;
-extern const Kernel kLion;
+FUSEDOPT_API extern const Kernel kSgd[2];  // [momentum]
+FUSEDOPT_API extern const Kernel kAdagrad;
+FUSEDOPT_API extern const Kernel kRmsprop[2][2];  // [momentum][centered]
+FUSEDOPT_API extern const Kernel kAdadelta;
+FUSEDOPT_API extern const Kernel kAdam[2];  // [amsgrad]; AdamW too
+FUSEDOPT_API extern const Kernel kAdamax;
+FUSEDOPT_API extern const Kernel kRadam;
+FUSEDOPT_API extern const Kernel kNadam;
+FUSEDOPT_API extern const Kernel kAsgd;
+FUSEDOPT_API extern const Kernel kRprop;
+FUSEDOPT_API extern const Kernel kLion;
 
 }  // namespace fusedopt::cpu

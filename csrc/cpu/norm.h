@@ -11,7 +11,7 @@ namespace fusedopt::cpu {
 // Of all elements, those in float64 multiplied by `scale`: the sum of their squares or magnitudes,
 // or the largest or smallest magnitude. `results` has room for a number per block: what they are
 // then.
-double norm(Norm kind, double scale, const NormEntry* entries, int64_t count, double* results,
-            Parallel parallel);
+FUSEDOPT_API double norm(Norm kind, double scale, const NormEntry* entries, int64_t count,
+                         double* results, Parallel parallel);
 
 }  // namespace fusedopt::cpu

@@ -5,10 +5,10 @@
 
 namespace fusedopt::cpu {
 
-extern const Kernel kAverage;
-extern const Kernel kClamp;
-extern const Kernel kMean;
-extern const Kernel kScale;
-extern const Kernel kWeighted;
+FUSEDOPT_API extern const Kernel kAverage;
+FUSEDOPT_API extern const Kernel kClamp;
+FUSEDOPT_API extern const Kernel kMean;
+FUSEDOPT_API extern const Kernel kScale;
+FUSEDOPT_API extern const Kernel kWeighted;
 
 }  // namespace fusedopt::cpu

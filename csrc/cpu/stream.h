@@ -19,6 +19,6 @@ struct Streams {
 };
 
 // Passes over all arrays once, side by side, as a sweep does.
-void stream(const Streams& streams, Parallel parallel);
+FUSEDOPT_API void stream(const Streams& streams, Parallel parallel);
 
 }  // namespace fusedopt::cpu

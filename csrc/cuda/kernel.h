@@ -7,6 +7,7 @@
 #include <string>
 
 #include "cuda/arguments.h"
+#include "engine/api.h"
 #include "engine/dtype.h"
 #include "engine/table.h"
 #include "rules/rule.h"
@@ -66,23 +67,23 @@ struct Scalars {
 };
 
 // The device can only access an element at a multiple of its size: run() throws for anything else.
-bool is_aligned(const void* address, Format format);
+FUSEDOPT_API bool is_aligned(const void* address, Format format);
 
 // Memory was short, which it may not be next time.
-struct OutOfMemory : std::runtime_error {
+struct FUSEDOPT_API OutOfMemory : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
 // One step of everything in the table, queued on a stream (a cudaStream_t) of the device, which has
 // to be the current one. Copies what it is given, waits for nothing, allocates nothing, and may be
 // captured in a graph. Throws std::runtime_error, which names the kernel, if a launch fails.
-void run(const Kernel& kernel, Dtype dtype, const Table& table, const Scalars& scalars, int device,
-         void* stream);
+FUSEDOPT_API void run(const Kernel& kernel, Dtype dtype, const Table& table, const Scalars& scalars,
+                      int device, void* stream);
 
 // Is the stream being captured into a graph? A launch would freeze what the host knows into it.
-bool is_capturing(void* stream);
+FUSEDOPT_API bool is_capturing(void* stream);
 
 // Why a kernel can't run on the current device: too old, say. Empty: it can.
-std::string why_not(const Kernel& kernel, Dtype dtype, bool mixed);
+FUSEDOPT_API std::string why_not(const Kernel& kernel, Dtype dtype, bool mixed);
 
 }  // namespace fusedopt::cuda

@@ -22,6 +22,6 @@ inline constexpr int64_t norm_memory(int64_t blocks) {
 
 // Queues it on a stream of the device, which has to be the current one; waits for nothing. Throws
 // std::runtime_error if a launch fails.
-void norm(const NormRequest& request, int device, void* stream);
+FUSEDOPT_API void norm(const NormRequest& request, int device, void* stream);
 
 }  // namespace fusedopt::cuda

@@ -12,10 +12,10 @@ namespace fusedopt::cuda {
 // there. `mixed`: the kernel for operands in several formats. Why it must not be used, such as an
 // error of CUDA's or other bits than the CPU's; empty: it can. Takes memory of the device, aligned
 // to 16 bytes, and one of its streams, which it waits for. Throws OutOfMemory.
-std::string self_test(const Kernel& kernel, const cpu::Kernel& expected, Dtype dtype, bool mixed,
-                      void* memory, int device, void* stream);
+FUSEDOPT_API std::string self_test(const Kernel& kernel, const cpu::Kernel& expected, Dtype dtype,
+                                   bool mixed, void* memory, int device, void* stream);
 
 // Of memory.
-int64_t self_test_bytes(const Kernel& kernel);
+FUSEDOPT_API int64_t self_test_bytes(const Kernel& kernel);
 
 }  // namespace fusedopt::cuda

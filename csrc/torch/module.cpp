@@ -100,6 +100,15 @@ std::string why_not_table(const Optimizer& optimizer) {
   return "";
 }
 
+// Is the torch that is loaded the one that this was compiled for, or of that minor version?
+void check_version() {
+  const std::string built = FUSEDOPT_TORCH_VERSION;
+  const std::string found = py::str(py::module_::import("torch.version").attr("__version__"));
+  if (found == built || found.compare(0, built.size() + 1, built + ".") == 0) return;
+  throw py::import_error("this extension of fusedopt is for torch " + built + " and found torch " +
+                         found);
+}
+
 // Fails at import rather than by a wrong number, or by sending everything to torch.
 void check_build() {
   const std::string reason = why_not_this_torch();
@@ -120,6 +129,7 @@ void check_build() {
 PYBIND11_MODULE(_C, module) {
   const std::string wrong = cpu::select_isa(std::getenv("FUSEDOPT_CPU_ISA"));
   if (!wrong.empty()) throw py::import_error(wrong);
+  check_version();
   check_build();
   note_originals();
   note_averages();
