@@ -50,7 +50,8 @@ def optimizers() -> dict[str, dict[str, Any]]:
     """Returns the names of our classes; what a kernel would need to know of them is empty."""
     from fusedopt.optimizer import FusedOptimizer
 
-    classes, found = [FusedOptimizer], {}
+    classes: list[Any] = [FusedOptimizer]
+    found: dict[str, dict[str, Any]] = {}
     for cls in classes:
         classes += cls.__subclasses__()
         if "_kernels" in cls.__dict__:
