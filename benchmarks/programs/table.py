@@ -69,7 +69,7 @@ def table_rows(rows: Sequence[Row]) -> list[list[str]]:
 def _optimizer(case: Case) -> str:
     path = case[FUSED]["path"]
     name = PROGRAMS[case[TORCH]["program"]].optimizer
-    return name if path == "fused" else f"{name}, whose fastest path is {path}"
+    return name if path == "fused" else f"{name}; fused: {path}"
 
 
 def _times(case: Mapping[str, Any]) -> list[str]:
