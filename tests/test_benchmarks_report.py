@@ -29,6 +29,7 @@ from benchmarks import (  # noqa: E402
     targets,
     timing,
     train,
+    versions,
 )
 from benchmarks.descents import DESCENTS  # noqa: E402
 from benchmarks.implementations import IMPLEMENTATIONS  # noqa: E402
@@ -160,6 +161,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "precision": precision.clock(WORKLOADS["1"], 1),
             "phase": phase.rows_of(phase.SMALL, phase.measure(phase.SMALL, 0), 1),
             "strides": strides.measure(choice, "gradient transposed", "float32", 0),
+            "versions": [versions.measure("9.9", "2.13.0", timed=False, keep=False)],
             "landscapes": [
                 *(
                     row
@@ -179,7 +181,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", report.TABLES)
 def test_tables_are_made_from_result_files(kind: str, example: Path) -> None:
-    own = ("host", "accuracy", "strides", "train", "precision", "phase")
+    own = ("host", "accuracy", "strides", "train", "precision", "phase", "versions")
     name = kind if kind in own else "step"
     name = "landscapes" if kind in ("trajectories", "tolerance", "groups") else name
     text = f"before\n<!-- begin table: {kind} {name} -->\noutdated\n<!-- end table -->\nafter\n"
