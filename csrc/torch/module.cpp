@@ -83,6 +83,7 @@ std::string why_not_variant(const Optimizer& optimizer, const Variant& variant) 
 
 // Why an optimizer's kernels don't agree with its table, for any choice of its options; or empty.
 std::string why_not_table(const Optimizer& optimizer) {
+  if (Keys(optimizer.name).entries.size() > kMaxEntries) return "its state";
   unsigned reached = 0;  // which of its states any kernel has
   for (unsigned choice = 0; choice < 1u << optimizer.numbers; ++choice) {
     Numbers numbers = {};
