@@ -7,16 +7,17 @@ import io
 import itertools
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fusedopt.train import checkpoint
 from fusedopt.train.charts import draw_comparison
+from fusedopt.train.claim import lock, require_own
 from fusedopt.train.data import Splits
 from fusedopt.train.flags import add_options
-from fusedopt.train.folder import write_csv
+from fusedopt.train.folder import require_free, write_csv
 from fusedopt.train.interrupts import Interrupted
 from fusedopt.train.loop import CLASSES, optimizer_class
 from fusedopt.train.options import (
@@ -88,23 +89,27 @@ def compare(arguments: argparse.Namespace) -> None:
             runs[optimizer + f" {mode}" * (len(modes) > 1), impl] = _continued(options)
     if not runs:
         raise UserError("--impl torch: torch.optim has none of these optimizers and precisions")
+    require_own(out, "comparison")
     splits = _splits(list(runs.values()))
     rows: dict[tuple[str, str], list[Row]] = {}
     diverged: dict[tuple[str, str], int] = {}
-    for key, (options, content) in runs.items():
-        with _out_named():
-            state = start(options, splits, content)
-        try:
-            with open_folder(options, state) as folder:
-                train(options, splits, state, folder)
-        except Interrupted:
-            raise Interrupted("interrupted; the same command again goes on") from None
-        except Diverged as error:  # a result, too
-            say(str(error))
-            diverged[key] = error.step
-        rows[key] = state.rows
-        say("")
-    _write(out, rows, diverged)
+    with ExitStack() as stack:
+        for key, (options, content) in runs.items():
+            with _out_named():
+                state = start(options, splits, content)
+            if not rows:  # a bad option would have shown by now
+                stack.enter_context(lock(out, "comparison"))
+            try:
+                with open_folder(options, state) as folder:
+                    train(options, splits, state, folder)
+            except Interrupted:
+                raise Interrupted("interrupted; the same command again goes on") from None
+            except Diverged as error:  # a result, too
+                say(str(error))
+                diverged[key] = error.step
+            rows[key] = state.rows
+            say("")
+        _write(out, rows, diverged)
 
 
 def _splits(runs: list[tuple[Options, dict[str, Any] | None]]) -> Splits:
@@ -134,6 +139,7 @@ def _write(
 def _continued(options: Options) -> tuple[Options, dict[str, Any] | None]:
     """Returns a run's options, and the content of its checkpoint where it has begun before."""
     if not (options.out / checkpoint.CHECKPOINT).exists():
+        require_free(options.out)
         return options, None
     options = replace(options, resume=options.out)
     content = checkpoint.read(options.out, "--resume")

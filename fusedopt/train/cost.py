@@ -19,6 +19,7 @@ from fusedopt.train.recipe import parameter_groups, set_train_mode
 WARM_UP = 3
 ROUNDS = 30
 SECONDS = 20.0  # large networks get fewer rounds
+SHARE = 0.1  # of the time of training, at most
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def measure(model: nn.Module, options: Options, images: Tensor, labels: Tensor) -> dict[str, Cost]:
+def measure(
+    model: nn.Module, options: Options, images: Tensor, labels: Tensor, seconds: float = SECONDS
+) -> dict[str, Cost]:
     """Trains a copy of the model with each implementation, by turns, and times the phase.
 
     Forward and backward pass run before each step, as in training: the optimizer finds the
@@ -54,6 +57,7 @@ def measure(model: nn.Module, options: Options, images: Tensor, labels: Tensor) 
         options: the optimizer and its settings; torch.optim's version gets its own default path.
         images: one batch, as the model takes it.
         labels: the images' classes.
+        seconds: after which no further round begins; there are two at least.
 
     Returns:
         The cost with "fusedopt" and, where torch.optim has this optimizer, with "torch".
@@ -70,7 +74,7 @@ def measure(model: nn.Module, options: Options, images: Tensor, labels: Tensor) 
         runs[impl] = twin, optimizer, make_ema(twin, options, impl)
     scaler = torch.amp.GradScaler(device.type, enabled=False)
     step_times: dict[str, list[float]] = {impl: [] for impl in runs}
-    other_times: list[float] = []
+    other_times: dict[str, list[float]] = {impl: [] for impl in runs}
     begin = clock(device)
     for i in range(WARM_UP + ROUNDS):
         for impl, (twin, optimizer, average) in runs.items():
@@ -81,14 +85,14 @@ def measure(model: nn.Module, options: Options, images: Tensor, labels: Tensor) 
             before = clock(device)
             optimizer_phase(twin, optimizer, scaler, average, options, impl)
             end = clock(device)
-            if i >= WARM_UP:
-                other_times.append(before - start)
-                step_times[impl].append(end - before)
-        if i > WARM_UP and clock(device) - begin > SECONDS:
+            other_times[impl].append(before - start)
+            step_times[impl].append(end - before)
+        if i > 0 and clock(device) - begin > seconds:
             break
-    other = median(other_times)
+    first = min(WARM_UP, (i + 1) // 2)  # of the rounds that count
+    other = median(time for times in other_times.values() for time in times[first:])
     costs = {}
     for impl, times in step_times.items():
-        step = median(times)
-        costs[impl] = Cost(step * 1e3, step / (step + other), len(times))
+        step = median(times[first:])
+        costs[impl] = Cost(step * 1e3, step / (step + other), len(times) - first)
     return costs

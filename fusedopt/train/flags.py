@@ -218,6 +218,8 @@ def _add_run(parser: argparse.ArgumentParser, several: bool) -> None:
     add("--checkpoint-every", type=one_up, metavar="STEPS",
         help="write a checkpoint every so many steps too, not only after each epoch")  # fmt: skip
     if not several:
+        add("--no-cost", action="store_true",
+            help="don't measure, at the end, what the optimizer takes beside torch's")  # fmt: skip
         add("--strategy", choices=STRATEGIES,
             help="how the processes of torchrun share the work: ddp, the default, fsdp (FSDP2), or"
             " zero (ZeroRedundancyOptimizer)")  # fmt: skip

@@ -58,7 +58,7 @@ FOLDER = "folder:"  # before a path, in --data
 # These may change when a run is resumed. --impl is among them: a fusedopt checkpoint continues
 # with torch.optim, and the other way round, only not bit for bit.
 FREE = {"impl", "epochs", "threads", "device", "workers", "data_dir", "download"}
-FREE |= {"out", "resume", "checkpoint_every", "strategy", "skip_bad_images"}
+FREE |= {"out", "resume", "checkpoint_every", "strategy", "skip_bad_images", "no_cost"}
 
 
 class UserError(Exception):
@@ -139,6 +139,7 @@ class Options:
     out: Path | None
     resume: Path | None
     checkpoint_every: int | None
+    no_cost: bool | None
     strategy: str | None
 
     def optimizer_kwargs(self) -> dict[str, Any]:

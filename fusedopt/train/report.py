@@ -84,10 +84,16 @@ def _phase(options: Options) -> str:
     return " + ".join([*parts, "average"] if options.ema is not None else parts)
 
 
+def print_measuring(seconds: float) -> None:
+    """Prints what the rest of the run's time goes to."""
+    say("measuring on copies of the model what the optimizer takes with fusedopt and with torch,"
+        f" for about {duration(seconds)}; --no-cost leaves this out")  # fmt: skip
+
+
 def print_costs(options: Options, costs: dict[str, Cost]) -> None:
     """Prints what the optimizer phase costs with each implementation."""
     rounds = next(iter(costs.values())).rounds
-    say(f"on copies of the model, by turns, {rounds} training steps each, medians:")
+    say(f"by turns, {rounds} training steps each, medians:")
     for impl, cost in costs.items():
         say(f"  {class_name(options, impl):20s} {cost.step_ms:8.3f} ms/step"
             f"  {cost.share:6.1%} of forward + backward + {_phase(options)}")  # fmt: skip

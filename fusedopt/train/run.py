@@ -17,7 +17,7 @@ from fusedopt.train.cost import Cost
 from fusedopt.train.data import DataError, Splits
 from fusedopt.train.folder import RESULT, RunFolder, write_json
 from fusedopt.train.guard import Guard
-from fusedopt.train.interrupts import Interrupts
+from fusedopt.train.interrupts import Interrupted, Interrupts
 from fusedopt.train.loop import Figures, evaluate, make_optimizer, train_epoch
 from fusedopt.train.options import OneProcessError, Options
 from fusedopt.train.source import find_splits, load_splits, user_error
@@ -34,7 +34,7 @@ class Result:
         rows: figures of each epoch, those before a `--resume` included.
         test: loss and accuracy on the test set, after the last epoch.
         costs: a step's cost with "fusedopt" and with "torch", measured after training; empty
-            where torchrun has started it.
+            with `--no-cost`, and where torchrun has started it.
     """
 
     model: nn.Module
@@ -59,19 +59,46 @@ def run(options: Options, content: dict[str, Any] | None = None) -> Result:
     state = start(options, splits, content)
     with open_folder(options, state, content) as folder:
         train(options, splits, state, folder)
-        augmentation = make_augmentation("none", splits)
-        test = evaluate(state.averaged, splits.test, augmentation, options)
-        report.print_training(options, state, test)
-        costs = {}
-        if options.strategy is None:  # several processes would measure each other
-            some = range(min(options.batch_size, len(splits.train)))
-            images, labels = default_collate([splits.train[i] for i in some])
-            costs = cost.measure(state.model, options, augmentation(images), labels)
-            report.print_costs(options, costs)
-        if folder is not None:
-            figures = {"test": test._asdict(), "costs": {k: asdict(v) for k, v in costs.items()}}
-            write_json(folder.path / RESULT, figures)
+        done, path = "interrupted; training is done", folder and folder.path
+        lost = f"{done}; nothing is kept without --out FOLDER"
+        again = f"{done}; to test its network: python -m fusedopt.train --resume {path}"
+        with _ctrl_c_says(again if path else lost):
+            test = evaluate(state.averaged, splits.test, make_augmentation("none", splits), options)
+            report.print_training(options, state, test)
+            world.in_first(lambda: _write_result(folder, test, {}))  # what follows takes some time
+        kept = f"{done}, and {path} has its result, without the optimizers' cost"
+        with _ctrl_c_says(kept if path else lost):
+            costs = _measure(options, splits, state)
+            _write_result(folder, test, costs)
     return Result(state.averaged, state.rows, test, costs)
+
+
+@contextlib.contextmanager
+def _ctrl_c_says(text: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(text) from None
+
+
+def _write_result(folder: RunFolder | None, test: Figures, costs: dict[str, Cost]) -> None:
+    if folder is not None:
+        figures = {"test": test._asdict(), "costs": {k: asdict(v) for k, v in costs.items()}}
+        write_json(folder.path / RESULT, figures)
+
+
+def _measure(options: Options, splits: Splits, state: TrainingState) -> dict[str, Cost]:
+    """Returns and prints what the optimizer takes, unless several would measure each other."""
+    if options.no_cost or options.strategy is not None:
+        return {}
+    seconds = min(cost.SECONDS, cost.SHARE * sum(row["seconds"] for row in state.rows))
+    report.print_measuring(seconds)
+    some = range(min(options.batch_size, len(splits.train)))
+    images, labels = default_collate([splits.train[i] for i in some])
+    images = make_augmentation("none", splits)(images)
+    costs = cost.measure(state.model, options, images, labels, seconds)
+    report.print_costs(options, costs)
+    return costs
 
 
 @contextlib.contextmanager
