@@ -16,12 +16,12 @@ from fusedopt.train import checkpoint
 from fusedopt.train.charts import draw_comparison
 from fusedopt.train.claim import lock, require_own
 from fusedopt.train.data import Splits
-from fusedopt.train.flags import add_options
+from fusedopt.train.flags import HelpFormatter, add_options
 from fusedopt.train.folder import require_free, write_csv
 from fusedopt.train.interrupts import Interrupted
-from fusedopt.train.loop import CLASSES, optimizer_class
+from fusedopt.train.loop import optimizer_class
+from fusedopt.train.optimizers import ALL_OPTIONS, CLASSES, has_option, learning_rates
 from fusedopt.train.options import (
-    DEFAULTS,
     MODES,
     Diverged,
     Options,
@@ -48,8 +48,9 @@ def make_parser() -> argparse.ArgumentParser:
         description="Trains one model on one data set with several optimizers, ours and torch's,"
         " from the same weights and with the same batches. The test set is left alone. The same"
         " command again continues what was interrupted.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
         argument_default=argparse.SUPPRESS,
+        epilog=learning_rates(),
     )
     add_options(parser, several=True)
     parser.set_defaults(out=Path("compare"))
@@ -70,9 +71,9 @@ def compare(arguments: argparse.Namespace) -> None:
     out, optimizers, impls, modes = (
         given.pop(name) for name in ("out", "optimizers", "impl", "precision")
     )
-    of_some = {key: given.pop(key, None) for key in ("momentum", "weight_decay")}
-    for key, value in of_some.items():
-        if value is not None and not any(key in DEFAULTS[name] for name in optimizers):
+    of_some = {key: given.pop(key) for key in ALL_OPTIONS if given.get(key) is not None}
+    for key in of_some:
+        if not any(has_option(name, key) for name in optimizers):
             raise no_option(key, "none of these optimizers has one")
     runs: dict[tuple[str, str], tuple[Options, dict[str, Any] | None]] = {}
     for optimizer, impl, mode in itertools.product(optimizers, impls, modes):
@@ -81,7 +82,7 @@ def compare(arguments: argparse.Namespace) -> None:
             continue
         name = f"{optimizer}-{impl}" + f"-{mode}" * (len(modes) > 1)
         own = {"optimizer": optimizer, "impl": impl, "out": out / name, **MODES[mode]}
-        own |= {key: value for key, value in of_some.items() if key in DEFAULTS[optimizer]}
+        own |= {key: value for key, value in of_some.items() if has_option(optimizer, key)}
         options = make_options(given | own)
         if optimizer_class(options, impl) is None:
             say(f"{optimizer} is left out with torch: torch.optim has no {CLASSES[optimizer]}")
