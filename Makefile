@@ -82,7 +82,7 @@ train: build
 	$(PY) -m fusedopt.train $(ARGS)
 
 bench: build
-	$(PY) -m benchmarks.step --json build/bench.json --chart build/bench.png $(ARGS)
+	$(PY) -m benchmarks.step --json build/bench.json --afresh --chart build/bench.png $(ARGS)
 	$(if $(ARGS),,$(PY) -m benchmarks.phase --workload mlp 1000x64 resnet50 --seconds 5)
 
 # pip, which has one thread, installs the libraries while the sanitizers' build compiles without.

@@ -13,6 +13,7 @@ import platform
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -136,16 +137,37 @@ def _difference(key: str, old: Any, new: Any) -> str:
 
 
 class Record:
-    """A measurement under way, whose result file is complete after each case."""
+    """A measurement under way, whose result file is complete after each case.
 
-    def __init__(self, result: dict[str, Any], path: Path | None, case: Sequence[str]) -> None:
+    Args:
+        result: What `new_result` returns.
+        path: The file, or None. One that exists is extended.
+        case: The fields of a row that tell cases apart.
+        afresh: Rename a file of another build or machine, to FILE.old, and begin a new one.
+
+    Raises:
+        ValueError: The file can't be extended.
+        OSError: It can't be written.
+    """
+
+    def __init__(
+        self,
+        result: dict[str, Any],
+        path: Path | None,
+        case: Sequence[str],
+        afresh: bool = False,
+    ) -> None:
         self.result = result
         self._path, self._case = path, case
         if path is not None:
+            if afresh:
+                _put_aside(path, result)
             self._merged()
             path.parent.mkdir(parents=True, exist_ok=True)
-            if not os.access(path.parent, os.W_OK) or path.is_dir():
-                raise PermissionError(f"can't write {path}")
+            if path.is_dir():
+                raise IsADirectoryError(f"{path} is a folder")
+            with tempfile.TemporaryFile(dir=path.parent):  # root's rights say nothing in /proc
+                pass
 
     def add(self, rows: Sequence[Row]) -> None:
         """Appends rows, and saves."""
@@ -155,7 +177,10 @@ class Record:
         """Sets all rows, and saves."""
         self.result["rows"] = [{**row, "part": 0} for row in rows]
         if self._path is not None and self.result["rows"]:
-            save(self._merged(), self._path)
+            try:
+                save(self._merged(), self._path)
+            except OSError as error:
+                raise SystemExit(f"--json: can't write {self._path}: {error}") from error
 
     def _merged(self) -> dict[str, Any]:
         """The result together with what the file holds by now."""
@@ -168,6 +193,22 @@ class Record:
             raise ValueError(f"can't extend {self._path}: {error} ({advice})") from error
 
 
+def _put_aside(path: Path, result: dict[str, Any]) -> None:
+    """Renames a file of the same benchmark that is of another build or machine."""
+    if not path.is_file():
+        return
+    old = load(path)
+    differences = [
+        _difference(key, old.get(key), result[key])
+        for key in ("machine", "versions")
+        if old.get(key) != result[key]
+    ]
+    if differences and old.get("benchmark") == result["benchmark"]:
+        kept = path.with_name(f"{path.name}.old")
+        path.replace(kept)
+        print(f"{path} begins afresh, because it has {'; '.join(differences)}. It is now {kept}.")
+
+
 @contextlib.contextmanager
 def recording(
     parser: argparse.ArgumentParser,
@@ -175,6 +216,7 @@ def recording(
     arguments: Sequence[str],
     path: Path | None,
     case: Sequence[str],
+    afresh: bool = False,
 ) -> Iterator[Record]:
     """Gives a record to a command, and says what became of it.
 
@@ -182,7 +224,7 @@ def recording(
     that can't be is refused before anything is measured. Ctrl-C leaves what was measured so far.
     """
     try:
-        record = Record(new_result(module, arguments), path, case)
+        record = Record(new_result(module, arguments), path, case, afresh)
     except (OSError, ValueError) as error:
         parser.error(f"--json: {error}")
     try:
@@ -212,8 +254,11 @@ def save(result: dict[str, Any], path: Path) -> None:
     text = json.dumps(head, indent=2).removesuffix("\n}") + f',\n  "rows": [\n{rows}\n  ]\n}}\n'
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text)
-    unfinished.replace(path)
+    try:
+        unfinished.write_text(text)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _rounded(value: Any) -> Any:

@@ -83,6 +83,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-memory", action="store_true", help="don't measure peak memory")
     results.add_json(parser)
     parser.add_argument(
+        "--afresh",
+        action="store_true",
+        help="rename --json's file, to FILE.old, if it is of another build or machine",
+    )
+    parser.add_argument(
         "--chart", type=Path, metavar="FILE", help="draw a chart as PNG (needs matplotlib)"
     )
     return parser
@@ -151,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         workloads = _workloads(options)
     except ValueError as error:
         parser.error(str(error))
-    with results.recording(parser, "step", arguments, options.json, CASE) as record:
+    with results.recording(parser, "step", arguments, options.json, CASE, options.afresh) as record:
         if options.targets:
             targeted.measure(options, arguments)
             record.result = results.load(options.json)

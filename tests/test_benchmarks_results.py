@@ -56,6 +56,48 @@ def test_what_was_measured_elsewhere_is_not_extended(
     with pytest.raises(ValueError, match=f"can't extend .*{message}"):
         small_result(path, [{"name": "b"}])
     assert path.read_bytes() == before
+    result = results.new_result("x", [])
+    if key == "benchmark":
+        with pytest.raises(ValueError, match="can't extend"):
+            results.Record(result, path, case=["name"], afresh=True)
+        assert path.read_bytes() == before
+        return
+    results.Record(result, path, case=["name"], afresh=True).add([{"name": "c"}])
+    assert [row["name"] for row in results.load(path)["rows"]] == ["c"]
+    assert path.with_name("result.json.old").read_bytes() == before
+    results.Record(result, path, case=["name"], afresh=True).add([{"name": "d"}])
+    assert [row["name"] for row in results.load(path)["rows"]] == ["c", "d"]
+    assert path.with_name("result.json.old").read_bytes() == before
+
+
+def test_make_bench_begins_afresh_after_a_rebuild() -> None:
+    recipe = (ROOT / "Makefile").read_text().partition("\nbench: ")[2].partition("\n\n")[0]
+    assert "--json build/bench.json --afresh" in recipe
+    assert step.make_parser().parse_args(["--json", "x", "--afresh"]).afresh
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder that root can't write to")
+def test_a_result_that_cannot_be_written_is_said_before_measuring(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(step, "measure_all", pytest.fail)
+    with pytest.raises(SystemExit, match="2"):
+        step.main(["--workload", "1", "--json", "/proc/result.json"])
+    assert "error: --json: " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_result_that_cannot_be_written_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = results.Record(results.new_result("x", []), tmp_path / "a.json", case=["name"])
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(SystemExit, match="--json: can't write .*a.json: .*No space left"):
+        record.add([{"name": "a"}])
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"rows": []}'])

@@ -84,6 +84,7 @@ def test_both_implementations_train_alike(optimizer: str) -> None:
             shadows[stepped].step()
 
     options = ("--epochs", 3, "--per-class", 20, "--batch-size", 32, "--optimizer", optimizer)
+    options += ("--keep", "last")
     hook = register_optimizer_step_pre_hook(follow)
     try:
         ours = train(*options, "--impl", "fusedopt")
@@ -191,7 +192,10 @@ def test_the_loaders_workers_change_nothing() -> None:
             ["--scheduler", "multistep", "--scheduler-arg", "milestones={{1, 2}}"],
             "argument --scheduler-arg: milestones must be a number, a string or a list of them",
         ),
-        (["--scheduler-arg", "gamma=abc"], "--scheduler exponential: can't multiply sequence"),
+        (
+            ["--scheduler", "exponential", "--scheduler-arg", "gamma=abc"],
+            "--scheduler exponential: can't multiply sequence",
+        ),
         (
             ["--scheduler", "step", "--scheduler-arg", "step_size=0"],
             "--scheduler step: integer modulo by zero (--scheduler-arg)",
@@ -200,7 +204,12 @@ def test_the_loaders_workers_change_nothing() -> None:
             ["--scheduler", "plateau", "--scheduler-arg", "patience=x"],
             "--scheduler plateau: '>' not supported between instances of 'int' and 'str'",
         ),
-        (["--scheduler-arg", "gama=1"], "--scheduler exponential: ExponentialLR got an unexpected"),
+        (
+            ["--scheduler-arg", "gama=1"],
+            "--scheduler cosine: CosineAnnealingLR got an unexpected keyword",
+        ),
+        (["--warmup", "-1"], "argument --warmup: must be a number, at least 0, not -1"),
+        (["--warmup", "20"], "--warmup: 20 epochs leave none of 20 to train in"),
         (
             ["--scheduler", "one-cycle", "--scheduler-arg", "total_steps=3"],
             "--scheduler one-cycle: its 3 steps are fewer than the 400 of training",

@@ -31,7 +31,7 @@ from fusedopt.train.source import load_splits
 from fusedopt.train.start import start
 
 LABELS = torch.tensor([0] * 30 + [1] * 10 + [3] * 2)
-PLAIN = ("--optimizer", "sgd", "--momentum", 0, "--weight-decay", 0)
+PLAIN = ("--optimizer", "sgd", "--momentum", 0, "--weight-decay", 0, "--scheduler", "none")
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_it_helps_rare_classes(tmp_path: Path, uneven: tuple[object, ...]) -> No
     """What a network learns first, without looking at images: which classes are frequent."""
 
     def shares(*more: object) -> Tensor:
-        model = train(*uneven, *PLAIN, "--lr", 0.02, "--epochs", 6, *more).model
+        model = train(*uneven, *PLAIN, "--lr", 0.02, "--epochs", 6, "--keep", "last", *more).model
         return model(torch.zeros(1, 3, 16, 16)).softmax(1)[0]
 
     plain = shares()

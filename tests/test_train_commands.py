@@ -29,7 +29,7 @@ from train_runs import (  # noqa: F401
 )
 
 from fusedopt.train import charts, cli, folder, main, run, world
-from fusedopt.train.options import DEFAULTS
+from fusedopt.train.optimizers import DEFAULTS
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -96,8 +96,9 @@ def test_resumed_into_another_folder(
     poison[poison.seen + 1] = math.nan
     given = ("--resume", tmp_path / "a", "--epochs", 2, "--out", tmp_path / "b")
     line = error_of(capsys, *given, code=1)
-    assert f"at step 5, in epoch 2: training has diverged; {tmp_path / 'a'} stays as it is" in line
-    assert read(tmp_path / "a")["step"] == 4
+    kept = f"the checkpoint of step 4 is kept in {tmp_path / 'b'}"
+    assert f"at step 5, in epoch 2: training has diverged; {kept}" in line
+    assert read(tmp_path / "a")["step"] == read(tmp_path / "b")["step"] == 4
 
 
 def test_a_learning_rate_that_is_too_large(

@@ -24,7 +24,7 @@ from train_runs import (  # noqa: F401
 
 import fusedopt
 from fusedopt.optimizer import FusedOptimizer
-from fusedopt.train import loop, main, options
+from fusedopt.train import main, optimizers
 
 
 class Heavy(FusedOptimizer):
@@ -44,8 +44,8 @@ class Heavy(FusedOptimizer):
 @pytest.fixture(autouse=True)
 def heavy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fusedopt, "Heavy", Heavy, raising=False)
-    monkeypatch.setitem(loop.CLASSES, "heavy", "Heavy")
-    monkeypatch.setitem(options.DEFAULTS, "heavy", {"lr": 0.05, "weight_decay": 0.0})
+    monkeypatch.setitem(optimizers.CLASSES, "heavy", "Heavy")
+    monkeypatch.setitem(optimizers.DEFAULTS, "heavy", {"lr": 0.05, "weight_decay": 0.0})
     monkeypatch.setattr("fusedopt.train.compare.draw_comparison", lambda *arguments: None)
     assert not hasattr(torch.optim, "Heavy")
 

@@ -64,7 +64,7 @@ SCHEDULES: list[tuple[str, dict[str, Any], Callable[[Any], Any]]] = [
     ("step", {"step_size": 2}, lambda o: lr_scheduler.StepLR(o, 2)),
     ("multistep", {"milestones": [1, 3]}, lambda o: lr_scheduler.MultiStepLR(o, [1, 3])),
     ("exponential", {}, lambda o: lr_scheduler.ExponentialLR(o, 0.85)),
-    ("cosine", {}, lambda o: lr_scheduler.CosineAnnealingLR(o, 6)),
+    ("cosine", {}, lambda o: lr_scheduler.CosineAnnealingLR(o, 24)),
     ("CosineAnnealingLR", {"T_max": 3}, lambda o: lr_scheduler.CosineAnnealingLR(o, 3)),
     ("cosine-restarts", {"T_0": 2}, lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 2)),
     ("linear", {"start_factor": 0.1}, lambda o: lr_scheduler.LinearLR(o, 0.1)),
@@ -85,7 +85,7 @@ def test_schedulers_by_name(name: str, arguments: dict[str, Any], make: Any) -> 
     """Epoch by epoch, the learning rates (and momenta) that torch's scheduler gives by hand."""
     given = [x for k, v in arguments.items() for x in ("--scheduler-arg", f"{k}={v}")]
     options = options_of(
-        "--optimizer", "sgd", "--lr", 0.1, "--epochs", 6, "--scheduler", name, *given
+        "--optimizer", "sgd", "--lr", 0.1, "--epochs", 6, "--scheduler", name, *given, "--warmup", 0
     )
     ours, by_hand = (
         make_optimizer(options, "fusedopt", [nn.Parameter(torch.zeros(1))]) for _ in range(2)
@@ -94,21 +94,67 @@ def test_schedulers_by_name(name: str, arguments: dict[str, Any], make: Any) -> 
     seen = set()
     for epoch in range(6):
         loss = abs(epoch - 2)  # gets better, then worse
-        for _ in range(4):
+        for step in range(4 * epoch + 1, 4 * epoch + 5):
             for optimizer in (ours, by_hand):
                 optimizer.step()
-            scheduler.after_step()
+            scheduler.after_step(step)
             if scheduler.interval == "step":
                 reference.step()
             assert ours.param_groups[0]["lr"] == by_hand.param_groups[0]["lr"]
             assert ours.param_groups[0]["momentum"] == by_hand.param_groups[0]["momentum"]
             seen.add(ours.param_groups[0]["lr"])
-        scheduler.after_epoch(loss)
+        scheduler.after_epoch(step, loss)
         if scheduler.by_loss:
             reference.step(loss)
         elif scheduler.interval == "epoch":
             reference.step()
     assert (len(seen) == 1) == (name == "none")
+
+
+@pytest.mark.parametrize(("name", "arguments", "_"), SCHEDULES)
+@pytest.mark.parametrize("warmup", [2.0, 1.5])
+def test_any_scheduler_begins_after_the_warm_up(
+    name: str, arguments: dict[str, Any], _: Any, warmup: float
+) -> None:
+    """With the learning rates that it has without one; they are reached evenly."""
+    per_epoch = 4
+
+    def learning_rates(epochs: int, warmup: float) -> list[float]:
+        given = [x for k, v in arguments.items() for x in ("--scheduler-arg", f"{k}={v}")]
+        options = options_of("--optimizer", "sgd", "--lr", 0.1, "--epochs", epochs, "--scheduler",
+                             name, *given, "--warmup", warmup)  # fmt: skip
+        optimizer = make_optimizer(options, "fusedopt", [nn.Parameter(torch.zeros(1))])
+        scheduler, seen = Scheduler(optimizer, options, per_epoch), []
+        for step in range(1, per_epoch * epochs + 1):
+            seen.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.after_step(step)
+            if step % per_epoch == 0:
+                scheduler.after_epoch(step, 1.0)
+        return seen
+
+    steps = int(warmup * per_epoch)
+    seen = learning_rates(6, warmup)
+    first = seen[steps]
+    assert seen[:steps] == pytest.approx([first * (i + 1) / (steps + 1) for i in range(steps)])
+    if warmup == 2.0:
+        assert seen[steps:] == learning_rates(4, 0)
+    elif name in ("step", "multistep", "exponential"):
+        # In the epoch in which it begins, half of which is left.
+        assert seen[steps : steps + 6] == learning_rates(6, 0)[2:8]
+
+
+def test_the_default_schedule_is_a_cosine_over_the_run() -> None:
+    given = ("--per-class", 5, "--batch-size", 16, "--lr", 0.01, "--no-cost")
+    rows = train(*given, "--epochs", 10).rows
+    total, warm = 40, 2  # a twentieth
+    expected = [
+        0.005 * (1 + math.cos(math.pi * (4 * epoch - warm) / (total - warm)))
+        for epoch in range(1, 11)
+    ]
+    assert [row["lr"] for row in rows] == pytest.approx(expected, abs=1e-12)
+    assert options_of("--epochs", 100).warmup == 5
+    assert options_of("--scheduler", "step").warmup == 0
 
 
 def test_every_scheduler_has_a_short_name() -> None:
@@ -129,7 +175,7 @@ def test_one_cycle_steps_with_each_batch_and_leaves_absent_momentum_alone(
     assert optimizer.param_groups[0].get("momentum") == momentum
     by_hand = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01)
     reference = lr_scheduler.OneCycleLR(by_hand, 0.01, total_steps=16, cycle_momentum=False)
-    for row in train(*given, *SMALL).rows:
+    for row in train(*SMALL, *given).rows:
         for _ in range(4):
             by_hand.step()
             reference.step()
@@ -158,9 +204,9 @@ def test_learning_rates_fall_towards_the_input() -> None:
     for i, layer in enumerate(layers):
         assert lrs[f"{layer}.weight"] == lrs[f"{layer}.bias"] == 0.8 * 0.5 ** (4 - i)
     scheduler = Scheduler(optimizer, options, 10)  # the depths stay apart in it
-    for _ in range(30):
+    for step in range(30):
         optimizer.step()
-        scheduler.after_step()
+        scheduler.after_step(step + 1)
         ratios = {a["lr"] / b["lr"] for a, b in zip(
             optimizer.param_groups, optimizer.param_groups[1:], strict=False)}  # fmt: skip
         assert all(math.isclose(ratio, 0.5) for ratio in ratios)
@@ -257,7 +303,7 @@ def test_an_overflow_skips_the_step_and_halves_the_scale() -> None:
 
 
 def test_the_moving_average_is_validated_and_tested() -> None:
-    given = (*SMALL, "--epochs", 2, "--ema", 0.8)
+    given = (*SMALL, "--epochs", 2, "--ema", 0.8, "--keep", "last")
     result = train(*given)
     averages = []
 
@@ -316,7 +362,7 @@ def test_the_best_weights_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
         return loop.Figures(next(losses), 0.5)
 
     monkeypatch.setattr(run, "evaluate", evaluate)
-    result = train("--epochs", 9, "--patience", 2, *SMALL)
+    result = train("--epochs", 9, "--patience", 2, "--monitor", "loss", *SMALL)
     assert [row["validation_loss"] for row in result.rows] == [2.0, 1.0, 1.5, 1.2]
     assert torch.equal(seen[-1], seen[1])  # what is tested is the second epoch's
     assert torch.equal(flat(result.model), seen[1]) and not torch.equal(seen[1], seen[3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import signal
 from pathlib import Path
@@ -26,7 +27,7 @@ from train_runs import (  # noqa: F401
     train,
 )
 
-from fusedopt.train import checkpoint, cli, loop, world
+from fusedopt.train import checkpoint, cli, folder, loop, world
 from fusedopt.train.models.lenet import LeNet
 
 # A moving average, a scaler, a scheduler that goes by steps, accumulation and early stopping:
@@ -52,7 +53,7 @@ def assert_same_run(a: Path, b: Path) -> None:
     models = [torch.load(path / "model.pt", weights_only=True)["model"] for path in (a, b)]
     assert_same(*models)
     names = {path.name for path in b.iterdir()}
-    assert names == {"checkpoint.pt", "config.json", "curves.png", "lock", "metrics.csv",
+    assert names == {"checkpoint.pt", "config.json", "curves.png", "last.pt", "lock", "metrics.csv",
                      "model.pt", "result.json", "tensorboard"}  # fmt: skip
 
 
@@ -116,6 +117,37 @@ def test_schedulers_resume(tmp_path: Path, scheduler: str) -> None:
     train(*options, "--epochs", 1, "--out", tmp_path / "parts")
     train("--epochs", 3, "--resume", tmp_path / "parts")
     assert_same(read(tmp_path / "whole"), read(tmp_path / "parts"))
+
+
+def test_a_cosine_ends_with_the_epochs_that_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without other epochs a resumed run has the same bits; with others, the rest of a cosine."""
+    options = ("--per-class", 5, "--batch-size", 16, "--lr", 0.001, "--warmup", 0.5)
+    train(*options, "--epochs", 4, "--checkpoint-every", 5, "--out", tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        epochs, record = iter(range(9)), folder.RunFolder.record
+
+        def stop(self: folder.RunFolder, rows: Any) -> None:
+            record(self, rows)
+            if next(epochs) == 1:
+                raise KeyboardInterrupt
+
+        patch.setattr(folder.RunFolder, "record", stop)
+        error_of(capsys, *options, "--epochs", 4, "--out", tmp_path / "parts", code=130)
+    train("--resume", tmp_path / "parts", "--checkpoint-every", 5)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    rows = train("--resume", tmp_path / "parts", "--epochs", 8).rows
+    assert "was made for 4 epochs and now ends with 8: the learning rate goes on with" in (
+        capsys.readouterr().out
+    )
+    total, warm = 8 * 4, 2
+    lrs = [
+        0.0005 * (1 + math.cos(math.pi * (4 * epoch - warm) / (total - warm)))
+        for epoch in range(5, 9)
+    ]
+    assert [row["lr"] for row in rows[:4]][-1] == pytest.approx(0, abs=1e-12)
+    assert [row["lr"] for row in rows[4:]] == pytest.approx(lrs, abs=1e-12)
 
 
 def test_killed_at_any_moment(tmp_path: Path) -> None:
@@ -253,12 +285,13 @@ def test_folders_in_use_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_bad_checkpoints_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, bad = tmp_path / "run", tmp_path / "bad"
-    options = (*SMALL, "--scheduler", "cosine")
+    options = (*SMALL, "--scheduler", "polynomial")
     train("--epochs", 2, *options, "--out", path)
     bad.mkdir()
     for given, message in (
         (["--epochs", 1], "has done 2 epochs, --epochs is fewer"),
-        (["--epochs", 3], f"--scheduler cosine of {path} was made for --epochs 2, not 3"),
+        (["--epochs", 3], f"--scheduler polynomial of {path} was made for --epochs 2, not 3"),
+        (["--warmup", 1], f"{path} was trained with --warmup 0.0 (not 1.0)"),
         (["--optimizer", "sgd", "--lr", 0.003],
          f"{path} was trained with --optimizer adamw (not sgd), --momentum None (not 0.9)"),
         (["--model", "resnet20"], f"{path} was trained with --model lenet (not resnet20)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -14,11 +15,13 @@ from torch import Tensor
 from fusedopt.train import world
 from fusedopt.train.data import Splits
 from fusedopt.train.data.kept import keep, names_of
+from fusedopt.train.optimizers import ALL_OPTIONS
 from fusedopt.train.options import FOLDER, FREE, Options, UserError
 from fusedopt.train.state import TrainingState
 
 CHECKPOINT = "checkpoint.pt"  # in a run's folder: all that continuing it needs
 MODEL = "model.pt"  # the network that came out
+BESIDE = {"best": "last.pt", "last": "best.pt"}  # by --keep: the network that wasn't chosen
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
@@ -94,14 +97,23 @@ def _is_sound(content: dict[str, Any], parameters: Sequence[str]) -> bool:
     return True
 
 
-def save_model(folder: Path, weights: dict[str, Tensor], splits: Splits, options: Options) -> None:
-    """Writes the network that came out, for `--init` and for predicting.
+def save_model(
+    path: Path, weights: dict[str, Tensor], epoch: int, splits: Splits, options: Options
+) -> None:
+    """Writes a network that came out, for `--init` and for predicting.
+
+    Args:
+        path: of the file.
+        weights: of the network.
+        epoch: that it is of.
+        splits: the data that it was trained with.
+        options: of the run.
 
     Raises:
         UserError: it can't be written.
     """
-    content = description(splits, options) | {"model": weights}
-    write_atomically(folder / MODEL, lambda file: torch.save(content, file))
+    content = description(splits, options) | {"model": weights, "epoch": epoch}
+    write_atomically(path, lambda file: torch.save(content, file))
 
 
 def read(path: Path, flag: str) -> dict[str, Any]:
@@ -127,7 +139,20 @@ def read(path: Path, flag: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("options"), dict):
         raise UserError(f"{flag}: {path} is not a checkpoint of this script")
     content["read"] = read
+    _bring_up_to_date(content)
     return content
+
+
+def _bring_up_to_date(content: dict[str, Any]) -> None:
+    """Adds what a run of an earlier version didn't have, so that it goes on as it has begun."""
+    options = content["options"]
+    if "warmup" not in options:
+        options["warmup"] = 0.0
+        options["keep"] = "last" if options.get("patience") is None else "best"
+        if options.get("scheduler") in ("cosine", "CosineAnnealingLR"):
+            options["scheduler_interval"] = options.get("scheduler_interval") or "epoch"
+    if isinstance(content.get("stopping"), dict):
+        content["stopping"].setdefault("loss", math.inf)
 
 
 def stamp(path: Path) -> tuple[int, int]:
@@ -139,7 +164,7 @@ def stamp(path: Path) -> tuple[int, int]:
 def weights_of(content: dict[str, Any]) -> dict[str, Tensor]:
     """Returns the weights that the run would be tested with: the best, averaged, or last ones."""
     best = (content.get("stopping") or {}).get("weights")
-    if best is not None:
+    if best is not None and content["options"].get("keep") != "last":
         return best
     if content.get("ema") is not None:
         start = "module."
@@ -155,13 +180,14 @@ def check_options(content: dict[str, Any], options: Options) -> None:
         UserError: one of them differs.
     """
     now, before = options.plain(), content["options"]
-    names = {field.name for field in fields(Options)} - FREE
+    names = dict.fromkeys([*(field.name for field in fields(Options)), *ALL_OPTIONS])
+    left = FREE | {"settings"}
     if all(str(values.get("data")).startswith(FOLDER) for values in (before, now)):
-        names.remove("data")  # a folder may move: its files decide
+        left |= {"data"}  # a folder may move: its files decide
     differences = [
-        f"--{name.replace('_', '-')} {before.get(name)} (not {now[name]})"
-        for name in (field.name for field in fields(Options) if field.name in names)
-        if before.get(name) != now[name]
+        f"--{name.replace('_', '-')} {before.get(name)} (not {now.get(name)})"
+        for name in names
+        if name not in left and before.get(name) != now.get(name)
     ]
     if differences:
         raise UserError(f"--resume: {options.resume} was trained with {', '.join(differences)}")
@@ -189,10 +215,20 @@ def restore(
         raise UserError(f"--resume: {path} is damaged: {error}".splitlines()[0]) from error
     if state.epoch > options.epochs or (state.epoch == options.epochs and state.batch):
         raise UserError(f"--resume: {path} has done {state.epoch} epochs, --epochs is fewer")
-    if state.scheduler.needs_epochs and saved["epochs"] != options.epochs:
+    if saved["epochs"] == options.epochs:
+        return
+    if state.scheduler.needs_epochs:
         raise UserError(
             f"--resume: --scheduler {options.scheduler} of {path} was made for --epochs"
-            f" {saved['epochs']}, not {options.epochs}"
+            f" {saved['epochs']}, not {options.epochs}; --init {path} begins a new run with its"
+            " weights"
+        )
+    if state.scheduler.follows_epochs:
+        state.scheduler.stretch(state.step)
+        lr = max(group["lr"] for group in state.optimizer.param_groups)
+        world.say(
+            f"the cosine schedule was made for {saved['epochs']} epochs and now ends with"
+            f" {options.epochs}: the learning rate goes on with {lr:.3g}"
         )
 
 

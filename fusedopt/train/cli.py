@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fusedopt.train import world
-from fusedopt.train.flags import add_options
+from fusedopt.train.flags import HelpFormatter, add_options
 from fusedopt.train.interrupts import Interrupted
+from fusedopt.train.optimizers import learning_rates
 from fusedopt.train.options import Failed, OneProcessError, Options, UserError, make_options
 
 if TYPE_CHECKING:
@@ -26,8 +27,9 @@ def make_parser() -> argparse.ArgumentParser:
         usage="%(prog)s [options]\n       %(prog)s compare|predict --help",
         description="Trains an image classifier with one of fusedopt's optimizers, and says what"
         " share of the time the optimizer took.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
         argument_default=argparse.SUPPRESS,
+        epilog=learning_rates(),
     )
     add_options(parser)
     return parser

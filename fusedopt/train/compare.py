@@ -7,20 +7,21 @@ import io
 import itertools
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fusedopt.train import checkpoint
 from fusedopt.train.charts import draw_comparison
+from fusedopt.train.claim import lock, require_own
 from fusedopt.train.data import Splits
-from fusedopt.train.flags import add_options
-from fusedopt.train.folder import write_csv
+from fusedopt.train.flags import HelpFormatter, add_options
+from fusedopt.train.folder import require_free, write_csv
 from fusedopt.train.interrupts import Interrupted
-from fusedopt.train.loop import CLASSES, optimizer_class
+from fusedopt.train.loop import optimizer_class
+from fusedopt.train.optimizers import ALL_OPTIONS, CLASSES, has_option, learning_rates
 from fusedopt.train.options import (
-    DEFAULTS,
     MODES,
     Diverged,
     Options,
@@ -47,8 +48,9 @@ def make_parser() -> argparse.ArgumentParser:
         description="Trains one model on one data set with several optimizers, ours and torch's,"
         " from the same weights and with the same batches. The test set is left alone. The same"
         " command again continues what was interrupted.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
         argument_default=argparse.SUPPRESS,
+        epilog=learning_rates(),
     )
     add_options(parser, several=True)
     parser.set_defaults(out=Path("compare"))
@@ -69,9 +71,9 @@ def compare(arguments: argparse.Namespace) -> None:
     out, optimizers, impls, modes = (
         given.pop(name) for name in ("out", "optimizers", "impl", "precision")
     )
-    of_some = {key: given.pop(key, None) for key in ("momentum", "weight_decay")}
-    for key, value in of_some.items():
-        if value is not None and not any(key in DEFAULTS[name] for name in optimizers):
+    of_some = {key: given.pop(key) for key in ALL_OPTIONS if given.get(key) is not None}
+    for key in of_some:
+        if not any(has_option(name, key) for name in optimizers):
             raise no_option(key, "none of these optimizers has one")
     runs: dict[tuple[str, str], tuple[Options, dict[str, Any] | None]] = {}
     for optimizer, impl, mode in itertools.product(optimizers, impls, modes):
@@ -80,7 +82,7 @@ def compare(arguments: argparse.Namespace) -> None:
             continue
         name = f"{optimizer}-{impl}" + f"-{mode}" * (len(modes) > 1)
         own = {"optimizer": optimizer, "impl": impl, "out": out / name, **MODES[mode]}
-        own |= {key: value for key, value in of_some.items() if key in DEFAULTS[optimizer]}
+        own |= {key: value for key, value in of_some.items() if has_option(optimizer, key)}
         options = make_options(given | own)
         if optimizer_class(options, impl) is None:
             say(f"{optimizer} is left out with torch: torch.optim has no {CLASSES[optimizer]}")
@@ -88,23 +90,27 @@ def compare(arguments: argparse.Namespace) -> None:
             runs[optimizer + f" {mode}" * (len(modes) > 1), impl] = _continued(options)
     if not runs:
         raise UserError("--impl torch: torch.optim has none of these optimizers and precisions")
+    require_own(out, "comparison")
     splits = _splits(list(runs.values()))
     rows: dict[tuple[str, str], list[Row]] = {}
     diverged: dict[tuple[str, str], int] = {}
-    for key, (options, content) in runs.items():
-        with _out_named():
-            state = start(options, splits, content)
-        try:
-            with open_folder(options, state) as folder:
-                train(options, splits, state, folder)
-        except Interrupted:
-            raise Interrupted("interrupted; the same command again goes on") from None
-        except Diverged as error:  # a result, too
-            say(str(error))
-            diverged[key] = error.step
-        rows[key] = state.rows
-        say("")
-    _write(out, rows, diverged)
+    with ExitStack() as stack:
+        for key, (options, content) in runs.items():
+            with _out_named():
+                state = start(options, splits, content)
+            if not rows:  # a bad option would have shown by now
+                stack.enter_context(lock(out, "comparison"))
+            try:
+                with open_folder(options, state) as folder:
+                    train(options, splits, state, folder)
+            except Interrupted:
+                raise Interrupted("interrupted; the same command again goes on") from None
+            except Diverged as error:  # a result, too
+                say(str(error))
+                diverged[key] = error.step
+            rows[key] = state.rows
+            say("")
+        _write(out, rows, diverged)
 
 
 def _splits(runs: list[tuple[Options, dict[str, Any] | None]]) -> Splits:
@@ -134,6 +140,7 @@ def _write(
 def _continued(options: Options) -> tuple[Options, dict[str, Any] | None]:
     """Returns a run's options, and the content of its checkpoint where it has begun before."""
     if not (options.out / checkpoint.CHECKPOINT).exists():
+        require_free(options.out)
         return options, None
     options = replace(options, resume=options.out)
     content = checkpoint.read(options.out, "--resume")

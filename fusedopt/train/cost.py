@@ -21,6 +21,7 @@ WARM_UP = 3
 ROUNDS = 30
 LEAST = 2
 SECONDS = 20.0  # large networks get fewer rounds
+SHARE = 0.1  # of the time of training, at most
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ class Cost:
     rounds: int
 
 
-def measure(model: nn.Module, options: Options, images: Tensor, labels: Tensor) -> dict[str, Cost]:
+def measure(
+    model: nn.Module, options: Options, images: Tensor, labels: Tensor, seconds: float = SECONDS
+) -> dict[str, Cost]:
     """Trains a copy of the model with each implementation, by turns, and times the phase.
 
     Forward and backward pass run before each step, as in training: the optimizer finds the
@@ -49,6 +52,8 @@ def measure(model: nn.Module, options: Options, images: Tensor, labels: Tensor) 
         options: the optimizer and its settings; torch.optim's version gets its own default path.
         images: one batch, as the model takes it.
         labels: the images' classes.
+        seconds: after which no further round begins; there are two at least, after three that don't
+            count.
 
     Returns:
         The cost with "fusedopt" and, where torch.optim has this optimizer, with "torch".
@@ -69,7 +74,7 @@ def measure(model: nn.Module, options: Options, images: Tensor, labels: Tensor) 
             partial(optimizer_phase, twin, optimizer, scaler, average, options, impl),
         )
     turns = Turns(parts, [device], WARM_UP)
-    while not turns.are_enough(ROUNDS, LEAST, SECONDS):
+    while not turns.are_enough(ROUNDS, LEAST, seconds):
         turns.turn()
     other = median(chain.from_iterable(turns.before.values()))
     costs = {}

@@ -10,8 +10,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from fusedopt.train.options import DEFAULTS, IMPLEMENTATIONS, MODES, PRECISIONS
+from fusedopt.train.optimizers import ALL_OPTIONS, DEFAULTS, OPTIONS, default_of, having
+from fusedopt.train.options import IMPLEMENTATIONS, MODES, PRECISIONS
 from fusedopt.train.strategy import STRATEGIES
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and the table at the end as it is."""
 
 
 def number(
@@ -138,7 +143,6 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 def _add_optimizer(parser: argparse.ArgumentParser, several: bool) -> None:
     add = parser.add_argument_group("optimizer").add_argument
     zero_up = number(float, 0)
-    own = "the default depends on the optimizer"
     if several:
         add("--optimizers", type=_some_of(DEFAULTS), default="all", metavar="NAMES",
             help=f"all, or some of {','.join(DEFAULTS)}")  # fmt: skip
@@ -148,11 +152,47 @@ def _add_optimizer(parser: argparse.ArgumentParser, several: bool) -> None:
         add("--optimizer", choices=tuple(DEFAULTS), default="adamw", help="the optimizer")
         add("--impl", choices=IMPLEMENTATIONS, default="fusedopt",
             help="whose implementation of it: ours or torch.optim's")  # fmt: skip
-    add("--lr", type=zero_up, help=f"learning rate; {own}")
-    add("--weight-decay", type=zero_up, help=f"weight decay; {own}")
-    add("--momentum", type=zero_up, help="of sgd or rmsprop")
+    add(
+        "--lr",
+        type=zero_up,
+        help="learning rate; the default depends on model and optimizer: below",
+    )
+    for name in ALL_OPTIONS:
+        add(f"--{name.replace('_', '-')}", **_kind(name), help=_of_which(name))
     add("--no-decay-on-norm-and-bias", action="store_true",
         help="no weight decay on biases and on scale and shift of norms")  # fmt: skip
+
+
+def _kind(option: str) -> dict[str, Any]:
+    """Returns how argparse parses an option of an optimizer: its default says so."""
+    default = OPTIONS[having(option)[0]][option]
+    if isinstance(default, bool):
+        return {"action": "store_true"}
+    if isinstance(default, tuple):
+        return {"type": _pair, "metavar": "A,B"}
+    return {"type": number(float, 0), "metavar": "NUMBER"}
+
+
+def _of_which(option: str) -> str:
+    """Says which optimizers have an option, and their defaults."""
+    defaults: dict[str, list[str]] = {}
+    for optimizer in having(option):
+        default = default_of(optimizer, option)
+        pair = isinstance(default, tuple)
+        text = ",".join(f"{value:g}" for value in default) if pair else f"{default:g}"
+        text = "off" if default is False else text
+        defaults.setdefault(text, []).append(optimizer)
+    return "of " + "; ".join(f"{', '.join(names)}: {text}" for text, names in defaults.items())
+
+
+def _pair(text: str) -> tuple[float, float]:
+    """Parses "0.9,0.999"."""
+    parse = number(float, 0)
+    try:
+        first, second = text.split(",")
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 0.9,0.999") from None
+    return parse(first), parse(second)
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -161,13 +201,18 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     add("--epochs", type=one_up, default=20, help="epochs in all, those of --resume included")
     add("--batch-size", type=one_up, default=64, help="images per batch, of all processes together")
     add("--accumulate", type=one_up, default=1, metavar="N", help="batches per step")
-    add("--scheduler", default="exponential", metavar="NAME",
-        help="none, step, multistep, exponential, cosine, cosine-restarts, one-cycle, cyclic,"
-        " plateau, linear, constant, polynomial, or torch's name of its class")  # fmt: skip
+    add("--scheduler", default="cosine", metavar="NAME",
+        help="of the learning rate: none, step, multistep, exponential, cosine, cosine-restarts,"
+        " one-cycle, cyclic, plateau, linear, constant, polynomial, or torch's name of its"
+        " class")  # fmt: skip
     add("--scheduler-arg", type=_key_value, action="append", metavar="NAME=VALUE",
         help="an argument of the scheduler, such as step_size=10; may be repeated")  # fmt: skip
     add("--scheduler-interval", choices=("epoch", "step"),
-        help="when it steps; the default is epoch, and step for one-cycle and cyclic")  # fmt: skip
+        help="when it steps; the default is step for cosine, one-cycle and cyclic, else"
+        " epoch")  # fmt: skip
+    add("--warmup", type=number(float, 0), metavar="EPOCHS",
+        help="raise the learning rate evenly over so many epochs, before the scheduler begins; the"
+        " default is a twentieth of the epochs with cosine, else 0")  # fmt: skip
     add("--label-smoothing", type=fraction, default=0.0, help="share given to all classes")
     norm = number(float, 0, above=True)
     add("--clip-norm", type=norm, help="greatest norm of the gradients")
@@ -175,9 +220,13 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     add("--ema", type=fraction, metavar="DECAY",
         help="validate and test a moving average of the weights, such as 0.99")  # fmt: skip
     add("--patience", type=one_up, metavar="EPOCHS",
-        help="stop after so many epochs without a better validation figure, and go back to the"
-        " best weights")  # fmt: skip
-    add("--monitor", choices=("loss", "accuracy"), default="loss", help="figure for --patience")
+        help="stop after so many epochs without a better validation figure")  # fmt: skip
+    add("--monitor", choices=("accuracy", "loss"), default="accuracy",
+        help="the validation figure that says which epoch is best; of equal accuracies the smaller"
+        " loss does")  # fmt: skip
+    add("--keep", choices=("best", "last"), default="best",
+        help="which epoch's network is tested and kept as model.pt; the other one is kept as"
+        " last.pt or best.pt")  # fmt: skip
 
 
 def _add_precision(parser: argparse.ArgumentParser, several: bool) -> None:
@@ -188,9 +237,9 @@ def _add_precision(parser: argparse.ArgumentParser, several: bool) -> None:
         return
     add("--precision", choices=tuple(PRECISIONS), default="fp32",
         help="of forward and backward pass; weights stay in fp32, but for bf16-true")  # fmt: skip
-    add("--stochastic-rounding", action="store_true", default=None,
+    add("--stochastic-rounding", action="store_true",
         help="with bf16-true: round weights and state so that the means are right")  # fmt: skip
-    add("--master-weights", action="store_true", default=None,
+    add("--master-weights", action="store_true",
         help="with bf16-true: keep the lower half of each weight's float32 as well")  # fmt: skip
 
 
@@ -218,6 +267,8 @@ def _add_run(parser: argparse.ArgumentParser, several: bool) -> None:
     add("--checkpoint-every", type=one_up, metavar="STEPS",
         help="write a checkpoint every so many steps too, not only after each epoch")  # fmt: skip
     if not several:
+        add("--no-cost", action="store_true",
+            help="don't measure, at the end, what the optimizer takes beside torch's")  # fmt: skip
         add("--strategy", choices=STRATEGIES,
             help="how the processes of torchrun share the work: ddp, the default, fsdp (FSDP2), or"
             " zero (ZeroRedundancyOptimizer)")  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
 from collections.abc import Sequence
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusedopt.train.charts import draw_run
-from fusedopt.train.checkpoint import CHECKPOINT, stamp, write_atomically
+from fusedopt.train.checkpoint import BESIDE, CHECKPOINT, MODEL, stamp, write_atomically
+from fusedopt.train.claim import LOCK, lock, require_own
 from fusedopt.train.options import Options, UserError
 from fusedopt.train.state import Row
 
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 CONFIG, METRICS, RESULT, CHART, EVENTS = (
     "config.json", "metrics.csv", "result.json", "curves.png", "tensorboard"
 )  # fmt: skip
+_WRITTEN = (CONFIG, METRICS, RESULT, CHART, CHECKPOINT, MODEL, *BESIDE.values())
+# What there may be before the first checkpoint, when nothing can be lost yet.
+_BEGUN = (LOCK, CONFIG, f"{CONFIG}.part", EVENTS, f"{CHECKPOINT}.part")
+# At the end of the names of a run's files for TensorBoard, which may have others beside them.
+_OWN = ".fusedopt"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -56,8 +61,8 @@ class RunFolder:
         read: the stamp of the checkpoint that the run continues from.
 
     Raises:
-        UserError: it can't be written to, holds another run, or another process writes to it, or
-            has done so since the checkpoint was read.
+        UserError: it can't be written to, holds something else, or another process writes to it,
+            or has done so since the checkpoint was read.
     """
 
     def __init__(
@@ -69,21 +74,14 @@ class RunFolder:
     ) -> None:
         self.path = path
         if path != options.resume:
-            _check_free(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / "lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a dead process's is free
-        except BlockingIOError:
-            raise UserError(f"--out: another process is writing to {path}") from None
-        except OSError as error:
-            raise UserError(f"--out: cannot write to {path}: {error.strerror}") from error
+            require_free(path)
+        self._lock = lock(path, "run")
         if path != options.resume:
-            _check_free(path)  # again: nobody else can make it one any more
+            require_free(path)  # again: nobody else can make it one any more
         elif read is not None and stamp(path / CHECKPOINT) != read:
             raise UserError(f"--resume: another process has gone on with {path}: start this again")
-        for unfinished in path.glob("*.part"):
-            unfinished.unlink()
+        for name in _WRITTEN:
+            (path / f"{name}.part").unlink(missing_ok=True)
         config = {"options": options.plain(), "torch": torch.__version__}
         write_json(path / CONFIG, config)
         self._events = self._open_events(rows)
@@ -96,8 +94,8 @@ class RunFolder:
         """
         from torch.utils.tensorboard import SummaryWriter
 
-        before = list((self.path / EVENTS).glob("events.*"))
-        events = SummaryWriter(str(self.path / EVENTS), purge_step=0)
+        before = list((self.path / EVENTS).glob(f"events.*{_OWN}"))
+        events = SummaryWriter(str(self.path / EVENTS), purge_step=0, filename_suffix=_OWN)
         for row in rows:
             _add_scalars(events, row)
         events.flush()
@@ -122,13 +120,11 @@ class RunFolder:
         self._lock.close()
 
 
-def _check_free(path: Path) -> None:
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:  # TensorBoard's writer can't
-        raise UserError(f"--out: {str(path)!r} is no name in UTF-8") from None
+def require_free(path: Path) -> None:
+    """Raises a UserError unless a new run can be written to a folder."""
     if (path / CHECKPOINT).exists():
         raise UserError(f"--out: {path} holds a run; --resume {path} continues it")
+    require_own(path, "run", _BEGUN)
 
 
 def _add_scalars(events: SummaryWriter, row: Row) -> None:

@@ -36,7 +36,7 @@ class Guard:
         self._path = options.out or options.resume
         # The step of the checkpoint in the folder.
         self._saved = state.step if self._path and self._path == options.resume else None
-        if state.step == 0:
+        if self._saved is None:
             self.save()  # so that there is always one to resume from
 
     def save(self) -> None:
@@ -101,8 +101,6 @@ class Guard:
         kept = f"the checkpoint of step {self._saved} is kept in {path}"
         if path is None:
             kept = "nothing is kept without --out FOLDER"
-        elif self._saved is None:  # the first one fails only where another run is resumed
-            kept = f"{self._options.resume} stays as it is"
         raise Diverged(
             f"{what}: training has diverged; {kept}. A smaller --lr than {self._options.lr:g}, or"
             " --clip-norm, may help",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,18 +14,16 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset, DistributedSampler, Subset
 from tqdm import tqdm
 
-from fusedopt import _C
 from fusedopt.train import world
 from fusedopt.train.balance import balanced_order, batch_shares
 from fusedopt.train.data import make_loader
 from fusedopt.train.data.splits import Part
+from fusedopt.train.optimizers import CLASSES
 from fusedopt.train.options import PRECISIONS, Options, UserError
 from fusedopt.train.phase import optimizer_phase
 from fusedopt.train.recipe import set_train_mode
 from fusedopt.train.state import TrainingState
 from fusedopt.train.strategy import shared_optimizer
-
-CLASSES = {name.lower(): name for name in _C.optimizers()}
 
 
 class Figures(NamedTuple):
@@ -53,7 +52,7 @@ def make_optimizer(
     """Returns the optimizer: the class's module is all that changes from torch.optim to fusedopt.
 
     Raises:
-        UserError: torch.optim has no such optimizer.
+        UserError: torch.optim has no such optimizer, or the class refuses an option.
     """
     own_class = optimizer_class(options, impl)
     if own_class is None:
@@ -63,9 +62,13 @@ def make_optimizer(
         chosen |= options.precision_kwargs()
         if options.clip_norm is not None and not (options.strategy == "zero" and shared):
             chosen["max_grad_norm"] = options.clip_norm  # zero: each process has a part of them
-    if options.strategy == "zero" and shared:
-        return shared_optimizer(own_class, parameters, **chosen)
-    return own_class(parameters, **chosen)
+    make = (
+        partial(shared_optimizer, own_class) if options.strategy == "zero" and shared else own_class
+    )
+    try:
+        return make(parameters, **chosen)
+    except ValueError as error:
+        raise UserError(f"--optimizer {options.optimizer}: {error}") from error
 
 
 def autocast(options: Options) -> torch.autocast:
@@ -158,8 +161,8 @@ def train_epoch(
 
             with state.timer:
                 optimizer_phase(model, optimizer, scaler, state.ema, options, options.impl)
-            state.scheduler.after_step()
             state.step += 1
+            state.scheduler.after_step(state.step)
             state.seconds += time.perf_counter() - before
             before = time.perf_counter()
             after_step()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,29 +10,15 @@ from typing import Any
 
 import torch
 
-import fusedopt
-from fusedopt import _C
 from fusedopt.train import world
+from fusedopt.train.optimizers import (
+    ALL_OPTIONS,
+    DEFAULTS,
+    has_option,
+    having,
+    learning_rate,
+)
 
-# What each optimizer gets where the command line doesn't say otherwise. The keys are also the
-# options it has: --momentum with adam is an error.
-DEFAULTS: dict[str, dict[str, float]] = {
-    "sgd": {"lr": 0.05, "weight_decay": 5e-4, "momentum": 0.9},
-    "adagrad": {"lr": 0.02, "weight_decay": 0.0},
-    "rmsprop": {"lr": 1e-3, "weight_decay": 0.0, "momentum": 0.0},
-    "adadelta": {"lr": 1.0, "weight_decay": 0.0},
-    "adam": {"lr": 3e-3, "weight_decay": 0.0},
-    "adamw": {"lr": 3e-3, "weight_decay": 1e-2},
-    "adamax": {"lr": 3e-3, "weight_decay": 0.0},
-    "radam": {"lr": 3e-3, "weight_decay": 0.0},
-    "lion": {"lr": 1e-3, "weight_decay": 1e-2},
-}
-for _name in _C.optimizers():  # the others: what the class says
-    _options = inspect.signature(getattr(fusedopt, _name)).parameters
-    DEFAULTS.setdefault(
-        _name.lower(),
-        {key: _options[key].default for key in ("lr", "weight_decay") if key in _options},
-    )
 IMPLEMENTATIONS = ("fusedopt", "torch")
 AUGMENTATION = {"cifar10": "crop,flip", "cifar100": "crop,flip", "folder": "resized-crop,flip"}
 PRECISIONS = {
@@ -58,7 +43,7 @@ FOLDER = "folder:"  # before a path, in --data
 # These may change when a run is resumed. --impl is among them: a fusedopt checkpoint continues
 # with torch.optim, and the other way round, only not bit for bit.
 FREE = {"impl", "epochs", "threads", "device", "workers", "data_dir", "download"}
-FREE |= {"out", "resume", "checkpoint_every", "strategy", "skip_bad_images"}
+FREE |= {"out", "resume", "checkpoint_every", "strategy", "skip_bad_images", "no_cost"}
 
 
 class UserError(Exception):
@@ -87,7 +72,10 @@ class OneProcessError(Failed):
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says, with the defaults filled in that depend on other options."""
+    """What the command line says, with the defaults filled in that depend on other options.
+
+    `settings` are the options of the optimizer that were given or that differ here from its class.
+    """
 
     # model
     model: str
@@ -109,8 +97,7 @@ class Options:
     optimizer: str
     impl: str
     lr: float
-    weight_decay: float
-    momentum: float | None
+    settings: dict[str, Any]
     no_decay_on_norm_and_bias: bool | None
     # recipe
     epochs: int
@@ -119,11 +106,13 @@ class Options:
     scheduler: str
     scheduler_arg: tuple[tuple[str, Any], ...]
     scheduler_interval: str | None
+    warmup: float
     label_smoothing: float
     clip_norm: float | None
     ema: float | None
     patience: int | None
     monitor: str
+    keep: str
     precision: str
     stochastic_rounding: bool | None
     master_weights: bool | None
@@ -139,11 +128,12 @@ class Options:
     out: Path | None
     resume: Path | None
     checkpoint_every: int | None
+    no_cost: bool | None
     strategy: str | None
 
     def optimizer_kwargs(self) -> dict[str, Any]:
         """Returns the keyword arguments of the optimizer's constructor."""
-        return {name: getattr(self, name) for name in DEFAULTS[self.optimizer]}
+        return {"lr": self.lr, **self.settings}
 
     def precision_kwargs(self) -> dict[str, Any]:
         """Returns those that only fusedopt's constructors have."""
@@ -155,17 +145,17 @@ class Options:
         return torch.bfloat16 if self.precision == "bf16-true" else torch.float32
 
     def plain(self) -> dict[str, Any]:
-        """Returns the options as JSON has them."""
+        """Returns the options as JSON has them, those of the optimizer among the others."""
         values = dataclasses.asdict(self)
+        values |= values.pop("settings")
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
 
 def no_option(name: str, reason: str) -> UserError:
     """Returns the error that an optimizer's option was given to one that doesn't have it."""
-    having = [optimizer for optimizer, own in DEFAULTS.items() if name in own]
-    return UserError(
-        f"--{name.replace('_', '-')}: {reason}; {', '.join(having[:-1])} and {having[-1]} do"
-    )
+    *others, last = having(name)
+    do = f"{', '.join(others)} and {last} do" if others else f"{last} does"
+    return UserError(f"--{name.replace('_', '-')}: {reason}; {do}")
 
 
 def make_options(given: dict[str, Any]) -> Options:
@@ -178,13 +168,17 @@ def make_options(given: dict[str, Any]) -> Options:
         UserError: options that don't go together, or can't work on this machine.
     """
     values = {field.name: None for field in fields(Options)} | given
-    own = DEFAULTS[values["optimizer"]]
-    for name in ("momentum", "weight_decay"):
-        if values[name] is not None and name not in own:
-            raise no_option(name, f"{values['optimizer']} has none")
-    for name, default in own.items():
-        if values[name] is None:
-            values[name] = default
+    optimizer, own = values["optimizer"], dict(DEFAULTS[values["optimizer"]])
+    for name in ALL_OPTIONS:
+        value = values.pop(name, None)
+        if value is not None and not has_option(optimizer, name):
+            raise no_option(name, f"{optimizer} has none")
+        if value is not None:
+            own[name] = value
+    own.pop("lr")
+    values["settings"] = own
+    if values["lr"] is None:
+        values["lr"] = learning_rate(values["model"], optimizer)
     if values["augment"] is None:
         values["augment"] = AUGMENTATION.get(values["data"].partition(":")[0], "crop")
     # Where the data are must be known from another working directory, too.
@@ -205,6 +199,10 @@ def make_options(given: dict[str, Any]) -> Options:
         raise UserError("--ema: an average in bfloat16 would lose what each step adds to it")
     values["device"] = pick_device(values["device"])
     values["scheduler_arg"] = tuple(dict(values["scheduler_arg"] or ()).items())
+    if values["warmup"] is None:
+        own_length = "T_max" in dict(values["scheduler_arg"])
+        cosine = values["scheduler"] in ("cosine", "CosineAnnealingLR") and not own_length
+        values["warmup"] = values["epochs"] / 20 if cosine else 0.0
     if values["classes"] is not None:
         values["classes"] = tuple(values["classes"])
     if values["new_head"] and values["init"] is None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fusedopt.train import strategy
 from fusedopt.train.models import depth_of_parameters, head_of
 from fusedopt.train.models.parts import NORMS
 from fusedopt.train.options import Options
@@ -75,33 +76,38 @@ def make_scaler(options: Options) -> torch.amp.GradScaler:
 
 @dataclass
 class EarlyStopping:
-    """Watches the validation figure, and keeps the weights it was best with.
+    """Watches the validation figures, and keeps the weights of the best epoch.
 
     Attributes:
         patience: epochs without a better figure until training stops; None never stops.
-        monitor: "loss", where less is better, or "accuracy".
+        monitor: "loss", where less is better, or "accuracy", of equal ones that with less loss.
         best: the best figure so far.
-        epoch: the epoch that had it.
-        weights: a copy of the model's state from then; kept where there is a patience.
+        loss: the validation loss of the epoch that had it.
+        epoch: that epoch.
+        weights: a copy of the model's state from then.
         waited: epochs since.
     """
 
     patience: int | None
     monitor: str
     best: float | None = None
+    loss: float = math.inf
     epoch: int = 0
     weights: dict[str, Tensor] | None = None
     waited: int = 0
 
     def update(self, epoch: int, figures: dict[str, float], model: nn.Module) -> None:
         """Takes an epoch's figures, and the model that has them."""
-        figure = figures[self.monitor]
-        best = math.inf if self.best is None else self.best
-        better = figure < best if self.monitor == "loss" else self.best is None or figure > best
+        figure, loss = figures[self.monitor], figures.get("loss", 0.0)
+        if self.best is None:
+            better = not math.isnan(figure)
+        elif figure == self.best:
+            better = loss < self.loss
+        else:
+            better = (figure < self.best) == (self.monitor == "loss") and not math.isnan(figure)
         if better:
-            self.best, self.epoch, self.waited = figure, epoch, 0
-            if self.patience is not None:
-                self.weights = copy.deepcopy(model.state_dict())
+            self.best, self.loss, self.epoch, self.waited = figure, loss, epoch, 0
+            self.weights = {name: _copy(value) for name, value in model.state_dict().items()}
         else:
             self.waited += 1
 
@@ -112,10 +118,15 @@ class EarlyStopping:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what `load_state_dict` takes."""
-        names = ("best", "epoch", "weights", "waited")
+        names = ("best", "loss", "epoch", "weights", "waited")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a saved state."""
         for name in self.state_dict():
             setattr(self, name, state[name])
+
+
+def _copy(value: Tensor) -> Tensor:
+    """Returns a copy that takes no memory of an accelerator, or of a part its own device's."""
+    return copy.deepcopy(value) if strategy.is_cut(value) else value.detach().to("cpu", copy=True)

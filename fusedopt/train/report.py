@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from fusedopt.train import world
+from fusedopt.train.checkpoint import BESIDE, MODEL
 from fusedopt.train.cost import Cost
 from fusedopt.train.data import Splits
-from fusedopt.train.loop import CLASSES, Figures
+from fusedopt.train.loop import Figures
+from fusedopt.train.optimizers import CLASSES
 from fusedopt.train.options import Options
 from fusedopt.train.state import Row, TrainingState
 from fusedopt.train.world import say
@@ -32,7 +35,7 @@ def print_setup(options: Options, state: TrainingState, splits: Splits) -> None:
     """Prints what is going to be trained."""
     parameters = sum(p.numel() for p in state.model.parameters())
     trained = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
-    settings = ", ".join(f"{k} {v:g}" for k, v in options.optimizer_kwargs().items())
+    settings = ", ".join(f"{k} {_setting(v)}" for k, v in options.optimizer_kwargs().items())
     groups = len(state.optimizer.param_groups)
     frozen = f", {trained:,} of them trained" if trained < parameters else ""
     several = f", {world.size()} processes, {options.strategy}" if options.strategy else ""
@@ -54,6 +57,14 @@ def print_setup(options: Options, state: TrainingState, splits: Splits) -> None:
         say(f"continues after {state.epoch} epochs and {state.batch} batches")
 
 
+def _setting(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return (
+        ", ".join(f"{number:g}" for number in value) if isinstance(value, tuple) else f"{value:g}"
+    )
+
+
 def print_epoch(options: Options, rows: Sequence[Row]) -> None:
     """Prints the last epoch's figures, and how much time the others will take."""
     row, left = rows[-1], options.epochs - len(rows)
@@ -67,15 +78,32 @@ def print_epoch(options: Options, rows: Sequence[Row]) -> None:
 
 
 def print_training(options: Options, state: TrainingState, test: Figures) -> None:
-    """Prints the test's figures and what the optimizer took."""
-    stopping = state.stopping
-    if stopping.weights is not None:
-        say(f"back to epoch {stopping.epoch}, validation {stopping.monitor} {stopping.best:.4f}")
+    """Prints which network came out, the test's figures and what the optimizer took."""
+    say(_chosen(options, state))
     say(f"test accuracy {test.accuracy:.2%}")
     seconds = sum(row["seconds"] for row in state.rows)
     own = sum(row["optimizer_seconds"] for row in state.rows)
     say(f"{class_name(options, options.impl)} took {own:.2f} s of {seconds:.1f} s of training"
         f" ({own / seconds:.1%}: {_phase(options)})")  # fmt: skip
+
+
+def _chosen(options: Options, state: TrainingState) -> str:
+    """Says which epoch's network is tested, and where both are kept."""
+    path, best, last = options.out or options.resume, state.stopping.epoch, state.epoch
+    if state.stopping.weights is None:  # a run of an earlier version, which kept none
+        return f"the last epoch's network is tested: that of epoch {last}"
+    row = state.rows[best - 1]
+    figures = (
+        f"with validation accuracy {row['validation_accuracy']:.1%} and loss"
+        f" {row['validation_loss']:.4f}"
+    )
+    kept = "" if path is None else f" and kept, in {path / MODEL}"
+    beside = "" if path is None else f"; {BESIDE[options.keep]} has that of epoch"
+    if options.keep == "best":
+        text = f"the best epoch is {best}, {figures}: its network is tested{kept}"
+        return f"{text}{beside} {last}" if beside else text
+    text = f"the last epoch's network is tested{kept}"
+    return f"{text}{beside or '; the best epoch is'} {best}, {figures}"
 
 
 def _phase(options: Options) -> str:
@@ -84,10 +112,16 @@ def _phase(options: Options) -> str:
     return " + ".join([*parts, "average"] if options.ema is not None else parts)
 
 
+def print_measuring(seconds: float) -> None:
+    """Prints what the rest of the run's time goes to."""
+    say("measuring on copies of the model what the optimizer takes with fusedopt and with torch,"
+        f" for at most {duration(seconds)}; --no-cost leaves this out")  # fmt: skip
+
+
 def print_costs(options: Options, costs: dict[str, Cost]) -> None:
     """Prints what the optimizer phase costs with each implementation."""
     rounds = next(iter(costs.values())).rounds
-    say(f"on copies of the model, by turns, {rounds} training steps each, medians:")
+    say(f"by turns, {rounds} training steps each, medians:")
     for impl, cost in costs.items():
         say(f"  {class_name(options, impl):20s} {cost.step_ms:8.3f} ms/step"
             f"  {cost.share:6.1%} of forward + backward + {_phase(options)}")  # fmt: skip

@@ -17,7 +17,7 @@ from fusedopt.train.cost import Cost
 from fusedopt.train.data import DataError, Splits
 from fusedopt.train.folder import RESULT, RunFolder, write_json
 from fusedopt.train.guard import Guard
-from fusedopt.train.interrupts import Interrupts
+from fusedopt.train.interrupts import Interrupted, Interrupts
 from fusedopt.train.loop import Figures, evaluate, make_optimizer, train_epoch
 from fusedopt.train.options import OneProcessError, Options
 from fusedopt.train.source import find_splits, load_splits, user_error
@@ -30,11 +30,12 @@ class Result:
     """What a run came to.
 
     Attributes:
-        model: the trained network; the best or averaged one, where that was asked for.
+        model: the trained network of the best epoch, or of the last one with `--keep last`;
+            averaged, where that was asked for.
         rows: figures of each epoch, those before a `--resume` included.
-        test: loss and accuracy on the test set, after the last epoch.
+        test: the network's loss and accuracy on the test set.
         costs: a step's cost with "fusedopt" and with "torch", measured after training; empty
-            where torchrun has started it.
+            with `--no-cost`, and where torchrun has started it.
     """
 
     model: nn.Module
@@ -59,19 +60,52 @@ def run(options: Options, content: dict[str, Any] | None = None) -> Result:
     state = start(options, splits, content)
     with open_folder(options, state, content) as folder:
         train(options, splits, state, folder)
-        augmentation = make_augmentation("none", splits)
-        test = evaluate(state.averaged, splits.test, augmentation, options)
-        report.print_training(options, state, test)
-        costs = {}
-        if options.strategy is None:  # several processes would measure each other
-            some = range(min(options.batch_size, len(splits.train)))
-            images, labels = default_collate([splits.train[i] for i in some])
-            costs = cost.measure(state.model, options, augmentation(images), labels)
-            report.print_costs(options, costs)
-        if folder is not None:
-            figures = {"test": test._asdict(), "costs": {k: asdict(v) for k, v in costs.items()}}
-            write_json(folder.path / RESULT, figures)
+        epoch = state.stopping.epoch if options.keep == "best" else state.epoch
+        done, path = "interrupted; training is done", folder and folder.path
+        lost = f"{done}; nothing is kept without --out FOLDER"
+        again = f"{done}; to test its network: python -m fusedopt.train --resume {path}"
+        with _ctrl_c_says(again if path else lost):
+            test = evaluate(state.averaged, splits.test, make_augmentation("none", splits), options)
+            report.print_training(options, state, test)
+            world.in_first(
+                lambda: _write_result(folder, epoch, test, {})
+            )  # what follows takes some time
+        kept = f"{done}, and {path} has its result, without the optimizers' cost"
+        with _ctrl_c_says(kept if path else lost):
+            costs = _measure(options, splits, state)
+            _write_result(folder, epoch, test, costs)
     return Result(state.averaged, state.rows, test, costs)
+
+
+@contextlib.contextmanager
+def _ctrl_c_says(text: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(text) from None
+
+
+def _write_result(
+    folder: RunFolder | None, epoch: int, test: Figures, costs: dict[str, Cost]
+) -> None:
+    if folder is not None:
+        figures = {"epoch": epoch, "test": test._asdict()}
+        figures |= {"costs": {k: asdict(v) for k, v in costs.items()}}
+        write_json(folder.path / RESULT, figures)
+
+
+def _measure(options: Options, splits: Splits, state: TrainingState) -> dict[str, Cost]:
+    """Returns and prints what the optimizer takes, unless several would measure each other."""
+    if options.no_cost or options.strategy is not None:
+        return {}
+    seconds = min(cost.SECONDS, cost.SHARE * sum(row["seconds"] for row in state.rows))
+    report.print_measuring(seconds)
+    some = range(min(options.batch_size, len(splits.train)))
+    images, labels = default_collate([splits.train[i] for i in some])
+    images = make_augmentation("none", splits)(images)
+    costs = cost.measure(state.model, options, images, labels, seconds)
+    report.print_costs(options, costs)
+    return costs
 
 
 @contextlib.contextmanager
@@ -95,7 +129,7 @@ def open_folder(
 
 
 def train(options: Options, splits: Splits, state: TrainingState, folder: RunFolder | None) -> None:
-    """Trains `state` until the last epoch, or until early stopping, and takes the best weights.
+    """Trains `state` until the last epoch, or until early stopping, and takes the best network.
 
     Raises:
         UserError: a checkpoint can't be written.
@@ -122,11 +156,22 @@ def train(options: Options, splits: Splits, state: TrainingState, folder: RunFol
             report.print_epoch(options, state.rows)
             if folder is not None:
                 folder.record(state.rows)
-    if state.stopping.weights is not None:
-        state.averaged.load_state_dict(state.stopping.weights)
-    weights = strategy.whole(state.averaged.state_dict())
-    if folder is not None:
-        checkpoint.save_model(folder.path, weights, splits, options)
+    _choose(options, splits, state, folder)
+
+
+def _choose(
+    options: Options, splits: Splits, state: TrainingState, folder: RunFolder | None
+) -> None:
+    """Takes the best epoch's network or the last one's, and keeps both."""
+    best, last = state.stopping.weights, state.averaged.state_dict()
+    both = {"last": (strategy.whole(last), state.epoch)}
+    if best is not None:
+        both["best"] = strategy.whole(best), state.stopping.epoch
+    for kind, (weights, epoch) in both.items() if folder is not None else ():
+        name = checkpoint.MODEL if kind == options.keep else checkpoint.BESIDE[options.keep]
+        checkpoint.save_model(folder.path / name, weights, epoch, splits, options)
+    if best is not None and options.keep == "best":
+        state.averaged.load_state_dict(best)
 
 
 def _finish_epoch(state: TrainingState, training: Figures, validation: Figures) -> None:
@@ -139,6 +184,6 @@ def _finish_epoch(state: TrainingState, training: Figures, validation: Figures) 
     row |= {"seconds": state.seconds, "images_per_second": images / state.seconds}
     row |= {"optimizer_seconds": own, "optimizer_share": own / state.seconds}
     state.rows.append(row)
-    state.scheduler.after_epoch(validation.loss)
+    state.scheduler.after_epoch(state.step, validation.loss)
     state.stopping.update(state.epoch + 1, validation._asdict(), state.averaged)
     state.next_epoch()

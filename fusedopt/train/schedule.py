@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -28,10 +29,14 @@ SCHEDULERS = {
 # They are made of functions or of other schedulers, which a command line can't give.
 _NOT_BY_NAME = {"LRScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler"}
 _EACH_STEP = {"OneCycleLR", "CyclicLR"}
+_COSINE = "CosineAnnealingLR"
 
 
 class Scheduler:
-    """A scheduler of torch.optim.lr_scheduler, and when to step it.
+    """A scheduler of torch.optim.lr_scheduler, after a warm-up, and when to step it.
+
+    In the warm-up learning rates rise evenly, with each step, to those that the scheduler begins
+    with. Only then does it begin.
 
     Args:
         optimizer: its learning rates are scheduled.
@@ -47,13 +52,22 @@ class Scheduler:
         if name not in lr_scheduler.__all__ or name in _NOT_BY_NAME:
             known = ", ".join([*SCHEDULERS, "or a class of torch.optim.lr_scheduler"])
             raise UserError(f"--scheduler: {name!r} can't be had by name; there are {known}")
-        default = "step" if name in _EACH_STEP else "epoch"
+        given = dict(options.scheduler_arg)
+        self.follows_epochs = name == _COSINE and "T_max" not in given
+        default = "step" if name in _EACH_STEP or self.follows_epochs else "epoch"
         self.interval = options.scheduler_interval or default
         self.by_loss = name == "ReduceLROnPlateau"
         if self.by_loss and self.interval == "step":
             raise UserError("--scheduler-interval: plateau looks at the epoch's validation loss")
-        steps = options.epochs * (steps_per_epoch if self.interval == "step" else 1)
-        given = dict(options.scheduler_arg)
+        if options.warmup >= options.epochs:
+            raise UserError(
+                f"--warmup: {options.warmup:g} epochs leave none of {options.epochs} to train in"
+            )
+        self._warmup = round(options.warmup * steps_per_epoch)
+        steps = options.epochs * steps_per_epoch - self._warmup
+        if self.interval == "epoch":
+            steps = options.epochs - int(options.warmup)
+        self._steps, self._optimizer = steps, optimizer
         self.needs_epochs = False
         arguments = self._arguments(name, given, options, optimizer, steps)
         try:
@@ -67,6 +81,8 @@ class Scheduler:
                 f"--scheduler {options.scheduler}: its {self.scheduler.total_steps} steps are"
                 f" fewer than the {steps} of training (--scheduler-arg)"
             )
+        self._first = [group["lr"] for group in optimizer.param_groups]
+        self._warm_up(0)
 
     def _try_out(self, name: str, arguments: dict[str, Any], optimizer: Optimizer) -> None:
         """Steps such a scheduler twice: many look at their arguments only then."""
@@ -93,10 +109,8 @@ class Scheduler:
         if "epochs" in given:
             del defaults["total_steps"]
         # Such a default is part of the schedule, so that epochs can't be added later.
-        self.needs_epochs = bool(
-            ({"T_max", "total_iters", "total_steps"} & set(defaults)) - set(given)
-        )
-        if name in _EACH_STEP and not options.momentum and "betas" not in groups[0]:
+        self.needs_epochs = bool(({"total_iters", "total_steps"} & set(defaults)) - set(given))
+        if name in _EACH_STEP and not groups[0].get("momentum") and "betas" not in groups[0]:
             defaults["cycle_momentum"] = False  # there is none; torch would switch it on
         arguments = defaults | given
         for key in {"max_lr", "base_lr"} & set(arguments):
@@ -105,14 +119,46 @@ class Scheduler:
                 arguments[key] = [arguments[key] * scale for scale in scales]
         return arguments
 
-    def after_step(self) -> None:
-        """Steps a scheduler that goes by optimizer steps."""
-        if self.interval == "step":
+    def _warm_up(self, step: int) -> None:
+        for group, lr in zip(self._optimizer.param_groups, self._first, strict=True):
+            group["lr"] = lr * (step + 1) / (self._warmup + 1) if step < self._warmup else lr
+
+    def after_step(self, step: int) -> None:
+        """Does what is due after an optimizer step.
+
+        Args:
+            step: how many there were.
+        """
+        if step <= self._warmup:
+            self._warm_up(step)
+        elif self.interval == "step":
             self.scheduler.step()
 
-    def after_epoch(self, validation_loss: float) -> None:
-        """Steps a scheduler that goes by epochs, or by the validation loss."""
+    def after_epoch(self, step: int, validation_loss: float) -> None:
+        """Steps a scheduler that goes by epochs, or by the validation loss.
+
+        Args:
+            step: how many optimizer steps there were.
+            validation_loss: after the epoch.
+        """
+        if step <= self._warmup:
+            return
         if self.by_loss:
             self.scheduler.step(validation_loss)
         elif self.interval == "epoch":
             self.scheduler.step()
+
+    def stretch(self, step: int) -> None:
+        """Makes a cosine that was loaded end with the epochs that there are now.
+
+        Args:
+            step: how many optimizer steps there were.
+        """
+        cosine: Any = self.scheduler
+        cosine.T_max = self._steps
+        if step <= self._warmup:
+            return
+        share = (1 + math.cos(math.pi * cosine.last_epoch / cosine.T_max)) / 2
+        for group, lr in zip(self._optimizer.param_groups, cosine.base_lrs, strict=True):
+            group["lr"] = cosine.eta_min + (lr - cosine.eta_min) * share
+        cosine._last_lr = [group["lr"] for group in self._optimizer.param_groups]

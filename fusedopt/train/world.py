@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -57,6 +59,9 @@ def say(text: str) -> None:
 def join(device: str) -> Iterator[None]:
     """Joins the processes that were launched with this one, if there are any.
 
+    At the end all leave together. gloo's threads end with the last reference to the process group,
+    and a process that exits while they run may abort.
+
     Args:
         device: "cuda" becomes the GPU of this process's number on its machine.
     """
@@ -69,10 +74,16 @@ def join(device: str) -> Iterator[None]:
     store, own_rank, processes = next(dist.rendezvous("env://"))
     # Without --standalone, torchrun 2.13 keeps the addresses of processes that are no more.
     store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    # Imported later, their functions would have the group among their defaults, and keep it.
+    importlib.import_module("torch.distributed.nn")
+    importlib.import_module("torch.distributed.optim")
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=own_rank, world_size=processes)
     yield
-    dist.destroy_process_group()  # not after an error: the others may be gone
+    # Not after an error: the others may be gone.
+    add_up(torch.zeros(1))
+    gc.collect()  # DDP is in cycles
+    dist.destroy_process_group()
 
 
 def in_first(action: Callable[[], T]) -> T | None:
