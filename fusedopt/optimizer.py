@@ -113,7 +113,7 @@ class FusedOptimizer(Optimizer):
         own = self.__dict__
         plan: Any = own.get(self._plan_key) or plan_of(self)
         scaler = own.get("grad_scale"), own.get("found_inf")
-        limit = own.get("max_grad_norm")
+        limit: Any = own.get("max_grad_norm")
         stepped_by_torch = clip = norm = None
         # None: the kernels have stepped all but `stepped_by_torch`.
         try:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +18,7 @@ pytest.importorskip("tensorboard", reason="the training script needs fusedopt[tr
 from test_train_resume import assert_same_run
 from train_runs import SMALL, error_of, no_chart, short_measurement, train  # noqa: F401
 
+from fusedopt import turns
 from fusedopt.train import cost, main
 
 COMPARE = ("compare", "--model", "lenet", "--threads", 1, *SMALL, "--epochs", 1)
@@ -165,7 +167,8 @@ def test_costs_take_a_share_of_the_runs_time(
     monkeypatch.setattr(cost, "ROUNDS", 10**6)
     monkeypatch.setattr(cost, "SHARE", 0.1)
     ticks = iter(range(10**6))
-    monkeypatch.setattr(cost, "clock", lambda device: 0.001 * next(ticks))
+    clock = SimpleNamespace(perf_counter=lambda: 0.001 * next(ticks))
+    monkeypatch.setattr(turns, "time", clock)
     rounds = train(*SMALL, "--epochs", 1).costs["torch"].rounds
     assert rounds < 10**4  # the clock says when to stop
     said = capsys.readouterr().out
