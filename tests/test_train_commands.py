@@ -68,6 +68,24 @@ def test_a_runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [event.step for event in events.Scalars("lr")] == [1, 2]
 
 
+def test_the_header_says_what_is_trained(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--per-class", 5, "--batch-size", 16, "--no-cost", "--epochs", 2)
+    train(*options, "--accumulate", 2, "--warmup", 1, "--augment", "crop,flip")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3:5] == [
+        "digits: 10 classes, images of 16x16 pixels in 1 channel; 50 training, 180 validation, 360"
+        " test images",
+        "2 epochs of 2 steps, 2 batches of 16 images each; warm-up of 1 epoch, then cosine;"
+        " augmentation: crop,flip",
+    ]
+    train(*options, "--scheduler", "step", "--scheduler-arg", "step_size=3")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[4] == (
+        "2 epochs of 4 steps, a batch of 16 images each; scheduler step (step_size=3);"
+        " augmentation: crop"
+    )
+
+
 def test_figures_that_json_does_not_have(tmp_path: Path) -> None:
     folder.write_json(tmp_path / "a.json", {"loss": math.nan, "seconds": 1.5, "to": [math.inf]})
     content = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)

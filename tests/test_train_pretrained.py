@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fusedopt.train.models import ModelError, make_model
+pytest.importorskip("sklearn", reason="the training script needs fusedopt[train]")
+pytest.importorskip("tensorboard", reason="the training script needs fusedopt[train]")
+
+from train_folder_files import SMALL_IMAGES, write_folder
+from train_runs import SMALL, no_chart, train  # noqa: F401
+
+from fusedopt.train.models import ModelError, make_model, pretrained_statistics
 
 
 def filled(name: str, classes: int, channels: int, size: int) -> dict[str, Tensor]:
@@ -124,3 +130,54 @@ def test_torchvision_missing_or_broken(
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(ModelError, match="needs torchvision, which is not installed"):
         make_model("torchvision:resnet18", 7, 1, 8)
+
+
+def saved_statistics(folder: Path) -> tuple[list[float], list[float]]:
+    content = torch.load(folder / "checkpoint.pt", weights_only=True)
+    return content["mean"], content["std"]
+
+
+def test_images_are_normalised_as_for_the_pretrained_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also in a run that is resumed, and in one that begins with its network."""
+    torch.save(filled("lenet", 10, 3, 16), tmp_path / "lenet.pth")
+    root = write_folder(tmp_path / "data")
+    options = ("--data", f"folder:{root}", *SMALL_IMAGES, "--epochs", 1, "--no-cost")
+    train(*options, "--pretrained", tmp_path / "lenet.pth", "--out", tmp_path / "a")
+    imagenet = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    assert saved_statistics(tmp_path / "a") == imagenet
+    assert "images are normalised with ImageNet's mean and deviation" in capsys.readouterr().out
+    train("--resume", tmp_path / "a", "--epochs", 2)
+    assert saved_statistics(tmp_path / "a") == imagenet
+    train(*options, "--init", tmp_path / "a", "--out", tmp_path / "b")
+    assert saved_statistics(tmp_path / "b") == imagenet
+    assert f"normalised with the mean and deviation of {tmp_path / 'a'}" in capsys.readouterr().out
+    train(*options, "--out", tmp_path / "c")
+    assert saved_statistics(tmp_path / "c") != imagenet
+
+
+def test_gray_images_are_normalised_with_the_channels_means(tmp_path: Path) -> None:
+    torch.save(filled("resnet20", 10, 3, 16), tmp_path / "weights.pth")
+    options = ("--model", "resnet20", *SMALL, "--epochs", 1, "--no-cost")
+    train(*options, "--pretrained", tmp_path / "weights.pth", "--out", tmp_path / "run")
+    mean, std = saved_statistics(tmp_path / "run")
+    assert mean == pytest.approx([0.449]) and std == pytest.approx([0.226])
+    content = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    content["mean"], content["std"] = [0.3], [0.3]  # as a run of an earlier version has them
+    torch.save(content, tmp_path / "run" / "checkpoint.pt")
+    train("--resume", tmp_path / "run", "--epochs", 2)
+    assert saved_statistics(tmp_path / "run") == ([0.3], [0.3])
+
+
+def test_torchvisions_own_weights_say_how_images_are_normalised(
+    torchvision: ModuleType, tmp_path: Path
+) -> None:
+    transforms = SimpleNamespace(mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.1])
+    default = SimpleNamespace(transforms=lambda: transforms)
+    torchvision.get_model_weights = lambda name: SimpleNamespace(DEFAULT=default)
+    assert pretrained_statistics("torchvision:smallnet", "default", 3) == (
+        (0.5, 0.4, 0.3), (0.2, 0.2, 0.1),
+    )  # fmt: skip
+    torchvision.get_model_weights = lambda name: SimpleNamespace(DEFAULT=None)  # without transforms
+    assert pretrained_statistics("torchvision:smallnet", "default", 3)[0] == (0.485, 0.456, 0.406)

@@ -73,6 +73,32 @@ def test_init_takes_what_was_validated_best(tmp_path: Path) -> None:
         assert torch.equal(a, b)
 
 
+def test_weights_for_other_classes_are_remarked_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As many classes, but others: the last layer may be meant for them, or not."""
+    train(*SMALL, "--classes", "0-4", "--epochs", 1, "--out", tmp_path)
+    capsys.readouterr()
+    options = (*SMALL, "--epochs", 1, "--init", tmp_path)
+    train(*options, "--classes", "5-9")
+    remark = (
+        f"--init: {tmp_path} was trained for the classes 0, 1, 2, 3, 4, and its last layer is kept"
+        " for 5, 6, 7, 8, 9; --new-head gives the network a fresh one"
+    )
+    assert remark in capsys.readouterr().out.splitlines()
+    train(*options, "--classes", "5-9", "--new-head")
+    train(*options, "--classes", "0-4")
+    assert "its last layer is kept" not in capsys.readouterr().out
+
+
+def test_freezing_what_has_learnt_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    line = error_of(capsys, *SMALL, "--freeze", "backbone")
+    assert line.endswith(
+        "error: --freeze: the backbone of a fresh network has learnt nothing; give --init or"
+        " --pretrained as well"
+    )
+
+
 def test_bad_init_gets_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(*SMALL, "--classes", "0-4", "--epochs", 1, "--out", tmp_path)
     plain = tmp_path / "plain.pt"

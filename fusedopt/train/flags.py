@@ -115,7 +115,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     names = ", ".join(MODELS)
     add("--model", default="resnet20", metavar="NAME", help=f"{names}, or torchvision:NAME")
     add("--weight-init", choices=("he", "xavier"), help="of all layers; else the model's own")
-    add("--pretrained", metavar="WEIGHTS", help="a file that torchvision publishes, or 'default'")
+    add("--pretrained", metavar="WEIGHTS",
+        help="a file that torchvision publishes, or 'default'; images are normalised as for these"
+        " weights")  # fmt: skip
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:

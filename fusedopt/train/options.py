@@ -207,6 +207,12 @@ def make_options(given: dict[str, Any]) -> Options:
         values["classes"] = tuple(values["classes"])
     if values["new_head"] and values["init"] is None:
         raise UserError("--new-head: a fresh network has one already; give --init as well")
+    weights = values["init"] or values["pretrained"]
+    if values["freeze"] and not weights and values["resume"] is None:
+        raise UserError(
+            "--freeze: the backbone of a fresh network has learnt nothing; give --init or"
+            " --pretrained as well"
+        )
     for name in ("weight_init", "pretrained"):
         if values[name] is not None and values["init"] is not None:
             raise UserError(f"--{name.replace('_', '-')}: --init says what weights to begin with")

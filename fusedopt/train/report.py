@@ -46,15 +46,38 @@ def print_setup(options: Options, state: TrainingState, splits: Splits) -> None:
         f" seed {options.seed}{several}")  # fmt: skip
     say(f"{class_name(options, options.impl)}, {settings}"
         + (f", {groups} parameter groups" if groups > 1 else ""))  # fmt: skip
+    say(_data(options, splits))
+    say(_recipe(options, state.scheduler.steps_per_epoch))
     if state.class_weights is not None:
         low, high = state.class_weights.min().item(), state.class_weights.max().item()
         say(f"the training loss weights the classes with {low:.3g} to {high:.3g}")
     if options.sampler:
         say("training images are drawn with replacement, all classes equally often")
-    sizes = len(splits.train), len(splits.validation), len(splits.test)
-    say(f"{options.data}: {{}} training, {{}} validation, {{}} test images".format(*sizes))
     if state.epoch or state.batch:
         say(f"continues after {state.epoch} epochs and {state.batch} batches")
+
+
+def _data(options: Options, splits: Splits) -> str:
+    size, channels = splits.image_size, splits.in_channels
+    sizes = len(splits.train), len(splits.validation), len(splits.test)
+    return (
+        f"{options.data}: {len(splits.classes)} classes, images of {size}x{size} pixels in"
+        f" {channels} channel{'s' * (channels > 1)};"
+        " {} training, {} validation, {} test images".format(*sizes)
+    )
+
+
+def _recipe(options: Options, steps: int) -> str:
+    epochs, batches = options.epochs, options.accumulate
+    each = f"{batches} batches" if batches > 1 else "a batch"
+    arguments = ", ".join(f"{key}={value}" for key, value in options.scheduler_arg)
+    schedule = options.scheduler + (f" ({arguments})" if arguments else "")
+    warm = f"warm-up of {options.warmup:g} epoch{'s' * (options.warmup != 1)}, then "
+    schedule = warm + schedule if options.warmup else f"scheduler {schedule}"
+    return (
+        f"{epochs} epoch{'s' * (epochs > 1)} of {steps} step{'s' * (steps > 1)}, {each} of"
+        f" {options.batch_size} images each; {schedule}; augmentation: {options.augment}"
+    )
 
 
 def _setting(value: Any) -> str:

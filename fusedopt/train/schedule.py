@@ -63,6 +63,7 @@ class Scheduler:
             raise UserError(
                 f"--warmup: {options.warmup:g} epochs leave none of {options.epochs} to train in"
             )
+        self.steps_per_epoch = steps_per_epoch
         self._warmup = round(options.warmup * steps_per_epoch)
         steps = options.epochs * steps_per_epoch - self._warmup
         if self.interval == "epoch":

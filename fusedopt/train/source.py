@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from fusedopt.train import world
+from fusedopt.train import checkpoint, world
 from fusedopt.train.data import BadImages, DataError, Splits, load_data
 from fusedopt.train.data.kept import find_again
+from fusedopt.train.models import ModelError, pretrained_statistics
 from fusedopt.train.options import FOLDER, Failed, Options, UserError, folder_path
 
 
@@ -18,9 +20,13 @@ def load_splits(options: Options) -> Splits:
     """Sets the number of threads, and returns the data; the first process says what they are.
 
     Raises:
-        UserError: they can't be had or read.
+        UserError: they can't be had or read, or the weights to begin with can't.
         Failed: some of their images can't be read.
     """
+    return _normalised(_load_whole(options), options)
+
+
+def _load_whole(options: Options) -> Splits:
     folder = options.data.startswith(FOLDER)
     if options.download and not folder and world.size() > 1:
         world.in_first(lambda: _load(options, lambda text: None))
@@ -42,6 +48,26 @@ def _load(options: Options, say: Callable[[str], None]) -> Splits:
         )
 
 
+def _normalised(splits: Splits, options: Options) -> Splits:
+    """Gives the data the mean and deviation with which the weights to begin with were trained."""
+    if options.pretrained is not None:
+        try:
+            mean, std = pretrained_statistics(options.model, options.pretrained, splits.in_channels)
+        except ModelError as error:
+            raise UserError(f"--model {options.model}: {error}") from error
+        ownership = "torchvision's" if options.pretrained == "default" else "ImageNet's"
+        world.say(f"images are normalised with {ownership} mean and deviation, as for the weights")
+    elif options.init is not None:
+        content = checkpoint.read(options.init, "--init")
+        mean, std = content["mean"], content["std"]
+        if len(mean) != splits.in_channels:  # which the weights don't fit
+            return splits
+        world.say(f"images are normalised with the mean and deviation of {options.init}")
+    else:
+        return splits
+    return replace(splits, mean=tuple(mean), std=tuple(std))
+
+
 def find_splits(options: Options, content: dict[str, Any]) -> Splits:
     """Does as `load_splits`, but gives the split of a checkpoint, where it has files' names.
 
@@ -49,9 +75,10 @@ def find_splits(options: Options, content: dict[str, Any]) -> Splits:
         UserError: the data can't be had or read, or the checkpoint is damaged.
         Failed: images that have changed since can't be read.
     """
-    if content.get("split") is None:
-        return load_splits(options)
     try:
+        if content.get("split") is None:
+            mean, std = tuple(content["mean"]), tuple(content["std"])
+            return replace(_load_whole(options), mean=mean, std=std)
         with _data_errors(options):
             return find_again(
                 content,

@@ -11,6 +11,7 @@ from torch import nn
 from fusedopt.train import checkpoint, recipe, strategy, world
 from fusedopt.train.balance import balanced_weights
 from fusedopt.train.data import Splits
+from fusedopt.train.data.scan import shorten
 from fusedopt.train.loop import epoch_order, make_optimizer, own_batch_size
 from fusedopt.train.models import ModelError, depth_of_parameters, make_model, replace_head
 from fusedopt.train.options import Options, UserError
@@ -101,6 +102,12 @@ def _make_model(options: Options, splits: Splits, initialised: bool) -> nn.Modul
         raise UserError(
             f"--init: {options.init} knows {len(classes)} classes, the data have"
             f" {len(splits.classes)}; --new-head replaces the last layer"
+        )
+    if classes != list(splits.classes) and not options.new_head:
+        world.say(
+            f"--init: {options.init} was trained for the classes {shorten(classes)}, and its last"
+            f" layer is kept for {shorten(splits.classes)}; --new-head gives the network a fresh"
+            " one"
         )
     model = make_model(options.model, len(classes), *shape)
     try:

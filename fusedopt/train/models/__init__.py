@@ -1,6 +1,6 @@
 """The networks that the training script knows."""
 
-from fusedopt.train.models.make import MODELS, make_model
+from fusedopt.train.models.make import MODELS, make_model, pretrained_statistics
 from fusedopt.train.models.parts import (
     ModelError,
     depth_of_parameters,
@@ -8,4 +8,12 @@ from fusedopt.train.models.parts import (
     replace_head,
 )
 
-__all__ = ["MODELS", "ModelError", "depth_of_parameters", "head_of", "make_model", "replace_head"]
+__all__ = [
+    "MODELS",
+    "ModelError",
+    "depth_of_parameters",
+    "head_of",
+    "make_model",
+    "pretrained_statistics",
+    "replace_head",
+]

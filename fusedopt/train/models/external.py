@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from fusedopt.train.models.parts import ModelError
 from fusedopt.train.models.weights import first_convolution
 
+Statistic = tuple[float, ...]  # of each channel, in 0..1
+
 
 def _models() -> ModuleType:
     try:
@@ -65,6 +67,16 @@ def default_weights(name: str) -> dict[str, Tensor]:
         return models.get_model(name, weights="DEFAULT").state_dict()
     except Exception as error:
         raise ModelError(f"torchvision's weights of {name} can't be had: {error}") from error
+
+
+def default_statistics(name: str) -> tuple[Statistic, Statistic] | None:
+    """Returns mean and deviation of the images of torchvision's own weights, where it says them."""
+    models = _models()
+    try:
+        transforms = models.get_model_weights(name).DEFAULT.transforms()
+        return tuple(transforms.mean), tuple(transforms.std)
+    except (AttributeError, TypeError, ValueError):
+        return None
 
 
 def _replace_first_convolution(model: nn.Module, in_channels: int) -> None:

@@ -17,7 +17,7 @@ from fusedopt.train.models.parts import ModelError
 from fusedopt.train.models.resnet import ResNet
 from fusedopt.train.models.small import SMALL
 from fusedopt.train.models.vgg import VGG
-from fusedopt.train.models.weights import load_weights, read_weights
+from fusedopt.train.models.weights import IMAGENET, load_weights, read_weights
 
 # Each takes num_classes, in_channels, image_size.
 FACTORIES: dict[str, Callable[[int, int, int], nn.Module]] = {
@@ -83,6 +83,32 @@ def make_model(
     if pretrained is not None:
         _load_pretrained(model, name, pretrained, image_size)
     return model
+
+
+def pretrained_statistics(
+    name: str, pretrained: str | Path, in_channels: int
+) -> tuple[external.Statistic, external.Statistic]:
+    """Returns mean and deviation of the images that pretrained weights were trained with.
+
+    Args:
+        name: of the model.
+        pretrained: as `make_model` takes it. Weights in a file are taken for torchvision's, which
+            are trained on ImageNet.
+        in_channels: channels of an image. For a gray one they are the means over the channels.
+
+    Returns:
+        Mean and standard deviation of each channel, in 0..1.
+
+    Raises:
+        ModelError: torchvision is missing.
+    """
+    found = None
+    if pretrained == "default" and name.startswith(TORCHVISION):
+        found = external.default_statistics(name.removeprefix(TORCHVISION))
+    mean, std = found or IMAGENET
+    if in_channels != len(mean):
+        mean, std = ((sum(values) / len(values),) * in_channels for values in (mean, std))
+    return mean, std
 
 
 def _load_pretrained(model: nn.Module, name: str, pretrained: str | Path, image_size: int) -> None:

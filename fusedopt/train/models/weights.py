@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from fusedopt.train.models.parts import ModelError, head_name
 
+# Mean and standard deviation of each channel, with which torchvision trains on ImageNet.
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 # Second classifiers that GoogLeNet and Inception have for training from scratch.
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
