@@ -6,12 +6,12 @@ the same way through its code, but for pinned memory.
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pages
 import torch
 import torch.distributed as dist
 from cases import CLASS_CASES
@@ -38,17 +38,12 @@ from torch.optim import Optimizer
 import fusedopt
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "switching.md"
 LIMIT = 0.01  # less than the gradients' norm
 
 
 def recipe() -> dict[str, Any]:
     """The functions that the page defines."""
-    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    (code,) = (block for block in blocks if "CPUOffloadPolicy" in block)
-    names: dict[str, Any] = {}
-    exec(compile(code, PAGE.name, "exec"), names)
-    return names
+    return pages.names("CPUOffloadPolicy")
 
 
 def offloaded_equals_fsdp_and_torchs() -> None:

@@ -16,15 +16,12 @@ from helpers import random, undo_rounding
 from torch import Tensor
 from torch.amp import GradScaler
 from torch.nn import Module
-from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
+from works_with import BOTH, HOW, LIMIT, assert_close, outcome
 
 import fusedopt
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read while transformers is imported
-HOW = "pip install 'fusedopt[works-with]'"
-BOTH = (fusedopt, torch.optim)
-LIMIT = 0.1  # of the gradients' norm, which mostly is greater
 LOSS_IN_FLOAT32 = 1e-6  # a tolerance: transformers' models compute it so, whatever their dtype
 
 
@@ -44,10 +41,6 @@ def loss_of(model: Module, batch: list[Tensor]) -> Tensor:
     return (model(inputs).double() - targets).square().mean()
 
 
-def assert_close(ours: Any, theirs: Any, tolerance: float = 1e-10) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
-
-
 def by_step(module: ModuleType) -> dict[str, float]:
     """Options for our constructor, whose `step` clips then; torch.optim's have no such option."""
     return {"max_grad_norm": LIMIT} if module is fusedopt else {}
@@ -60,13 +53,6 @@ def by_loop(module: ModuleType) -> float | None:
 
 def assert_clipped(optimizer: Any) -> None:
     assert float(optimizer.grad_norm) > LIMIT
-
-
-def outcome(model: Module, optimizer: Optimizer) -> dict[str, Any]:
-    """What two runs are compared by."""
-    loaded = optimizer.state_dict()
-    rates = [float(group["lr"]) for group in loaded["param_groups"]]
-    return {"weights": list(model.parameters()), "state": loaded["state"], "lr": rates}
 
 
 class TestLightning:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/kernel.h"
+#include "engine/api.h"
 
 namespace fusedopt::cpu {
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cpu/kernel.h"
+#include "engine/api.h"
 #include "engine/norm.h"
 
 namespace fusedopt::cpu {

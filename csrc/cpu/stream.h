@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cpu/kernel.h"
+#include "engine/api.h"
 
 namespace fusedopt::cpu {
 

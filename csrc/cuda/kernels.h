@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/kernel.h"
+#include "engine/api.h"
 
 namespace fusedopt::cuda {
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "engine/api.h"
 #include "engine/norm.h"
 
 namespace fusedopt::cuda {

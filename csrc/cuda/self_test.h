@@ -5,6 +5,7 @@
 
 #include "cpu/kernel.h"
 #include "cuda/kernel.h"
+#include "engine/api.h"
 
 namespace fusedopt::cuda {
 
