@@ -20,7 +20,7 @@ from train_runs import SMALL, error_of, no_chart, short_measurement, train  # no
 from fusedopt.train import cost, main
 
 COMPARE = ("compare", "--model", "lenet", "--threads", 1, *SMALL, "--epochs", 1)
-COMPARE += ("--optimizers", "sgd", "--impl", "fusedopt")
+COMPARE += ("--optimizers", "sgd", "--impl", "fusedopt", "--seeds", 1)
 
 
 def content_of(folder: Path) -> dict[str, bytes | None]:
