@@ -219,7 +219,7 @@ def test_compare(
 ) -> None:
     monkeypatch.setattr("fusedopt.train.compare.draw_comparison", lambda *arguments: None)
     options = (*uneven, "--class-weights", "balanced", "--epochs", 1, "--model", "lenet")
-    options += ("--optimizers", "adam", "--out", tmp_path / "out")
+    options += ("--optimizers", "adam", "--seeds", 1, "--out", tmp_path / "out")
     main(["compare", *map(str, options)])
-    saved = read(tmp_path / "out" / "adam-torch")["options"]
+    saved = read(tmp_path / "out" / "adam-torch-seed0")["options"]
     assert saved["class_weights"] == "balanced" and saved["sampler"] is None

@@ -102,6 +102,16 @@ def test_a_comparisons_chart(axes: list[Any], epochs: int) -> None:
         assert (ours.get_marker(), torchs.get_marker()) == ("o", "x")
 
 
+def test_the_range_over_seeds_is_drawn(axes: list[Any]) -> None:
+    runs = {("sgd", "fusedopt"): rows(3), ("adam", "fusedopt"): rows(3)}
+    ranges = {("sgd", "fusedopt"): (rows(3, loss=2.0), rows(3, loss=2.6))}
+    charts.draw_comparison(runs, io.BytesIO(), (), ranges)
+    check(axes, 3)
+    assert [len(axis.collections) for axis in axes] == [1] * 4
+    low, high = axes[0].collections[0].get_datalim(axes[0].transData).intervaly
+    assert (low, high) == (2.0 * 0.9**2, 2.6)
+
+
 def test_noise_is_not_drawn_as_a_curve(axes: list[Any]) -> None:
     """Losses that differ in their seventh digit, whose ticks all read 2.18964 x 10^0."""
     epochs = 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import statistics
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +29,7 @@ from train_runs import (  # noqa: F401
     train,
 )
 
-from fusedopt.train import charts, cli, folder, main, run, world
+from fusedopt.train import charts, cli, compare, folder, main, run, world
 from fusedopt.train.optimizers import DEFAULTS
 
 
@@ -94,7 +95,7 @@ def test_figures_that_json_does_not_have(tmp_path: Path) -> None:
 
 def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All, ours and torch's, with the same weights and batches, and no look at the test."""
-    options = ("--model", "lenet", *SMALL, "--epochs", 1, "--threads", 1)
+    options = ("--model", "lenet", *SMALL, "--epochs", 1, "--threads", 1, "--seeds", 1)
     with pytest.MonkeyPatch.context() as patch:
         evaluated = []
         evaluate = run.evaluate
@@ -127,6 +128,7 @@ def test_compare_precisions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     """Weights in bfloat16 side by side with float32; torch has some of the ways to store them."""
     modes = ["fp32", "bf16-true", "bf16-true+stochastic-rounding", "bf16-true+master-weights"]
     options = ("--model", "lenet", *SMALL, "--epochs", 1, "--threads", 1, "--optimizers", "adamw")
+    options += ("--seeds", 1)
     command("compare", *options, "--precision", ",".join(modes), "--out", tmp_path)
     lines = rows_of(tmp_path / "compare.csv")
     assert [(line["optimizer"], line["impl"]) for line in lines] == [
@@ -136,7 +138,7 @@ def test_compare_precisions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert len({row["train_loss"] for row in rows_of(tmp_path / "metrics.csv")[:4]}) == 4
     assert "bf16-true+master-weights is left out with torch" in capsys.readouterr().out
     for mode in modes:
-        config = json.loads((tmp_path / f"adamw-fusedopt-{mode}" / "config.json").read_text())
+        config = json.loads((tmp_path / f"adamw-fusedopt-{mode}-seed0" / "config.json").read_text())
         chosen = config.get("options", config)
         assert chosen["precision"] == mode.partition("+")[0]
         assert bool(chosen["master_weights"]) == ("master" in mode)
@@ -145,14 +147,50 @@ def test_compare_precisions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_compare_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("compare", "--model", "lenet", *SMALL, "--threads", 1, "--out", tmp_path)
     options += ("--optimizers", "sgd,adam", "--impl", "fusedopt", "--momentum", 0.5)
-    command(*options, "--epochs", 1)
-    assert read(tmp_path / "sgd-fusedopt")["options"]["momentum"] == 0.5
-    command(*options, "--epochs", 2)
-    assert [len(metrics(tmp_path / f"{name}-fusedopt")) for name in ("sgd", "adam")] == [2, 2]
+    first = tmp_path / "sgd-fusedopt-seed0"
+    command(*options, "--epochs", 1, "--seeds", 1)
+    assert read(first)["options"]["momentum"] == 0.5
+    command(*options, "--epochs", 2, "--seeds", 2)
+    folders = [f"{name}-fusedopt-seed{i}" for name in ("sgd", "adam") for i in range(2)]
+    assert [len(metrics(tmp_path / name)) for name in folders] == [2] * 4
     line = fail(capsys, *options, "--epochs", 2, "--lr", 0.5)
-    assert f"error: --out: {tmp_path / 'sgd-fusedopt'} was trained with --lr 0.05" in line
+    assert f"error: --out: {first} was trained with --lr 0.05" in line
     line = fail(capsys, *options, "--epochs", 1)
-    assert f"error: --out: {tmp_path / 'sgd-fusedopt'} has done 2 epochs" in line
+    assert f"error: --out: {first} has done 2 epochs" in line
+
+
+def test_compare_over_seeds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mean and standard deviation, of runs that a seed alone gives as well."""
+    drawn: list[tuple[object, ...]] = []
+    monkeypatch.setattr(compare, "draw_comparison", lambda *given: drawn.append(given))
+    options = ("--model", "lenet", *SMALL, "--epochs", 2, "--threads", 1)
+    several = ("--optimizers", "sgd,adam,lion", "--impl", "fusedopt", "--lr", "sgd=0.2,adam=0.001")
+    command("compare", *options, *several, "--seed", 4, "--seeds", 2, "--out", tmp_path / "out")
+    sgd, adam, lion = rows_of(tmp_path / "out" / "compare.csv")
+    alone = [train(*options, "--optimizer", "sgd", "--lr", 0.2, "--seed", s) for s in (4, 5)]
+    losses = [run.rows[-1]["train_loss"] for run in alone]
+    mean, spread = statistics.mean(losses), statistics.stdev(losses)
+    assert sgd["seeds"] == "2" and sgd["training loss"] == f"{mean:.4f} ± {spread:.4f}"
+    best = [max(row["validation_accuracy"] for row in run.rows) for run in alone]
+    text = f"{statistics.mean(best):.1%} ± {statistics.stdev(best):.1%}"
+    assert sgd["best accuracy"] == text
+    every = rows_of(tmp_path / "out" / "metrics.csv")
+    assert [(row["optimizer"], row["seed"], row["epoch"]) for row in every] == [
+        (name, seed, epoch)
+        for name in ("sgd", "adam", "lion")
+        for seed in ("4", "5")
+        for epoch in ("1", "2")
+    ]
+    lrs = [read(tmp_path / "out" / f"{name}-fusedopt-seed5")["options"]["lr"]
+           for name in ("sgd", "adam", "lion")]  # fmt: skip
+    assert lrs == [0.2, 0.001, 1e-3]
+    assert "mean ± standard deviation over the seeds 4 and 5" in capsys.readouterr().out
+    (rows, _, _, ranges), key = drawn[0], ("sgd", "fusedopt")
+    assert [row["train_loss"] for row in rows[key]][-1] == pytest.approx(mean)
+    assert [row["train_loss"] for row in ranges[key][0]][-1] == min(losses)
+    assert [row["train_loss"] for row in ranges[key][1]][-1] == max(losses)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +200,14 @@ def test_compare_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixt
         (["--impl", "apex"], "argument --impl: 'apex' is not among all, fusedopt, torch"),
         (["--momentum", "0.9", "--optimizers", "adam"], "--momentum: none of these optimizers"),
         (["--resume", "x"], "unrecognized arguments: --resume x"),
+        (["--seeds", "0"], "argument --seeds: must be a whole number, at least 1, not 0"),
+        (["--lr", "sgd=x"], "argument --lr: 'x' is not a number"),
+        (["--lr", "lamb=1"], "argument --lr: 'lamb' is not among sgd, adagrad"),
+        (
+            ["--lr", "sgd=1", "--optimizers", "adam"],
+            "--lr: sgd is not among the optimizers that are compared",
+        ),
+        (["--seed", "4294967295"], "--seeds: there is no seed above 4294967295"),
         (["--scheduler", "step"], "--scheduler step: StepLR missing 1 required"),
     ],
 )

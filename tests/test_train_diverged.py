@@ -220,15 +220,32 @@ def test_compare_goes_on(
 ) -> None:
     """That one has diverged is a result; and so it is when the command is repeated."""
     drawn: list[Any] = []
-    monkeypatch.setattr(compare, "draw_comparison", lambda rows, file, bad: drawn.append(bad))
-    options = ("--model", "lenet", "--threads", 1, *SMALL, "--epochs", 1)
+    monkeypatch.setattr(compare, "draw_comparison", lambda *given: drawn.append(given[2]))
+    options = ("--model", "lenet", "--threads", 1, *SMALL, "--epochs", 1, "--seeds", 1)
     options += ("--optimizers", "sgd,adam", "--impl", "fusedopt", "--out", tmp_path)
     for _ in range(2):
         poison[poison.seen + 2] = math.nan
         main(["compare", *map(str, options)])
     sgd, adam = (tmp_path / "compare.csv").read_text().splitlines()[1:]
-    assert sgd == "sgd,fusedopt,diverged at step 2,-,-,-,-,-"
-    assert adam.startswith("adam,fusedopt,") and "diverged" not in adam
-    assert drawn == [{("sgd", "fusedopt"): 2}] * 2
+    assert sgd == "sgd,fusedopt,0 of 1,diverged at step 2,-,-,-,-,-,-"
+    assert adam.startswith("adam,fusedopt,1,") and "diverged" not in adam
+    assert drawn == [{("sgd", "fusedopt")}] * 2
     assert "the loss isn't finite at step 2" in capsys.readouterr().out
-    assert read(tmp_path / "sgd-fusedopt")["step"] == 0
+    assert read(tmp_path / "sgd-fusedopt-seed0")["step"] == 0
+
+
+def test_compare_says_which_seeds_have_diverged(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    poison: Poison,
+) -> None:
+    """The others have a mean."""
+    monkeypatch.setattr(compare, "draw_comparison", lambda *given: None)
+    options = ("--model", "lenet", "--threads", 1, *SMALL, "--epochs", 1, "--seeds", 3)
+    poison[poison.seen + STEPS + 2] = math.nan
+    given = (*options, "--optimizers", "sgd", "--impl", "fusedopt", "--out", tmp_path)
+    main(["compare", *map(str, given)])
+    (sgd,) = (tmp_path / "compare.csv").read_text().splitlines()[1:]
+    assert sgd.startswith("sgd,fusedopt,2 of 3,") and " ± " in sgd
+    assert "sgd, fusedopt, seed 1: diverged at step 2" in capsys.readouterr().out

@@ -22,7 +22,7 @@ from fusedopt import turns
 from fusedopt.train import cost, main
 
 COMPARE = ("compare", "--model", "lenet", "--threads", 1, *SMALL, "--epochs", 1)
-COMPARE += ("--optimizers", "sgd", "--impl", "fusedopt")
+COMPARE += ("--optimizers", "sgd", "--impl", "fusedopt", "--seeds", 1)
 
 
 def content_of(folder: Path) -> dict[str, bytes | None]:

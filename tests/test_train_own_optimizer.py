@@ -72,6 +72,7 @@ def test_torchs_implementation_is_refused(
 
 def test_compare_leaves_torchs_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["compare", "--model", "lenet", "--threads", "1", *map(str, SMALL), "--epochs", "1"]
+    given += ["--seeds", "1"]
     given += ["--out", str(tmp_path / "out")]
     main([*given, "--optimizers", "sgd,heavy"])
     lines = (tmp_path / "out" / "compare.csv").read_text().splitlines()[1:]

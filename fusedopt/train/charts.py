@@ -81,6 +81,7 @@ def draw_comparison(
     runs: Mapping[tuple[str, str], Sequence[Row]],
     file: BinaryIO,
     diverged: Container[tuple[str, str]] = (),
+    ranges: Mapping[tuple[str, str], tuple[Sequence[Row], Sequence[Row]]] | None = None,
 ) -> None:
     """Draws training loss and validation accuracy against epochs and against seconds, as a PNG.
 
@@ -89,6 +90,7 @@ def draw_comparison(
             solid lines and dots for fusedopt's, dashed lines and crosses for torch's.
         file: where to.
         diverged: the runs that ended early, because their loss wasn't finite.
+        ranges: least and greatest figures over several seeds, where `runs` are means.
     """
     figure = _figure(12, 8)
     optimizers = list(dict.fromkeys(optimizer for optimizer, _ in runs))
@@ -110,6 +112,9 @@ def draw_comparison(
             longest = max([longest, *seconds])
             for axis, x in zip(line, (epochs, seconds), strict=True):
                 axis.plot(x, values, **style)
+                if ranges and (optimizer, impl) in ranges:
+                    low, high = ([row[name] for row in end] for end in ranges[optimizer, impl])
+                    axis.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
     for line, name in zip(axes, ("training loss", "validation accuracy"), strict=True):
         line[0].set_ylabel(name)
         _finish_epochs(line[0], most)

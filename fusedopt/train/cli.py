@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from fusedopt.train.options import Failed, OneProcessError, Options, UserError, 
 if TYPE_CHECKING:
     from fusedopt.train.run import Result
 
+COMMANDS = ("compare", "evaluate", "predict")  # modules, each with a function of its name
 EXTRA = ("sklearn", "tqdm", "numpy", "tensorboard", "matplotlib", "PIL")
 
 
@@ -24,7 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of a training run's command line."""
     parser = argparse.ArgumentParser(
         prog="python -m fusedopt.train",
-        usage="%(prog)s [options]\n       %(prog)s compare|predict --help",
+        usage="%(prog)s [options]\n       %(prog)s compare|evaluate|predict --help",
         description="Trains an image classifier with one of fusedopt's optimizers, and says what"
         " share of the time the optimizer took.",
         formatter_class=HelpFormatter,
@@ -72,7 +74,7 @@ def parse(
 
 
 def main(argv: Sequence[str] | None = None) -> Result | None:
-    """Trains, compares or predicts as the command line says, and prints what came out.
+    """Trains, compares, evaluates or predicts as the command line says, and prints what came out.
 
     Args:
         argv: the arguments, or None for those of the process.
@@ -91,18 +93,12 @@ def main(argv: Sequence[str] | None = None) -> Result | None:
     command = arguments[0] if arguments else ""
     parser = argparse.ArgumentParser(f"python -m fusedopt.train {command}")
     try:  # what is imported here needs fusedopt[train]
-        if command in ("compare", "predict") and world.launched():
+        if command in COMMANDS and world.launched():
             raise UserError("this runs in one process: start it without torchrun")
-        if command == "compare":
-            from fusedopt.train import compare
-
-            parser = compare.make_parser()
-            return compare.compare(parser.parse_args(arguments[1:]))
-        if command == "predict":
-            from fusedopt.train import predict
-
-            parser = predict.make_parser()
-            return predict.predict(parser.parse_args(arguments[1:]))
+        if command in COMMANDS:
+            module = importlib.import_module(f"fusedopt.train.{command}")
+            parser = module.make_parser()
+            return getattr(module, command)(parser.parse_args(arguments[1:]))
         parser = make_parser()
         options, content = parse(parser, arguments)
         from fusedopt.train.run import run
@@ -126,5 +122,5 @@ def main(argv: Sequence[str] | None = None) -> Result | None:
     except Interrupted as error:
         parser.exit(130, f"{error}\n" if world.rank() == 0 else None)
     except KeyboardInterrupt:
-        then = "" if command in ("compare", "predict") else "; nothing new was kept"
+        then = "" if command in COMMANDS else "; nothing new was kept"
         parser.exit(130, f"\ninterrupted{then}\n")

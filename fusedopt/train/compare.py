@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from fusedopt.train import checkpoint
@@ -32,12 +33,12 @@ from fusedopt.train.options import (
 from fusedopt.train.run import open_folder, train
 from fusedopt.train.source import find_splits, load_splits
 from fusedopt.train.start import start
-from fusedopt.train.state import Row
+from fusedopt.train.state import Row, TrainingState
+from fusedopt.train.table import HEAD, Key, over_seeds, print_table, table_line
 from fusedopt.train.world import say
 
 CHART, TABLE, METRICS = "compare.png", "compare.csv", "metrics.csv"
-HEAD = ("optimizer", "impl", "training loss", "validation loss", "validation accuracy", "seconds",
-        "in the optimizer", "per step")  # fmt: skip
+LAST_SEED = 2**32 - 1
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -68,85 +69,151 @@ def compare(arguments: argparse.Namespace) -> None:
         Interrupted: Ctrl-C.
     """
     given = vars(arguments)
-    out, optimizers, impls, modes = (
-        given.pop(name) for name in ("out", "optimizers", "impl", "precision")
-    )
+    out, seeds = given.pop("out"), range(given["seed"], given["seed"] + given.pop("seeds"))
+    if seeds[-1] > LAST_SEED:
+        raise UserError(f"--seeds: there is no seed above {LAST_SEED}")
+    runs = _make_runs(given, out, seeds)
+    require_own(out, "comparison")
+    rows: dict[Key, dict[int, list[Row]]] = {key: {} for key in runs}
+    diverged: dict[Key, dict[int, int]] = {key: {} for key in runs}
+    with ExitStack() as stack:
+        for i, seed in enumerate(seeds):
+            splits = _splits([own[i] for own in runs.values()])
+            for key, own in runs.items():
+                options = own[i]
+                with _out_named():
+                    state = start(options, splits, _content(options))
+                if not any(rows.values()):  # a bad option would have shown by now
+                    stack.enter_context(lock(out, "comparison"))
+                step = _train(options, splits, state)
+                rows[key][seed] = state.rows
+                if step is not None:
+                    diverged[key][seed] = step
+        _write(out, rows, diverged)
+
+
+def _make_runs(given: dict[str, Any], out: Path, seeds: range) -> dict[Key, list[Options]]:
+    """Returns the options of all runs, those of each optimizer by seed."""
+    optimizers, impls, modes = (given.pop(name) for name in ("optimizers", "impl", "precision"))
+    lrs = given.pop("lr", None) or {}
+    for name in lrs.keys() - {None, *optimizers}:
+        raise UserError(f"--lr: {name} is not among the optimizers that are compared")
     of_some = {key: given.pop(key) for key in ALL_OPTIONS if given.get(key) is not None}
     for key in of_some:
         if not any(has_option(name, key) for name in optimizers):
             raise no_option(key, "none of these optimizers has one")
-    runs: dict[tuple[str, str], tuple[Options, dict[str, Any] | None]] = {}
+    runs: dict[Key, list[Options]] = {}
     for optimizer, impl, mode in itertools.product(optimizers, impls, modes):
         if impl == "torch" and len(MODES[mode]) > 1:
             say(f"{mode} is left out with torch: torch.optim has none")
             continue
-        name = f"{optimizer}-{impl}" + f"-{mode}" * (len(modes) > 1)
-        own = {"optimizer": optimizer, "impl": impl, "out": out / name, **MODES[mode]}
+        own = {"optimizer": optimizer, "impl": impl, **MODES[mode]}
         own |= {key: value for key, value in of_some.items() if has_option(optimizer, key)}
-        options = make_options(given | own)
-        if optimizer_class(options, impl) is None:
+        own["lr"] = lrs.get(optimizer, lrs.get(None))
+        several = f"-{mode}" * (len(modes) > 1)
+        every = [
+            make_options(
+                given | own | {"seed": i, "out": out / f"{optimizer}-{impl}{several}-seed{i}"}
+            )
+            for i in seeds
+        ]
+        if optimizer_class(every[0], impl) is None:
             say(f"{optimizer} is left out with torch: torch.optim has no {CLASSES[optimizer]}")
         else:
-            runs[optimizer + f" {mode}" * (len(modes) > 1), impl] = _continued(options)
+            key = optimizer + f" {mode}" * (len(modes) > 1), impl
+            runs[key] = [_continued(options) for options in every]
     if not runs:
         raise UserError("--impl torch: torch.optim has none of these optimizers and precisions")
-    require_own(out, "comparison")
-    splits = _splits(list(runs.values()))
-    rows: dict[tuple[str, str], list[Row]] = {}
-    diverged: dict[tuple[str, str], int] = {}
-    with ExitStack() as stack:
-        for key, (options, content) in runs.items():
-            with _out_named():
-                state = start(options, splits, content)
-            if not rows:  # a bad option would have shown by now
-                stack.enter_context(lock(out, "comparison"))
-            try:
-                with open_folder(options, state) as folder:
-                    train(options, splits, state, folder)
-            except Interrupted:
-                raise Interrupted("interrupted; the same command again goes on") from None
-            except Diverged as error:  # a result, too
-                say(str(error))
-                diverged[key] = error.step
-            rows[key] = state.rows
-            say("")
-        _write(out, rows, diverged)
+    return runs
 
 
-def _splits(runs: list[tuple[Options, dict[str, Any] | None]]) -> Splits:
+def _train(options: Options, splits: Splits, state: TrainingState) -> int | None:
+    """Trains, and returns the step at which the run has diverged: that is a result, too."""
+    try:
+        with open_folder(options, state) as folder:
+            train(options, splits, state, folder)
+    except Interrupted:
+        raise Interrupted("interrupted; the same command again goes on") from None
+    except Diverged as error:
+        say(str(error))
+        return error.step
+    finally:
+        say("")
+    return None
+
+
+def _splits(runs: list[Options]) -> Splits:
     """Returns the data of all runs; one that has begun before decides which images they are."""
-    for options, content in runs:
+    for options in runs:
+        content = _content(options)
         if content is not None:
             with _out_named():
                 return find_splits(options, content)
-    return load_splits(runs[0][0])
+    return load_splits(runs[0])
 
 
 def _write(
-    out: Path, rows: dict[tuple[str, str], list[Row]], diverged: dict[tuple[str, str], int]
+    out: Path, rows: dict[Key, dict[int, list[Row]]], diverged: dict[Key, dict[int, int]]
 ) -> None:
     """Prints and writes the table, and writes all figures and the chart."""
-    lines = [_line(*key, rows[key], diverged.get(key)) for key in rows]
-    _print_table(lines)
+    lines = [table_line(key, rows[key], diverged[key]) for key in rows]
+    print_table(lines)
+    seeds = list(next(iter(rows.values())))
+    if len(seeds) > 1:
+        *first, last = map(str, seeds)
+        say(f"mean ± standard deviation over the seeds {', '.join(first)} and {last}")
+    for (optimizer, impl), steps in diverged.items():
+        for seed, step in steps.items():
+            say(f"{optimizer}, {impl}, seed {seed}: diverged at step {step}")
     write_csv(out / TABLE, [dict(zip(HEAD, line, strict=True)) for line in lines])
-    names = ("optimizer", "impl")
-    write_csv(out / METRICS, [dict(zip(names, k, strict=True)) | r for k in rows for r in rows[k]])
-    image = io.BytesIO()
-    draw_comparison(rows, image, diverged)
-    checkpoint.write_atomically(out / CHART, lambda file: file.write(image.getvalue()) and None)
+    figures = [
+        {"optimizer": optimizer, "impl": impl, "seed": seed} | row
+        for (optimizer, impl), runs in rows.items()
+        for seed, own in runs.items()
+        for row in own
+    ]
+    write_csv(out / METRICS, figures)
+    _draw(out / CHART, rows, diverged)
     say(f"{out / CHART}, {out / TABLE}, {out / METRICS}")
 
 
-def _continued(options: Options) -> tuple[Options, dict[str, Any] | None]:
-    """Returns a run's options, and the content of its checkpoint where it has begun before."""
+def _draw(
+    path: Path, rows: dict[Key, dict[int, list[Row]]], diverged: dict[Key, dict[int, int]]
+) -> None:
+    """Draws means over the seeds that haven't diverged, and the range of their figures."""
+    lost = {key for key, runs in rows.items() if len(diverged[key]) == len(runs)}
+    drawn = {
+        key: [own for seed, own in runs.items() if key in lost or seed not in diverged[key]]
+        for key, runs in rows.items()
+    }
+    means = {key: over_seeds(runs, fmean) for key, runs in drawn.items()}
+    ranges = {
+        key: (over_seeds(runs, min), over_seeds(runs, max))
+        for key, runs in drawn.items()
+        if len(runs) > 1
+    }
+    image = io.BytesIO()
+    draw_comparison(means, image, lost, ranges)
+    checkpoint.write_atomically(path, lambda file: file.write(image.getvalue()) and None)
+
+
+def _continued(options: Options) -> Options:
+    """Returns a run's options; where it has begun before, they say so, and are those of then."""
     if not (options.out / checkpoint.CHECKPOINT).exists():
         require_free(options.out)
-        return options, None
+        return options
     options = replace(options, resume=options.out)
-    content = checkpoint.read(options.out, "--resume")
     with _out_named():
-        checkpoint.check_options(content, options)
-    return options, content
+        checkpoint.check_options(_content(options), options)
+    return options
+
+
+def _content(options: Options) -> dict[str, Any] | None:
+    """Returns the content of a run's checkpoint, where it has begun before.
+
+    It is read when it is needed: those of all runs together may not fit in memory.
+    """
+    return None if options.resume is None else checkpoint.read(options.resume, "--resume")
 
 
 @contextmanager
@@ -156,30 +223,3 @@ def _out_named() -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(re.sub("^--resume:", "--out:", str(error))) from error
-
-
-def _line(optimizer: str, impl: str, rows: list[Row], diverged: int | None) -> list[str]:
-    if diverged is not None:
-        return [optimizer, impl, f"diverged at step {diverged}", *["-"] * (len(HEAD) - 3)]
-    seconds, own = (sum(row[name] for row in rows) for name in ("seconds", "optimizer_seconds"))
-    last = rows[-1]
-    return [
-        optimizer,
-        impl,
-        f"{last['train_loss']:.4f}",
-        f"{last['validation_loss']:.4f}",
-        f"{last['validation_accuracy']:.1%}",
-        f"{seconds:.1f}",
-        f"{own / seconds:.1%}",
-        f"{own / last['step'] * 1e3:.3f} ms",
-    ]
-
-
-def _print_table(lines: list[list[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(HEAD, *lines, strict=True)]
-    for line in [HEAD, *lines]:
-        cells = [
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        say("  ".join(cells).rstrip())

@@ -154,11 +154,12 @@ def _add_optimizer(parser: argparse.ArgumentParser, several: bool) -> None:
         add("--optimizer", choices=tuple(DEFAULTS), default="adamw", help="the optimizer")
         add("--impl", choices=IMPLEMENTATIONS, default="fusedopt",
             help="whose implementation of it: ours or torch.optim's")  # fmt: skip
-    add(
-        "--lr",
-        type=zero_up,
-        help="learning rate; the default depends on model and optimizer: below",
-    )
+    default = "the default depends on model and optimizer: below"
+    if several:
+        add("--lr", type=_lr_of_some, metavar="LR",
+            help=f"learning rate of all, or of some: sgd=0.1,adam=0.001; {default}")  # fmt: skip
+    else:
+        add("--lr", type=zero_up, help=f"learning rate; {default}")
     for name in ALL_OPTIONS:
         add(f"--{name.replace('_', '-')}", **_kind(name), help=_of_which(name))
     add("--no-decay-on-norm-and-bias", action="store_true",
@@ -185,6 +186,17 @@ def _of_which(option: str) -> str:
         text = "off" if default is False else text
         defaults.setdefault(text, []).append(optimizer)
     return "of " + "; ".join(f"{', '.join(names)}: {text}" for text, names in defaults.items())
+
+
+def _lr_of_some(text: str) -> dict[str | None, float]:
+    """Parses "0.1", which is of all and has the key None, or "sgd=0.1,adam=0.001"."""
+    parse, rates = number(float, 0), {}
+    for part in text.split(","):
+        name, equals, value = part.rpartition("=")
+        if name not in DEFAULTS and (equals or "," in text):
+            raise argparse.ArgumentTypeError(f"{name!r} is not among {', '.join(DEFAULTS)}")
+        rates[name or None] = parse(value)
+    return rates
 
 
 def _pair(text: str) -> tuple[float, float]:
@@ -258,6 +270,10 @@ def _add_run(parser: argparse.ArgumentParser, several: bool) -> None:
     add = parser.add_argument_group("run").add_argument
     one_up = number(int, 1)
     add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of split, weights, order")
+    if several:
+        add("--seeds", type=one_up, default=3, metavar="N",
+            help="train with so many seeds, from --seed on: one seed's differences may be"
+            " chance")  # fmt: skip
     add("--threads", type=one_up, help="CPU threads; else torch's choice")
     add("--device", help="cpu, cuda or cuda:N; cuda where there is one")
     add("--out", type=Path, metavar="FOLDER",

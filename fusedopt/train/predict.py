@@ -9,20 +9,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from fusedopt.train import checkpoint
-from fusedopt.train.augment import Normalize
 from fusedopt.train.data import DataError
 from fusedopt.train.data.folder import read_image
 from fusedopt.train.data.scan import Walk, describe, shorten
 from fusedopt.train.flags import number
-from fusedopt.train.models import make_model
 from fusedopt.train.options import UserError, pick_device
+from fusedopt.train.trained import load_network
 from fusedopt.train.world import say
 
 BATCH = 64
@@ -61,13 +59,9 @@ def predict(arguments: argparse.Namespace) -> None:
     """
     device = torch.device(pick_device(arguments.device))
     content = checkpoint.read(arguments.checkpoint, "CHECKPOINT")
-    try:
-        model, normalize = _load(content)
-        shape, classes = (content["image_size"], content["in_channels"]), content["classes"]
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"CHECKPOINT: {arguments.checkpoint} is damaged: {reason}") from error
-    model.to(device).eval()
+    model, normalize = load_network(content, arguments.checkpoint, "CHECKPOINT")
+    model.to(device)
+    shape, classes = (content["image_size"], content["in_channels"]), content["classes"]
     paths, top = _files(arguments.images), min(arguments.top_k, len(classes))
     folders = any(path.is_dir() for path in arguments.images)
     as_csv = arguments.format == "csv" or (folders and arguments.format is None)
@@ -138,14 +132,6 @@ def _print_csv(cells: Sequence[object]) -> None:
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow(cells)
     say(line.getvalue())
-
-
-def _load(content: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
-    """Returns the network and the normalisation of its images."""
-    name, classes = content["options"]["model"], content["classes"]
-    model = make_model(name, len(classes), content["in_channels"], content["image_size"])
-    model.load_state_dict(checkpoint.weights_of(content))
-    return model, Normalize(content["mean"], content["std"])
 
 
 @torch.no_grad()
