@@ -156,7 +156,10 @@ format: $(TOOLED)
 	clang-format -i $(CXX_FILES)
 
 # Wheels are made in an environment of their own, which needs no torch, one for each Python.
-WHEEL_ENV := build/wheel-$(shell $(PYTHON) -c 'import sys; print(*sys.version_info[:2], sep=".")')
+WHEEL_ENV := build/wheel
+ifneq ($(filter wheel wheel-test sdist,$(MAKECMDGOALS)),) # Python is asked for its version
+  WHEEL_ENV := build/wheel-$(shell $(PYTHON) -c 'import sys; print(*sys.version_info[:2], sep=".")')
+endif
 WHEEL_PY := $(WHEEL_ENV)/bin/python
 WHEEL_TOOLS := $(WHEEL_ENV)/tools
 # torch's libraries are loaded before the wheel's: they are named in it, and not put into it.

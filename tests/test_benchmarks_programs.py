@@ -152,7 +152,7 @@ def test_a_library_that_cannot_be_imported_is_named() -> None:
         (["--program", "chess"], "invalid choice: 'chess'"),
         (["--repeats", "0"], "0 is not at least 1"),
         (["--threads", "0"], "0 is not at least 1"),
-        (["--json", "/"], "can't write /"),
+        (["--json", "/"], "--json: / is a folder"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

@@ -98,7 +98,7 @@ def test_the_command_prints_tables_and_writes_a_result_file(
         (["--seconds", "-1"], "-1 is not at least 0"),
         (["--seconds", "nan"], "nan is not at least 0"),
         (["--seconds", "x"], "'x' is no number"),
-        (["--json", "/"], "can't write /"),
+        (["--json", "/"], "--json: / is a folder"),
     ],
 )
 def test_the_command_refuses_what_makes_no_sense(

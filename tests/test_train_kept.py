@@ -32,7 +32,8 @@ from fusedopt.train.data import check
 from fusedopt.train.data.folder import FolderSet
 from fusedopt.train.data.kept import PARTS, names_of
 
-OPTIONS = (*SMALL_IMAGES, "--checkpoint-every", 1)
+# A schedule that doesn't depend on the number of epochs.
+OPTIONS = (*SMALL_IMAGES, "--checkpoint-every", 1, "--scheduler", "exponential")
 
 
 @pytest.fixture(scope="module")
