@@ -322,6 +322,6 @@ def test_compare_goes_on_with_the_same_images(
     write_image(moved / "cat" / "new.png")
     compare(moved, "sgd,adam", 2)
     assert "1 image is gone since the checkpoint: cat/3.png" in capsys.readouterr().out
-    split = names(tmp_path / "out" / "adam-fusedopt")
-    assert split == names(tmp_path / "out" / "sgd-fusedopt")
+    split = names(tmp_path / "out" / "adam-fusedopt-seed0")
+    assert split == names(tmp_path / "out" / "sgd-fusedopt-seed0")
     assert not {"cat/3.png", "cat/new.png"} & set(sum(split.values(), []))
