@@ -29,10 +29,10 @@ class Plan:
     def step(
         self,
         optimizer: Any,
-        scaler: tuple[Any, Any],
+        grad_scale: Any,
+        found_inf: Any,
         stepped_by_torch: Any,
-        max_grad_norm: Any,
-        clip: Any,
-        /,
+        max_grad_norm: Any = None,
+        clip: Any = None,
     ) -> bool | list[tuple[int, list[int]]] | None: ...
     def explain(self, optimizer: Any, /) -> list[tuple[int, int, str]]: ...

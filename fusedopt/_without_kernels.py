@@ -19,7 +19,8 @@ class Plan:
     def step(
         self,
         optimizer: Any,
-        scaler: Any,
+        grad_scale: Any,
+        found_inf: Any,
         stepped_by_torch: Any,
         max_grad_norm: float | None = None,
         clip: Any = None,
