@@ -12,7 +12,6 @@ import pytest
 import torch
 from cases import CLASS_CASES, Case, case, over
 from helpers import assert_identical, random
-from test_threads import run_threads
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -199,21 +198,6 @@ def test_hostile_passes_do_what_they_do_with_torchs(
     expected = {with_a_hook_that_raises: "refused", through_a_graph_twice: "inplace operation"}
     assert change is frozen or all(expected.get(program, "") in found[3] for found in ours)
     assert program in expected or not any(found[3] for found in ours)
-
-
-def test_several_threads_go_through_graphs_that_share_parameters() -> None:
-    """All steps are taken; powers of two make their order no matter."""
-    params = [Parameter(torch.zeros(64, dtype=torch.float64)) for _ in range(8)]
-    step_in_hooks(params, lambda some: fusedopt.SGD(some, lr=0.5))
-    passes, threads = 50, 3
-
-    def train() -> None:
-        for _ in range(passes):
-            torch.stack([p * 1.0 for p in params]).sum().backward()
-
-    run_threads([train] * threads)
-    for p in params:
-        assert float(p.detach().max()) == float(p.detach().min()) == -0.5 * passes * threads
 
 
 @pytest.mark.parametrize("overflow", [False, True])
