@@ -28,7 +28,7 @@ HEAD = ["optimizer", "workload", "implementation", "total", *PARTS]
 def _plan_step(optimizer: Any, found_inf: float | None) -> Step:
     """What `step` calls, without its Python code; a step that is skipped reads and checks only."""
     plan = plan_of(optimizer)
-    return lambda: plan.step(optimizer, None, found_inf, None)
+    return lambda: plan.step(optimizer, (None, found_inf), None, None, None)
 
 
 def _fused_operator(choice: Choice, optimizer: Optimizer) -> Step | None:

@@ -29,10 +29,10 @@ class Plan:
     def step(
         self,
         optimizer: Any,
-        grad_scale: Any,
-        found_inf: Any,
+        scaler: tuple[Any, Any],
         stepped_by_torch: Any,
-        max_grad_norm: Any = None,
-        clip: Any = None,
+        max_grad_norm: Any,
+        clip: Any,
+        /,
     ) -> bool | list[tuple[int, list[int]]] | None: ...
     def explain(self, optimizer: Any, /) -> list[tuple[int, int, str]]: ...

@@ -19,8 +19,7 @@ class Plan:
     def step(
         self,
         optimizer: Any,
-        grad_scale: Any,
-        found_inf: Any,
+        scaler: Any,
         stepped_by_torch: Any,
         max_grad_norm: float | None = None,
         clip: Any = None,

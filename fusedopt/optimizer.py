@@ -110,13 +110,14 @@ class FusedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        scaler = self.__dict__.get("grad_scale"), self.__dict__.get("found_inf")
-        plan, stepped_by_torch = plan_of(self), None
-        limit: Any = self.__dict__.get("max_grad_norm")
-        clip, norm = None, None
+        own = self.__dict__
+        plan: Any = own.get(self._plan_key) or plan_of(self)
+        scaler = own.get("grad_scale"), own.get("found_inf")
+        limit: Any = own.get("max_grad_norm")
+        stepped_by_torch = clip = norm = None
         # None: the kernels have stepped all but `stepped_by_torch`.
         try:
-            while (rest := plan.step(self, *scaler, stepped_by_torch, limit, clip)) is not None:
+            while (rest := plan.step(self, scaler, stepped_by_torch, limit, clip)) is not None:
                 if rest is False:
                     (clip, norm), limit = clip_factor(self, limit, scaler[0]), None
                     continue

@@ -217,6 +217,16 @@ def test_every_hot_loop_uses_the_registers_of_its_instruction_set(isa: str) -> N
             assert tiles & {"pslld", "punpcklwd", "pmovzxwd"}, (name, isa, dtype)
 
 
+def test_loops_over_tensors_ask_for_the_memory_of_those_ahead() -> None:
+    """g++ 12 drops calls of a function that only prefetches, unless that function forbids it."""
+    for name, path in kernel_objects().items():
+        code = functions(path)
+        asking = {f for f in code if any(m.startswith("prefetch") for m, _ in code[f])}
+        loops = {isa_of(f) for f in code if "::walk(" in f}
+        assert loops <= {isa_of(f) for f in asking if re.search(r"::(walk|prefetch)\(", f)}, name
+        assert asking or name != "norm"
+
+
 def test_blocks_of_16_bit_floats_are_not_stepped_one_by_one() -> None:
     """They have no remainder: the tiles' loop, which has one, is a function of its own."""
     for name, path in kernel_objects().items():

@@ -93,6 +93,7 @@ void of_range(Norm kind, double scale, const NormEntry& entry, int64_t begin, in
 void prefetch(const NormEntry& entry) {
   const int64_t bytes = std::min<int64_t>(entry.numel * item_bytes(entry.dtype), kPrefetchBytes);
   for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(entry.at + at);
+  asm volatile("");  // or g++ 12 drops the call: torch/prefetch.h
 }
 
 }  // namespace

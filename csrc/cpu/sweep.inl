@@ -62,6 +62,7 @@ inline void prefetch(const TensorEntry& tensor, const Stepper& stepper) {
     const char* operand = static_cast<const char*>(tensor.operands[k]);
     for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(operand + at, 1);
   }
+  asm volatile("");  // or g++ 12 drops the call: torch/prefetch.h
 }
 
 // The operands from element `at` on.

@@ -27,14 +27,18 @@ struct Layout {
 struct TensorEntry {
   // By role. After the last state: the parameter's remainder, if its format is kSplitFloat32.
   void* operands[kMaxOperands];
-  int64_t start;   // elements in the tensors before this one
-  int64_t numel;   // never 0
-  int32_t rule;    // index into the table's rules
-  int32_t layout;  // index into the table's layouts; -1: all operands are dense and alike
-  bool maximize;
+  int64_t start;        // elements in the tensors before this one
+  int64_t numel;        // never 0
+  int32_t rule = 0;     // index into the table's rules
+  int32_t layout = -1;  // index into the table's layouts; -1: all operands are dense and alike
+  bool maximize = false;
   // For noise: which parameter this is, and which of its elements the first one here.
-  uint32_t position;
-  int64_t origin;
+  uint32_t position = 0;
+  int64_t origin = 0;
+
+  // Leaves alone what is set for every tensor: to zero so many bytes, g++ 12 has an instruction
+  // that takes longer than the rest of filling an entry.
+  TensorEntry() {}
 };
 
 struct Table {

@@ -85,10 +85,10 @@ __attribute__((cold, noinline)) void refuse_invalid(const Reading& reading, int 
 }
 
 // Is the newest rule of a bucket that of a slot of the same group, too?
-FUSEDOPT_INLINE bool has_rule(const Bucket& bucket, const Work& work, double step, double rounding,
-                              size_t scalars) {
+FUSEDOPT_INLINE bool has_rule(const Bucket& bucket, const Work& work, const Group& group,
+                              double step, double rounding) {
   return bucket.counts.step == step && (!bucket.noisy || bucket.rounding == rounding) &&
-         (scalars <= 1 || has_numbers(work, *bucket.work, bucket.counts, scalars));
+         (group.scalars <= 1 || has_numbers(work, *bucket.work, group, bucket.counts));
 }
 
 void add_rule(const Reading& reading, int group, const Work& work, double step, double rounding,
@@ -156,10 +156,9 @@ void cut_into_runs(const Reading& reading, int slot, Bucket& bucket) {
 }
 
 // What filling the tables reads of a slot.
-void prefetch_scalars(const Work& work) {
-  for (const Scalar& scalar : work.scalars) {
-    if (scalar.at.address == nullptr) break;
-    prefetch<0, 1, true>(scalar.at.address);
+void prefetch_scalars(const Work& work, const Group& group) {
+  for (int k = group.operands; k < group.held; ++k) {
+    prefetch<0, 1, true>(work.operands[k].address);
   }
 }
 
@@ -171,21 +170,24 @@ void build(const Reading& reading, Tables& tables) {
   const std::vector<int>& ready = reading.ready;
   const Slot* slots = reading.slots().data();
   const Work* works = reading.works().data();
+  const Group* groups = reading.groups.data();
   Bucket* bucket = nullptr;
   for (size_t i = 0; i < ready.size(); ++i) {
-    if (i + kFillAhead < ready.size()) prefetch_scalars(works[ready[i + kFillAhead]]);
     const Work& work = works[ready[i]];
     const int group_index = slots[ready[i]].group;
-    const Group& group = reading.groups[group_index];
+    const Group& group = groups[group_index];
+    if (i + kFillAhead < ready.size()) prefetch_scalars(works[ready[i + kFillAhead]], group);
     const bool on_device = work.device != kHost && (work.any_on_device || group.any_on_device);
-    const double step = next_step(work, scalars);
-    const double rounding = !group.precision.noisy ? 0 : scalars != 0 ? step : next_rounding(work);
+    const double step = next_step(work, group, scalars);
+    const double rounding = !group.precision.noisy ? 0
+                            : scalars != 0         ? step
+                                                   : next_rounding(work, group);
     if (bucket == nullptr || !takes(*bucket, group.variant, work, on_device)) {
       bucket = &bucket_for(tables, group.variant, work, on_device);
     }
     if (on_device) {
       add_source(reading, ready[i], step, rounding, *bucket);
-    } else if (bucket->group != group_index || !has_rule(*bucket, work, step, rounding, scalars)) {
+    } else if (bucket->group != group_index || !has_rule(*bucket, work, group, step, rounding)) {
       add_rule(reading, group_index, work, step, rounding, *bucket);
     }
     if (scalars > 1) tables.counts.push_back(bucket->counts);

@@ -4,6 +4,7 @@
 #include "torch/check.h"
 
 #include <ATen/core/Tensor.h>
+#include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
 #include <stdexcept>
@@ -40,9 +41,9 @@ __attribute__((cold, noinline)) const char* why_not_covered(Reading& reading,
 }
 
 // Other strides at the same addresses reach other memory.
-void measure_extent(Work& work) {
+void measure_extent(int operands, Work& work) {
   int64_t extent = 0;
-  for (int k = 0; !work.dense && k < kMaxOperands; ++k) {
+  for (int k = 0; !work.dense && k < operands; ++k) {
     const c10::TensorImpl* tensor = work.operands[k].tensor;
     if (k != kGrad && tensor != nullptr) extent += extent_of(*tensor) << k;
   }
@@ -121,7 +122,7 @@ void set_operand(Work& work, int k, const Operand& operand) {
 }
 
 void forget_operands(Work& work, int from) {
-  for (int k = from; k < kMaxOperands; ++k) {
+  for (int k = from; k < kFirstState + kMaxEntries; ++k) {
     if (work.operands[k].tensor != nullptr) set_operand(work, k, {});
   }
 }
@@ -157,7 +158,8 @@ const char* check_slot(Reading& reading, const Slot& slot, c10::TensorImpl* grad
   const Group& group = reading.groups[slot.group];
   if (group.torch_only != nullptr) return group.torch_only;
   c10::TensorImpl* taken = &impl_of(slot.param);
-  work.traces.autograd = taken->autograd_meta();
+  const auto* meta = static_cast<const torch::autograd::AutogradMeta*>(taken->autograd_meta());
+  work.traces.grad = meta == nullptr ? nullptr : &meta->grad_;
   work.cut = 0;
   work.foreign = false;
   const Dtype dtype_before = work.dtype;
@@ -201,7 +203,7 @@ const char* check_slot(Reading& reading, const Slot& slot, c10::TensorImpl* grad
   }
   if (!dense && may_overlap_itself(param)) return "its elements may share memory";
   if (const char* reason = check_state(reading, slot, shape, work)) return reason;
-  if (!work.dense || work.extent != 0) measure_extent(work);
+  if (!work.dense || work.extent != 0) measure_extent(group.operands, work);
   return work.device == kHost ? nullptr : check_device(reading, slot, work);
 }
 

@@ -16,13 +16,6 @@ namespace {
 
 constexpr const char* kOddKey = "its state has keys that only equal the names";
 
-void forget_scalars(Work& work) {
-  for (Scalar& scalar : work.scalars) {
-    work.moved = work.moved || scalar.at.tensor != nullptr;
-    scalar = {};
-  }
-}
-
 std::string state_name(const char* key) { return std::string(": state['") + key + "']"; }
 
 // What doesn't fit at first sight: torch's own step may be able to deal with it, or nobody.
@@ -143,16 +136,18 @@ const char* check_scalar(Reading& reading, const Slot& slot, size_t number, PyOb
   if (tensor.key_set().has(c10::DispatchKey::Python)) {
     return by_user(reading, "a number of its state is a tensor subclass");
   }
-  const Scalar scalar{operand_of(tensor), c10::typeMetaToScalarType(tensor.dtype()), false};
-  Scalar& before = work.scalars[number];
-  work.moved = work.moved || before.at.address != scalar.at.address || before.type != scalar.type;
-  work.foreign = work.foreign || (scalar.at.storage != nullptr && !owns_memory(scalar.at));
-  before = scalar;
-  if (is_usual_number(tensor) && scalar.at.address != nullptr) return nullptr;
+  const Operand operand = operand_of(tensor);
+  const auto type = c10::typeMetaToScalarType(tensor.dtype());
+  Operand& before = work.operands[reading.groups[slot.group].operands + number];
+  work.moved = work.moved || before.address != operand.address || work.number_types[number] != type;
+  work.foreign = work.foreign || (operand.storage != nullptr && !owns_memory(operand));
+  before = operand;
+  work.number_types[number] = type;
+  if (is_usual_number(tensor) && operand.address != nullptr) return nullptr;
   if (!takes_number(number, tensor)) {
     const bool any = number == 0 && reading.keys.optimizer->counts_steps() &&
                      !reading.keys.optimizer->computes_with_step;
-    if (any && (is_countable(scalar.type) || c10::isComplexType(scalar.type))) {
+    if (any && (is_countable(type) || c10::isComplexType(type))) {
       return "its step count is no number";
     }
     throw_uncountable(reading, slot, number, tensor);
@@ -160,8 +155,8 @@ const char* check_scalar(Reading& reading, const Slot& slot, size_t number, PyOb
   const bool on_device = work.device != kHost && tensor.device().type() == accelerator->type;
   const bool reached = on_device ? is_countable_on_device(number, tensor, work.device)
                                  : is_plain_cpu(tensor) && is_allocated(tensor);
-  before.on_device = on_device && reached;
-  work.any_on_device = work.any_on_device || before.on_device;
+  work.numbers_on_device[number] = on_device && reached;
+  work.any_on_device = work.any_on_device || work.numbers_on_device[number];
   if (on_device || reached) refuse_inference(reading, slot, state_name(key), tensor);
   return reached ? nullptr : "a number of its state is elsewhere";
 }
@@ -177,9 +172,9 @@ const char* check_state(Reading& reading, const Slot& slot, const Shape& shape, 
   const bool roundings = group.precision.noisy && scalars == 0;
   work.first = work.fresh = work.any_on_device = work.move_scalars = false;
   work.lacks_remainder = work.lacks_roundings = false;
+  std::fill(std::begin(work.numbers_on_device), std::end(work.numbers_on_device), false);
   const auto forget = [&] {
     forget_operands(work, kFirstState);
-    forget_scalars(work);
     return nullptr;
   };
   if (states == 0 && scalars == 0 && !roundings && !group.precision.master) return forget();
@@ -206,9 +201,7 @@ const char* check_state(Reading& reading, const Slot& slot, const Shape& shape, 
   };
   work.lacks_remainder = group.precision.master && is_missing(keys.remainder());
   work.lacks_roundings = roundings && is_missing(keys.scalar(0));
-  if (scalars == 0 && (!roundings || work.lacks_roundings)) {
-    forget_scalars(work);
-  } else if (roundings) {
+  if (roundings && !work.lacks_roundings) {
     const char* reason = check_scalar(reading, slot, 0, values[keys.scalar(0)], work);
     if (reason != nullptr) return reason;
   }
@@ -239,13 +232,14 @@ const char* check_state(Reading& reading, const Slot& slot, const Shape& shape, 
     if (reason != nullptr) return reason;
     work.dense = work.dense && same_strides(tensor, param);
   }
-  const int rest = kFirstState + states;
-  if (!group.precision.master || work.lacks_remainder) {
-    forget_operands(work, rest);
-    return nullptr;
+  forget_operands(work, work.lacks_roundings ? group.operands : group.held);
+  if (!group.precision.master) return nullptr;
+  const int last = group.operands - 1;
+  if (!work.lacks_remainder) {
+    return check_remainder(reading, slot, values[keys.remainder()], last, work);
   }
-  forget_operands(work, rest + 1);
-  return check_remainder(reading, slot, values[keys.remainder()], rest, work);
+  set_operand(work, last, {});
+  return nullptr;
 }
 
 void refuse_step(const Reading& reading, const Slot& slot) {

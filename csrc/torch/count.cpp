@@ -59,7 +59,6 @@ __attribute__((noinline)) void count_unusual(const Scalar& step) {
 }
 
 FUSEDOPT_INLINE void count_step(const Scalar& step) {
-  count_version(step.at);
   if (step.type == c10::ScalarType::Float) {
     write(step, value_at<float>(step.at.address) + 1.0f);
   } else if (step.type == c10::ScalarType::Double) {
@@ -87,12 +86,10 @@ void count_versions_of_whole(const Reading& reading, int index, bool scaled) {
 }
 
 // What counting reads and writes of a slot.
-void prefetch_counters(const Work& work, int operands) {
-  for (int k = 0; k < operands; ++k) prefetch<0, 1, true>(work.operands[k].version);
-  for (const Scalar& scalar : work.scalars) {
-    if (scalar.at.version == nullptr) break;
-    prefetch<0, 1, true>(scalar.at.version);
-  }
+void prefetch_counters(const Work& work, int held, bool scaled) {
+  prefetch<0, 1, true>(work.operands[kParam].version);
+  if (scaled) prefetch<0, 1, true>(work.operands[kGrad].version);
+  for (int k = kFirstState; k < held; ++k) prefetch<0, 1, true>(work.operands[k].version);
 }
 
 // Of a number that isn't the step count: it has one of the four dtypes.
@@ -111,19 +108,16 @@ Dtype dtype_of(c10::ScalarType type) {
 
 double value_of(const Scalar& scalar) { return load(scalar.at.address, dtype_of(scalar.type)); }
 
-void write_number(const Scalar& scalar, double value) {
-  count_version(scalar.at);
-  store(const_cast<char*>(scalar.at.address), dtype_of(scalar.type), value);
-}
-
 // The single numbers of a slot's state. A device counts its own.
-FUSEDOPT_INLINE void count_scalars(const Work& work, size_t scalars, const Counts* counts) {
-  if (scalars == 0) return;
-  const Scalar& step = work.scalars[0];
-  step.on_device ? count_version(step.at) : count_step(step);
-  for (size_t k = 1; k < scalars; ++k) {
-    const Scalar& scalar = work.scalars[k];
-    scalar.on_device ? count_version(scalar.at) : write_number(scalar, counts->after[k - 1]);
+FUSEDOPT_INLINE void count_scalars(const Work& work, const Group& group, const Counts* counts) {
+  for (size_t k = 0; k < group.scalars; ++k) {
+    const Scalar scalar = scalar_of(work, group, k);
+    if (scalar.on_device) continue;
+    if (k == 0) {
+      count_step(scalar);
+    } else {
+      store(const_cast<char*>(scalar.at.address), dtype_of(scalar.type), counts->after[k - 1]);
+    }
   }
 }
 
@@ -186,7 +180,7 @@ Counts read_counts(const Optimizer& optimizer, const Group& group, const Work& w
   if (work.fresh) return first_counts(optimizer, group);
   Counts counts{step};
   for (size_t k = 1; k < optimizer.scalars.size(); ++k) {
-    const Scalar& scalar = work.scalars[k];
+    const Scalar scalar = scalar_of(work, group, k);
     if (scalar.on_device) continue;
     counts.before[k - 1] = value_of(scalar);
     counts.is_double[k - 1] = scalar.type == c10::ScalarType::Double;
@@ -194,11 +188,11 @@ Counts read_counts(const Optimizer& optimizer, const Group& group, const Work& w
   return counts;
 }
 
-bool has_numbers(const Work& work, const Work& other, const Counts& counts, size_t scalars) {
+bool has_numbers(const Work& work, const Work& other, const Group& group, const Counts& counts) {
   bool same = !work.fresh && !other.fresh;
-  for (size_t k = 1; same && k < scalars; ++k) {
-    const Scalar& scalar = work.scalars[k];
-    same = scalar.type == other.scalars[k].type && value_of(scalar) == counts.before[k - 1];
+  for (size_t k = 1; same && k < group.scalars; ++k) {
+    const Scalar scalar = scalar_of(work, group, k);
+    same = scalar.type == other.number_types[k] && value_of(scalar) == counts.before[k - 1];
   }
   return same;
 }
@@ -209,7 +203,7 @@ void advance(const Optimizer& optimizer, const Group& group, const Work& work, C
   for (size_t k = 1; k < optimizer.scalars.size(); ++k) {
     double& after = counts.after[k - 1];
     if (optimizer.scalars[k].is_anew) after = rounded(after, by_default);
-    after = rounded(after, work.fresh ? Dtype::kFloat32 : dtype_of(work.scalars[k].type));
+    after = rounded(after, work.fresh ? Dtype::kFloat32 : dtype_of(work.number_types[k]));
   }
 }
 
@@ -223,16 +217,20 @@ void count(const Reading& reading, const std::vector<Counts>& counts) {
   for (size_t i = 0; i < ready.size(); ++i) {
     const Work& work = works[ready[i]];
     const Group& group = groups[slots[ready[i]].group];
-    const int operands = group.operands;
-    if (i + kFillAhead < ready.size()) prefetch_counters(works[ready[i + kFillAhead]], operands);
-    count_scalars(work, group.scalars, scalars > 1 ? &counts[i] : nullptr);
+    const int held = group.held;
+    if (i + kFillAhead < ready.size()) {
+      prefetch_counters(works[ready[i + kFillAhead]], held, scaled);
+    }
+    count_scalars(work, group, scalars > 1 ? &counts[i] : nullptr);
+    int k = kFirstState;
     if (work.cut != 0) {
       count_versions_of_whole(reading, ready[i], scaled);
-      continue;
+      k = group.operands;
+    } else {
+      count_version(work.operands[kParam]);
+      if (scaled) count_version(work.operands[kGrad]);
     }
-    for (int k = 0; k < operands; ++k) {
-      if (k != kGrad || scaled) count_version(work.operands[k]);
-    }
+    for (; k < held; ++k) count_version(work.operands[k]);
   }
 }
 

@@ -18,10 +18,10 @@ double next_unusual_step(const Scalar& step);
 
 // What the count of a slot's steps will be: torch adds 1 in the count's own type. 0 if a device
 // counts; without a count, how many steps there were: 0 or 1.
-FUSEDOPT_INLINE double next_step(const Work& work, size_t scalars) {
+FUSEDOPT_INLINE double next_step(const Work& work, const Group& group, size_t scalars) {
   if (scalars == 0) return work.first ? 0 : 1;
-  const Scalar& step = work.scalars[0];
   if (work.fresh) return 1;
+  const Scalar step = scalar_of(work, group, 0);
   if (step.on_device) return 0;
   const void* at = step.at.address;
   if (step.type == c10::ScalarType::Float) {
@@ -33,16 +33,16 @@ FUSEDOPT_INLINE double next_step(const Work& work, size_t scalars) {
 }
 
 // The count that a step's noise depends on: of steps, or of roundings. 0 if a device counts.
-inline double next_rounding(const Work& work) {
-  return work.scalars[0].at.address == nullptr ? 1 : next_step(work, 1);
+inline double next_rounding(const Work& work, const Group& group) {
+  return scalar_of(work, group, 0).at.address == nullptr ? 1 : next_step(work, group, 1);
 }
 
 // The step, and the other numbers of the state, as far as the host has them.
 Counts read_counts(const Optimizer& optimizer, const Group& group, const Work& work, double step);
 
-// Has a state the same single numbers, beside the step count, as another, whose numbers are
-// `counts`?
-bool has_numbers(const Work& work, const Work& other, const Counts& counts, size_t scalars);
+// Has a state the same single numbers, beside the step count, as another of the group, whose
+// numbers are `counts`?
+bool has_numbers(const Work& work, const Work& other, const Group& group, const Counts& counts);
 
 // Computes what the single numbers beside the step count will be.
 void advance(const Optimizer& optimizer, const Group& group, const Work& work, Counts& counts);

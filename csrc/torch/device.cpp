@@ -212,14 +212,14 @@ const char* check_device(Reading& reading, const Slot& slot, Work& work) {
     reading.needs.kernels.push_back(kernel);
     return "its kernel is to be tried";
   }
-  for (int k = 0; k < kMaxOperands; ++k) {
+  for (int k = 0; k < group.operands; ++k) {
     const Operand& operand = work.operands[k];
     if (operand.tensor != nullptr && !cuda::is_aligned(operand.address, work.formats[k])) {
       return "an address is no multiple of its element's size";
     }
   }
-  const auto on_host = [](const Scalar& scalar) { return !scalar.on_device; };
-  const bool any_on_host = std::any_of(work.scalars, work.scalars + group.scalars, on_host);
+  const bool* numbers = work.numbers_on_device;
+  const bool any_on_host = std::count(numbers, numbers + group.scalars, false) != 0;
   work.move_scalars =
       any_on_host && !work.fresh && !work.lacks_roundings && counts_on_device(reading, group, work);
   if (!device.capturing) return nullptr;
@@ -287,12 +287,12 @@ void add_source(const Reading& reading, int slot, double step, double rounding, 
   }
   const int32_t index = static_cast<int32_t>(bucket.numbers.size()) / options - 1;
   const bool counts = reading.keys.optimizer->counts_steps();
-  const auto number = [&](int k, double on_host) {
-    const Scalar& scalar = work.scalars[k];
+  const auto number = [&](size_t k, double on_host) {
     cuda::Number number{on_host, nullptr, {}};
-    if (!scalar.on_device) return number;
-    number.address = const_cast<char*>(scalar.at.address);
-    to_dtype(*scalar.at.tensor, number.dtype);
+    if (k >= group.scalars || !work.numbers_on_device[k]) return number;
+    const Operand& operand = work.operands[group.operands + k];
+    number.address = const_cast<char*>(operand.address);
+    to_dtype(*operand.tensor, number.dtype);
     return number;
   };
   cuda::RuleSource& source = bucket.sources.emplace_back();

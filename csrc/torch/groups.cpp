@@ -252,10 +252,12 @@ void Reader::read(PyObject* dict, int index, Group& group) {
   group.operands = kFirstState + group.variant.cpu->states + (group.precision.master ? 1 : 0);
   group.scalars = keys_.optimizer->scalars.size();
   if (group.scalars == 0 && group.precision.noisy) group.scalars = 1;
+  group.held = group.operands + static_cast<int>(group.scalars);
   if (is_true(look_up(dict, names().differentiable))) group.torch_only = "differentiable=True";
   const int states = group.variant.cpu->states;
   std::copy_n(group.variant.keys, states, group.entries + kFirstState);
-  group.entries[kFirstState + states] = keys_.remainder();
+  if (group.precision.master) group.entries[kFirstState + states] = keys_.remainder();
+  for (size_t k = 0; k < group.scalars; ++k) group.entries[group.operands + k] = keys_.scalar(k);
   static_assert(alignof(cpu::Kernel) > 7);  // the kind's bits
   group.way = group.torch_only != nullptr
                   ? 0

@@ -62,9 +62,10 @@ struct Group {
   Precision precision;
   int operands;    // of a parameter: itself, its gradient, its states, its remainder
   size_t scalars;  // single numbers of a state: the optimizer's, or how often noise has rounded
+  int held;        // operands and single numbers
   const char* torch_only;  // why torch's own step takes the whole group, or null
-  // Where in Keys::entries the state's operands are.
-  size_t entries[kMaxOperands];
+  // Where in Keys::entries the state's operands are, and then the single numbers.
+  size_t entries[kMaxOperands + 1 + kMaxScalars];
   // The group's kernel and how its numbers are stored, to be compared at once; 0 if torch's step
   // takes the group.
   uintptr_t way;

@@ -158,8 +158,7 @@ FUSEDOPT_INLINE void look_at(Reading& reading, int index, const Group* groups, c
   }
   c10::TensorImpl* grad = gradient_of(reading, slot.param);
   if (grad == nullptr && !all) return;
-  if (dict && grad != nullptr &&
-      is_unchanged(reading.keys, groups[slot.group], slot, *grad, work)) {
+  if (dict && grad != nullptr && is_unchanged(groups[slot.group], slot, *grad, work)) {
     work.ready = true;
     work.first = false;
   } else if (!look_closely(reading, index, grad, dict)) {
@@ -266,10 +265,10 @@ void look(Reading& reading, PyObject* state, const Places& done, bool all) {
   const Slot* slots = cache.slots.data();
   Work* works = cache.works.data();
   const Group* groups = reading.groups.data();
-  const size_t entries = reading.keys.entries.size();
   for (int i = 0; i < count; ++i) {
     if (i + kCheckAhead < count) {
-      prefetch_objects(slots[i + kCheckAhead], works[i + kCheckAhead], entries);
+      const Slot& next = slots[i + kCheckAhead];
+      prefetch_objects(groups[next.group], next, works[i + kCheckAhead]);
     }
     const Slot& slot = slots[i];
     Work& work = works[i];

@@ -26,8 +26,7 @@ const char* check_slot(Reading& reading, const Slot& slot, c10::TensorImpl* grad
 
 // Replaces check_slot by a few instructions, where nothing has changed since the last step found
 // all as usual.
-bool is_unchanged(const Keys& keys, const Group& group, const Slot& slot, c10::TensorImpl& grad,
-                  Work& work);
+bool is_unchanged(const Group& group, const Slot& slot, c10::TensorImpl& grad, Work& work);
 
 // Was all of a slot as usual, so that the next step may ask is_unchanged? Only for slots that
 // check_slot took.

@@ -83,6 +83,7 @@ std::string why_not_variant(const Optimizer& optimizer, const Variant& variant) 
 
 // Why an optimizer's kernels don't agree with its table, for any choice of its options; or empty.
 std::string why_not_table(const Optimizer& optimizer) {
+  if (Keys(optimizer.name).entries.size() > kMaxEntries) return "its state";
   unsigned reached = 0;  // which of its states any kernel has
   for (unsigned choice = 0; choice < 1u << optimizer.numbers; ++choice) {
     Numbers numbers = {};
@@ -169,9 +170,8 @@ PYBIND11_MODULE(_C, module) {
   py::class_<Plan>(module, "Plan")
       .def(py::init<const std::string&>(), py::arg("optimizer"))
       // So that C++'s exceptions become torch's, such as OutOfMemoryError.
-      .def("step", torch::wrap_pybind_function(&Plan::step), py::arg("optimizer"),
-           py::arg("grad_scale"), py::arg("found_inf"), py::arg("stepped_by_torch"),
-           py::arg("max_grad_norm") = py::none(), py::arg("clip") = py::none())
+      // No more arguments: with `self`, pybind11 takes memory from the heap for more than six.
+      .def("step", torch::wrap_pybind_function(&Plan::step))
       .def("explain", torch::wrap_pybind_function(&Plan::explain))
       // A copied or unpickled optimizer starts with a plan that has seen nothing yet.
       .def("__reduce__", [](const py::object& self) {

@@ -19,10 +19,9 @@ void for_each_lazy_copy(const Reading& reading, const Work& work, const Each& ea
   const auto look_at = [&](const Operand& operand) {
     if (operand.tensor != nullptr && is_lazily_copied(operand)) each(operand);
   };
-  for (int k = 0; k < kMaxOperands; ++k) {
+  for (int k = 0; k < kFirstState + kMaxEntries; ++k) {
     if (k != kGrad || scaled) look_at(work.operands[k]);
   }
-  for (const Scalar& scalar : work.scalars) look_at(scalar.at);
 }
 
 bool is_lacking(const Work& work) {
@@ -32,7 +31,7 @@ bool is_lacking(const Work& work) {
 std::vector<py::object> numbers_to_move(const Keys& keys, const Work& work, size_t scalars) {
   std::vector<py::object> moved;
   for (size_t k = 0; work.move_scalars && k < scalars; ++k) {
-    PyObject* value = work.scalars[k].on_device ? nullptr : work.traces.state[keys.scalar(k)];
+    PyObject* value = work.numbers_on_device[k] ? nullptr : work.traces.state[keys.scalar(k)];
     moved.push_back(py::reinterpret_borrow<py::object>(value));
   }
   return moved;

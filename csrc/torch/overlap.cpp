@@ -20,11 +20,8 @@ constexpr const char* kWithGradient = "shares memory with its gradient";
 // All that one slot's step writes.
 template <typename Each>
 void for_each_written(const Work& work, const Each& each) {
-  for (int k = 0; k < kMaxOperands; ++k) {
+  for (int k = 0; k < kFirstState + kMaxEntries; ++k) {
     if (k != kGrad && work.operands[k].tensor != nullptr) each(work.operands[k]);
-  }
-  for (const Scalar& scalar : work.scalars) {
-    if (scalar.at.tensor != nullptr) each(scalar.at);
   }
 }
 

@@ -201,11 +201,10 @@ Plan::Outcome Plan::look_once(Call& call, bool patient) {
   return Outcome::kDone;
 }
 
-py::object Plan::step(const py::object& optimizer, const py::object& grad_scale,
-                      const py::object& found_inf, const py::object& stepped_by_torch,
-                      const py::object& max_grad_norm, const py::object& clip) {
-  Call call{optimizer, places_of(stepped_by_torch), false,
-            read_scaler(grad_scale, found_inf, clip)};
+py::object Plan::step(const py::object& optimizer, const py::tuple& scaler,
+                      const py::object& stepped_by_torch, const py::object& max_grad_norm,
+                      const py::object& clip) {
+  Call call{optimizer, places_of(stepped_by_torch), false, read_scaler(scaler[0], scaler[1], clip)};
   if (!max_grad_norm.is_none()) {
     call.max_grad_norm =
         to_number(max_grad_norm.ptr(), [] { return std::string("max_grad_norm"); });

@@ -29,25 +29,22 @@ struct Slot {
   bool is_tensor;  // really, and not only as the object says
 };
 
-inline constexpr int kMaxEntries = kMaxStates + 1 + kMaxScalars + 1;
+// Of any optimizer's Keys::entries: module.cpp compares.
+inline constexpr int kMaxEntries = 5;
 
 // Where else a slot's objects lay. The next step only prefetches there, so the addresses may be
 // stale; but the state's are not, if the version of the state's dict is the same.
 struct Traces {
-  const void* autograd;
+  const void* grad;              // autograd's pointer to the gradient
   uint64_t version;              // of the state's dict
   PyObject* state[kMaxEntries];  // the dict's values in that version, in Keys::entries' order
 };
 
-// One number of a state.
-struct Scalar {
-  Operand at;
-  c10::ScalarType type;
-  bool on_device;  // is it where the parameter is, on a device beside the host?
-};
-
 // A slot's tensors, checked. They are kept until the next step, which compares addresses with them,
 // and prefetches what lay where. The pointers are borrowed too, and read only within one look.
+//
+// A step over many small tensors waits for memory, so what all optimizers use comes first, and
+// bytes count: 152 more made a step of 1000 parameters 2 to 3.5 % slower.
 struct Work {
   const char* reason;  // why torch's own step takes the parameter, or null
   bool ready;          // the parameter has a gradient, and there is no reason
@@ -67,16 +64,31 @@ struct Work {
   int cut;                      // of a DTensor: the operands are its pieces; 0 for other tensors
   bool mixed;  // are formats of more than one kind among the operands, or of our own?
   Format formats[kMaxOperands];
+  c10::ScalarType number_types[1 + kMaxScalars];
+  bool numbers_on_device[1 + kMaxScalars];  // where the parameter is, beside the host?
   int64_t numel;
   int64_t extent;  // bytes, of parameter and states together; 0 where they are dense
-  Operand operands[kMaxOperands];  // without tensor: fresh state
   Traces traces;
-  Scalar scalars[1 + kMaxScalars];  // the step count first, or how often noise has rounded
+  // Of the group's number, and then the single numbers of the state: the step count first, or how
+  // often noise has rounded. Without tensor: fresh state.
+  Operand operands[kFirstState + kMaxEntries];
 };
+
+// One number of a state.
+struct Scalar {
+  const Operand& at;
+  c10::ScalarType type;
+  bool on_device;
+};
+
+FUSEDOPT_INLINE Scalar scalar_of(const Work& work, const Group& group, size_t number) {
+  return {work.operands[group.operands + number], work.number_types[number],
+          work.numbers_on_device[number]};
+}
 
 // Asks for the memory that a look at a slot will read, as far as all lies where the last step found
 // it.
-void prefetch_objects(const Slot& slot, const Work& last, size_t entries);
+void prefetch_objects(const Group& group, const Slot& slot, const Work& last);
 
 // A device beside the host that this step has met.
 struct Device {

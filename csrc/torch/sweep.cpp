@@ -17,10 +17,9 @@ void sweep(Reading& reading, const Tables& tables) {
   std::optional<py::gil_scoped_release> release;
   if (elements >= kReleaseElements) {
     for (const int slot : reading.ready) {
-      for (const Operand& operand : reading.works()[slot].operands) {
-        if (operand.tensor != nullptr) {
-          reading.owned.storages.push_back(operand.tensor->storage());
-        }
+      for (int k = 0; k < reading.group_of(slot).operands; ++k) {
+        const c10::TensorImpl* tensor = reading.works()[slot].operands[k].tensor;
+        if (tensor != nullptr) reading.owned.storages.push_back(tensor->storage());
       }
     }
     release.emplace();

@@ -34,33 +34,21 @@ FUSEDOPT_INLINE bool lies_as_before(const c10::TensorImpl& tensor, const Operand
 
 // All that looking at a slot will read, as far as it lies where it lay: of Python's objects the
 // type and what follows, of torch's what follows the reference count.
-void prefetch_objects(const Slot& slot, const Work& last, size_t entries) {
+void prefetch_objects(const Group& group, const Slot& slot, const Work& last) {
   prefetch<8, 24>(slot.param);
   prefetch<8, sizeof(PyDictObject)>(slot.state);
-  prefetch<0, 48>(last.traces.autograd);
-  for (size_t k = 0; k < entries; ++k) {
-    if (last.traces.state[k] != nullptr) prefetch<8, 24>(last.traces.state[k]);
-  }
-  const auto prefetch_operand = [](const Operand& operand) {
-    prefetch<16, sizeof(c10::TensorImpl)>(operand.tensor);
-    prefetch<16, 64>(operand.storage);
-  };
-  prefetch_operand(last.operands[kParam]);
-  prefetch_operand(last.operands[kGrad]);
-  for (int k = kFirstState; k < kMaxOperands && last.operands[k].tensor != nullptr; ++k) {
-    prefetch_operand(last.operands[k]);
-  }
-  for (const Scalar& scalar : last.scalars) {
-    if (scalar.at.tensor == nullptr) break;
-    prefetch_operand(scalar.at);
+  prefetch<0, 1>(last.traces.grad);
+  for (int k = 0; k < group.held; ++k) {
+    if (k >= kFirstState) prefetch<8, 24>(last.traces.state[group.entries[k]]);
+    prefetch<16, sizeof(c10::TensorImpl)>(last.operands[k].tensor);
+    prefetch<16, 40>(last.operands[k].storage);
   }
 }
 
 // Whether check_slot would find in a slot what it has found before, where all was as usual: plain
 // tensors of the host in one dense layout, in memory of their own. Only the gradient may be another
 // tensor, as it is after each backward pass. Whatever differs is check_slot's to judge.
-bool is_unchanged(const Keys& keys, const Group& group, const Slot& slot, c10::TensorImpl& grad,
-                  Work& work) {
+bool is_unchanged(const Group& group, const Slot& slot, c10::TensorImpl& grad, Work& work) {
   if (work.usual_way != group.way || group.way == 0) return false;
   const c10::TensorImpl& param = impl_of(slot.param);
   if (!lies_as_before(param, work.operands[kParam]) || param.key_set() != kPlainKeys ||
@@ -77,20 +65,19 @@ bool is_unchanged(const Keys& keys, const Group& group, const Slot& slot, c10::T
   const bool mixed = work.mixed;
   if (mixed) shape.dtype = type_of(work.formats[kGrad]);
   if (!fits(grad, gradient.address, shape)) return false;
-  const size_t scalars = group.scalars;
+  const int held = group.held;
   const int operands = group.operands;
-  if (operands != kFirstState || scalars != 0) {
+  if (held != kFirstState) {
     if (slot.state == nullptr || !PyDict_Check(slot.state)) return false;
     const uint64_t version = version_of(slot.state);
     if (version == 0 || version != work.traces.version) return false;
     PyObject* const* values = work.traces.state;
-    for (size_t k = 0; k < scalars; ++k) {
-      PyObject* value = values[keys.scalar(k)];
+    for (int k = operands; k < held; ++k) {
+      PyObject* value = values[group.entries[k]];
       const c10::TensorImpl& number = impl_of(value);
-      const Scalar& before = work.scalars[k];
-      if (!is_exact(value) || !lies_as_before(number, before.at) ||
+      if (!is_exact(value) || !lies_as_before(number, work.operands[k]) ||
           number.key_set() != kPlainKeys || number.numel() != 1 ||
-          c10::typeMetaToScalarType(number.dtype()) != before.type) {
+          c10::typeMetaToScalarType(number.dtype()) != work.number_types[k - operands]) {
         return false;
       }
     }
@@ -113,7 +100,6 @@ bool is_unchanged(const Keys& keys, const Group& group, const Slot& slot, c10::T
 }
 
 bool is_usual(const Reading& reading, const Slot& slot, const Work& work) {
-  const auto exact = [&](size_t k) { return is_exact(work.traces.state[k]); };
   const Group& group = reading.groups[slot.group];
   if (!work.ready || !work.dense || work.device != kHost || work.cut != 0 || work.first ||
       work.foreign || work.operands[kParam].tensor->key_set() != kPlainKeys ||
@@ -121,12 +107,9 @@ bool is_usual(const Reading& reading, const Slot& slot, const Work& work) {
       work.lacks_roundings) {
     return false;
   }
-  for (int k = kFirstState; k < group.operands; ++k) {
-    if (!exact(group.entries[k])) return false;
-  }
-  for (size_t k = 0; k < group.scalars; ++k) {
-    if (!is_usual_number(*work.scalars[k].at.tensor) || !exact(reading.keys.scalar(k)))
-      return false;
+  for (int k = kFirstState; k < group.held; ++k) {
+    if (!is_exact(work.traces.state[group.entries[k]])) return false;
+    if (k >= group.operands && !is_usual_number(*work.operands[k].tensor)) return false;
   }
   return true;
 }
