@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import itertools
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -106,6 +107,9 @@ def _thread_counts(values: Sequence[str], device: str) -> list[int]:
     counts = [torch.get_num_threads() if value == "all" else int(value) for value in values]
     if min(counts) < 1:
         raise ValueError("--threads: at least 1")
+    cpus = os.cpu_count() or 1
+    if max(counts) > max(4 * cpus, 64):
+        raise ValueError(f"--threads: {max(counts)} are too many for {cpus} CPUs")
     return list(dict.fromkeys(counts))
 
 

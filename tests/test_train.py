@@ -152,6 +152,8 @@ def test_the_loaders_workers_change_nothing() -> None:
         (["--epochs", "1.5"], "argument --epochs: '1.5' is not a whole number"),
         (["--batch-size", "0"], "argument --batch-size: must be a whole number, at least 1, not 0"),
         (["--accumulate", "0"], "argument --accumulate: must be a whole number, at least 1"),
+        (["--threads", "10000"], "argument --threads: 10000 threads are too many for "),
+        (["--image-size", "100000"], "--image-size: 100000x100000 pixels need "),
         (["--threads", "-1"], "argument --threads: must be a whole number, at least 1, not -1"),
         (["--workers", "-1"], "argument --workers: must be a whole number, at least 0, not -1"),
         (["--lr", "-0.1"], "argument --lr: must be a number, at least 0, not -0.1"),
@@ -163,12 +165,13 @@ def test_the_loaders_workers_change_nothing() -> None:
         (["--precision", "fp8"], "argument --precision: invalid choice: 'fp8'"),
         (["--seed", "-1"], "argument --seed: must be a whole number, from 0 to 4294967295, not -1"),
         (["--classes", "5-"], "argument --classes: '5-' is not of the form 0,3,5-9"),
-        (["--classes", "9-5"], "--data digits: "),
+        (["--classes", "9-5"], "argument --classes: 9-5 goes down; 5-9 goes up"),
+        (["--data", "folder:"], "--data: 'folder:' names no folder; the form is folder:PATH"),
         (["--classes", "a"], "argument --classes: 'a' is not of the form 0,3,5-9"),
         (["--classes", "0,12"], "--data digits: classes: 12 is not among 0 to 9"),
         (["--per-class", "9999"], "--data digits: per_class is 9999"),
         (["--augment", "none,crop"], "argument --augment: 'none,crop' is not 'none' or some of"),
-        (["--augment", "mixup"], "argument --augment: 'mixup' is not 'none' or some of crop"),
+        (["--augment", "blur"], "argument --augment: 'blur' is not 'none' or some of crop"),
         (["--momentum", "0.9"], "--momentum: adamw has none; sgd and rmsprop do"),
         (["--device", "tpu"], "--device: 'tpu' is not available here; 'cpu'"),
         (["--checkpoint-every", "5"], "--checkpoint-every: give --out, the folder to write to"),
@@ -194,15 +197,27 @@ def test_the_loaders_workers_change_nothing() -> None:
         ),
         (
             ["--scheduler", "exponential", "--scheduler-arg", "gamma=abc"],
-            "--scheduler exponential: can't multiply sequence",
+            "--scheduler-arg: gamma must be a number, not 'abc'",
+        ),
+        (
+            ["--scheduler", "step", "--scheduler-arg", "step_size=abc"],
+            "--scheduler-arg: step_size must be a number, not 'abc'",
+        ),
+        (
+            ["--scheduler", "multistep", "--scheduler-arg", "milestones=abc"],
+            "--scheduler-arg: milestones must be a number or a list of them, not 'abc'",
+        ),
+        (
+            ["--scheduler", "multistep", "--scheduler-arg", "milestones=5"],
+            "--scheduler multistep: MultiStepLR can't work with milestones=5 (--scheduler-arg)",
         ),
         (
             ["--scheduler", "step", "--scheduler-arg", "step_size=0"],
-            "--scheduler step: integer modulo by zero (--scheduler-arg)",
+            "--scheduler step: StepLR can't work with step_size=0 (--scheduler-arg)",
         ),
         (
             ["--scheduler", "plateau", "--scheduler-arg", "patience=x"],
-            "--scheduler plateau: '>' not supported between instances of 'int' and 'str'",
+            "--scheduler-arg: patience must be a number, not 'x'",
         ),
         (
             ["--scheduler-arg", "gama=1"],
@@ -265,6 +280,15 @@ def test_the_timer_looks_at_its_own_device(monkeypatch: pytest.MonkeyPatch) -> N
     with StepTimer(torch.device("cuda:1")):
         pass
     assert asked == [torch.device("cuda:1")] * 2
+
+
+def test_the_timer_leaves_pauses_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([1.0, 1.5, 10.0, 10.25])
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    timer = StepTimer(torch.device("cpu"))
+    with timer, timer.paused():
+        pass
+    assert timer.seconds == 0.5 + 0.25
 
 
 def test_runs_as_a_module() -> None:

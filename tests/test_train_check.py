@@ -165,7 +165,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     status, out, err = run(capsys, *options, "--skip-bad-images")
     assert status == 0 and f"  {bad} is damaged" in out and "test accuracy" in out
     status, out, err = run(capsys, "--data", "folder:", "--epochs", 1)
-    assert status == 2 and "error: --data folder:: it names no folder" in err
+    assert status == 2 and "error: --data: 'folder:' names no folder" in err
 
 
 def test_compare_refuses_bad_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,6 +54,19 @@ def test_digits(tmp_path: Path) -> None:
     assert everything(load("digits", tmp_path, seed=1).test) != everything(splits.test)
 
 
+def test_the_data_folder_may_be_named_by_a_string(tmp_path: Path) -> None:
+    assert "--download fetches it" in error_of("cifar10", str(tmp_path))  # type: ignore[arg-type]
+
+
+def test_a_folders_size_is_said(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_images(tmp_path / "x" / name, 10, (1, 1, 1), ".png")
+    for size, remarks in ((None, ["  scaled to 224x224 pixels: no image size is given"]), (8, [])):
+        said: list[str] = []
+        load(f"folder:{tmp_path / 'x'}", tmp_path, image_size=size, say=said.append)
+        assert said[1:] == remarks
+
+
 def test_some_classes_and_few_images_of_each(tmp_path: Path) -> None:
     whole = load("digits", tmp_path)
     few = load("digits", tmp_path, classes=[5, 6, 7, 9, 8], per_class=20)
@@ -195,7 +208,17 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "x" / "b").mkdir()
     assert error_of(spec, tmp_path) == f"{tmp_path / 'x' / 'b'} has no images that Pillow reads"
     (tmp_path / "x" / "b" / "1.png").write_bytes(b"")
-    assert "4 images of 2 classes are too few to put 20% of them aside" in error_of(spec, tmp_path)
+    assert error_of(spec, tmp_path) == (
+        "20% of the images can't be put aside, each class in the same proportion: the class b has 1"
+        " image, and each class needs 3"
+    )
+    for name in ("a", "b", "c", "d"):
+        write_images(tmp_path / "few" / name, 3, (1, 1, 1), ".png")
+    assert error_of(f"folder:{tmp_path / 'few'}", tmp_path) == (
+        "20% of the images can't be put aside, each class in the same proportion: there are 12, and"
+        " 4 classes need 31"
+    )
+    assert error_of("folder:", tmp_path) == "'folder:' names no folder; the form is folder:PATH"
 
     for part in ("train", "val", "validation"):
         write_images(tmp_path / "y" / part / "a", 3, (1, 1, 1), ".png")

@@ -318,7 +318,7 @@ def test_names_of_many_classes_are_shortened(tmp_path: Path) -> None:
 
 
 def test_empty_and_unusual_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert error_of("folder:", tmp_path) == "it names no folder"
+    assert "names no folder" in error_of("folder:", tmp_path)
     root = write_folder(tmp_path / "pets")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert load("folder:~/pets", tmp_path, image_size=4).train.root == str(root)

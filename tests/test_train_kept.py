@@ -149,7 +149,7 @@ def test_a_folder_that_is_gone(
     line = error_of(capsys, "--resume", folder, "--epochs", 2, "--data", f"folder:{other}")
     assert line.endswith(f"{other} has none of the 40 images that the run had")
     line = error_of(capsys, "--resume", folder, "--epochs", 2, "--data", "folder:")
-    assert line.endswith("--data folder:: it names no folder")
+    assert line.endswith("--data: 'folder:' names no folder; the form is folder:PATH")
     line = error_of(capsys, "--resume", folder, "--epochs", 2, "--data", "digits")
     assert f"was trained with --data folder:{root} (not digits)" in line
 
@@ -313,6 +313,7 @@ def test_compare_goes_on_with_the_same_images(
     def compare(place: Path, optimizers: str, epochs: int) -> None:
         options = ("--data", f"folder:{place}", *OPTIONS, "--model", "lenet", "--impl", "fusedopt")
         options += ("--optimizers", optimizers, "--epochs", epochs, "--out", tmp_path / "out")
+        options += ("--seeds", 1, "--scheduler", "cosine")
         main(["compare", *map(str, options)])
 
     monkeypatch.setattr("fusedopt.train.compare.draw_comparison", lambda *arguments: None)

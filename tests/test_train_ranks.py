@@ -120,6 +120,14 @@ def test_sharding_changes_no_learning_rates(ranks: Callable[[int], Ranks]) -> No
     assert ranks(2).run(train_ranks.groups, *options, "--strategy", "fsdp") == [whole, whole]
 
 
+def test_what_zero_exchanges_is_no_time_of_the_optimizers(
+    train: Run, ranks: Callable[[int], Ranks]
+) -> None:
+    assert ranks(2).run(train_ranks.exchange_parameters) == [(["begin", "end"], [0.5] * 4)] * 2
+    first, _ = train(2, *SAME, "--epochs", 1, "--strategy", "zero")
+    assert "step + zero_grad; exchanging the parameters is not counted)" in first
+
+
 def test_the_moving_average_of_shards_and_statistics(train: Run, tmp_path: Path) -> None:
     options = ("--model", "resnet20", *SAME, "--epochs", 1, "--ema", 0.5)
     for strategy in ("ddp", "fsdp"):

@@ -31,6 +31,29 @@ def groups(*options: object) -> list[tuple[float, int]]:
     return [(group["lr"], sum(p.numel() for p in group["params"])) for group in groups]
 
 
+def exchange_parameters() -> tuple[list[str], list[float]]:
+    """Returns what a shared optimizer does around its communication, and its parameters after."""
+    import torch
+
+    from fusedopt.train.strategy import shared_optimizer
+
+    events: list[str] = []
+
+    @contextlib.contextmanager
+    def communicating() -> Any:
+        events.append("begin")
+        yield
+        events.append("end")
+
+    parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = shared_optimizer(torch.optim.SGD, parameters, lr=0.5)
+    optimizer.communicating = communicating
+    for parameter in parameters:
+        parameter.grad = torch.ones(2)
+    optimizer.step()
+    return events, [value for parameter in parameters for value in parameter.tolist()]
+
+
 def train_poisoned(rank: int, batch: int, *options: object) -> tuple[int, str]:
     """Runs the script, but on one rank the loss of one batch is NaN."""
     import torch.nn.functional as F

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusedopt.train.data.splits import Splits
+from fusedopt.train.mixing import BORROWED, MIXING, RandAugment
 
-SPECS = ("none", "crop", "flip", "resized-crop")
+SPECS = ("none", "crop", "flip", "resized-crop", *BORROWED)
 
 
 class RandomCrop(nn.Module):
@@ -206,7 +207,8 @@ def make_augmentation(
     Args:
         spec: "none"; or names, in a sequence or joined by commas, of what is done, in this order:
             "crop" (padding by an eighth, RandomCrop), "resized-crop" (RandomResizedCrop), "flip"
-            (RandomHorizontalFlip).
+            (RandomHorizontalFlip), "randaugment" (RandAugment). "mixup" and "cutmix" also change
+            labels: `make_mixing` is for them.
         splits: the data, for size and statistics.
         generator: a CPU generator that draws everything; None for torch's own.
 
@@ -214,7 +216,7 @@ def make_augmentation(
         A module: images (N, C, H, W), uint8, to float32.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or torchvision is missing.
     """
     names = spec.split(",") if isinstance(spec, str) else list(spec)
     size = splits.image_size
@@ -226,6 +228,8 @@ def make_augmentation(
             modules.append(RandomResizedCrop(size, generator=generator))
         elif name == "flip":
             modules.append(RandomHorizontalFlip(0.5, generator))
-        elif name != "none" or len(names) > 1:
+        elif name == "randaugment":
+            modules.append(RandAugment())
+        elif (name != "none" or len(names) > 1) and name not in MIXING:
             raise ValueError(f"there is no augmentation {name!r}; there are {', '.join(SPECS)}")
     return Compose(*modules, Normalize(splits.mean, splits.std))

@@ -121,7 +121,7 @@ def _make_runs(given: dict[str, Any], out: Path, seeds: range) -> dict[Key, list
             say(f"{optimizer} is left out with torch: torch.optim has no {CLASSES[optimizer]}")
         else:
             key = optimizer + f" {mode}" * (len(modes) > 1), impl
-            runs[key] = [_continued(options) for options in every]
+            runs[key] = [_continued(options, given) for options in every]
     if not runs:
         raise UserError("--impl torch: torch.optim has none of these optimizers and precisions")
     return runs
@@ -197,14 +197,17 @@ def _draw(
     checkpoint.write_atomically(path, lambda file: file.write(image.getvalue()) and None)
 
 
-def _continued(options: Options) -> Options:
+def _continued(options: Options, given: dict[str, Any]) -> Options:
     """Returns a run's options; where it has begun before, they say so, and are those of then."""
     if not (options.out / checkpoint.CHECKPOINT).exists():
         require_free(options.out)
         return options
     options = replace(options, resume=options.out)
+    content = _content(options)
+    if given.get("warmup") is None:  # its default depends on the epochs, which may be more now
+        options = replace(options, warmup=content["options"]["warmup"])
     with _out_named():
-        checkpoint.check_options(_content(options), options)
+        checkpoint.check_options(content, options)
     return options
 
 

@@ -20,10 +20,10 @@ from fusedopt.train.cli import parse
 from fusedopt.train.confusion import draw_confusion
 from fusedopt.train.data import DataError, Splits, make_loader
 from fusedopt.train.data.splits import Part
-from fusedopt.train.flags import number
 from fusedopt.train.folder import write_csv, write_json
 from fusedopt.train.loop import autocast
 from fusedopt.train.options import Options, UserError
+from fusedopt.train.parsers import number
 from fusedopt.train.source import find_splits, user_error
 from fusedopt.train.trained import load_network
 from fusedopt.train.world import say

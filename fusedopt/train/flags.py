@@ -3,93 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import ast
-import json
-import math
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from fusedopt.train.optimizers import ALL_OPTIONS, DEFAULTS, OPTIONS, default_of, having
 from fusedopt.train.options import IMPLEMENTATIONS, MODES, PRECISIONS
+from fusedopt.train.parsers import (
+    augmentation,
+    classes,
+    key_value,
+    lr_of_some,
+    number,
+    pair,
+    some_of,
+    threads,
+)
 from fusedopt.train.strategy import STRATEGIES
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows defaults, and the table at the end as it is."""
-
-
-def number(
-    kind: type, low: float, high: float = math.inf, *, above: bool = False
-) -> Callable[[str], float]:
-    """Returns a parser of numbers from `low` (or above it) to `high`, for argparse."""
-
-    def parse(text: str) -> float:
-        noun = "a whole number" if kind is int else "a number"
-        limits = f"{'above' if above else 'at least'} {low}"
-        limits = limits if high == math.inf else f"from {low} to {high}"
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {noun}") from None
-        if not (low <= value <= high) or value == math.inf or (above and value == low):
-            raise argparse.ArgumentTypeError(f"must be {noun}, {limits}, not {text}")
-        return value
-
-    return parse
-
-
-def _classes(text: str) -> tuple[int, ...]:
-    """Parses "0,3,5-9"."""
-    chosen: list[int] = []
-    try:
-        for part in text.split(","):
-            first, dash, last = part.partition("-")
-            chosen += range(int(first), int(last if dash else first) + 1)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 0,3,5-9") from None
-    return tuple(chosen)
-
-
-def _key_value(text: str) -> tuple[str, Any]:
-    """Parses "key=value": a Python literal that JSON has too, or else a string."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.isidentifier():
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
-    try:
-        literal = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
-    try:
-        json.dumps(literal)  # as config.json will have it
-    except TypeError:
-        raise argparse.ArgumentTypeError(
-            f"{key} must be a number, a string or a list of them, not {value}"
-        ) from None
-    return key, literal
-
-
-def _some_of(names: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
-    """Returns a parser of "all" or of names joined by commas, for argparse."""
-
-    def parse(text: str) -> tuple[str, ...]:
-        chosen = tuple(names) if text == "all" else tuple(dict.fromkeys(text.split(",")))
-        for name in set(chosen) - set(names):
-            raise argparse.ArgumentTypeError(f"{name!r} is not among all, {', '.join(names)}")
-        return chosen
-
-    return parse
-
-
-def _augmentation(text: str) -> str:
-    from fusedopt.train.augment import SPECS  # here, because it needs fusedopt[train]
-
-    names = text.split(",")
-    wrong = [name for name in names if name not in SPECS]
-    if wrong or ("none" in names and len(names) > 1):
-        some = ", ".join(name for name in SPECS if name != "none")
-        raise argparse.ArgumentTypeError(f"{text!r} is not 'none' or some of {some}")
-    return text
 
 
 def add_options(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
@@ -128,10 +61,11 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add("--data-dir", type=Path, default=Path("data"), metavar="PATH", help="where data sets lie")
     add("--download", action="store_true", help="fetch a data set that isn't there")
     add("--image-size", type=one_up, metavar="PIXELS", help="height and width; else the data's own")
-    add("--classes", type=_classes, metavar="0,3,5-9", help="only these classes")
+    add("--classes", type=classes, metavar="0,3,5-9", help="only these classes")
     add("--per-class", type=one_up, metavar="N", help="only N training images of each class")
-    add("--augment", type=_augmentation, metavar="NAMES",
-        help="none, or some of crop,flip,resized-crop; else what suits the data")  # fmt: skip
+    add("--augment", type=augmentation, metavar="NAMES",
+        help="none, or some of crop,flip,resized-crop, and randaugment,mixup,cutmix, which need"
+        " torchvision; else what suits the data")  # fmt: skip
     add("--class-weights", choices=("balanced",),
         help="weight each class in the training loss by images / (classes * images of the class);"
         " validation and test stay unweighted")  # fmt: skip
@@ -146,9 +80,9 @@ def _add_optimizer(parser: argparse.ArgumentParser, several: bool) -> None:
     add = parser.add_argument_group("optimizer").add_argument
     zero_up = number(float, 0)
     if several:
-        add("--optimizers", type=_some_of(DEFAULTS), default="all", metavar="NAMES",
+        add("--optimizers", type=some_of(DEFAULTS), default="all", metavar="NAMES",
             help=f"all, or some of {','.join(DEFAULTS)}")  # fmt: skip
-        add("--impl", type=_some_of(IMPLEMENTATIONS), default="fusedopt,torch", metavar="NAMES",
+        add("--impl", type=some_of(IMPLEMENTATIONS), default="fusedopt,torch", metavar="NAMES",
             help="fusedopt, torch, or both")  # fmt: skip
     else:
         add("--optimizer", choices=tuple(DEFAULTS), default="adamw", help="the optimizer")
@@ -156,7 +90,7 @@ def _add_optimizer(parser: argparse.ArgumentParser, several: bool) -> None:
             help="whose implementation of it: ours or torch.optim's")  # fmt: skip
     default = "the default depends on model and optimizer: below"
     if several:
-        add("--lr", type=_lr_of_some, metavar="LR",
+        add("--lr", type=lr_of_some, metavar="LR",
             help=f"learning rate of all, or of some: sgd=0.1,adam=0.001; {default}")  # fmt: skip
     else:
         add("--lr", type=zero_up, help=f"learning rate; {default}")
@@ -172,7 +106,7 @@ def _kind(option: str) -> dict[str, Any]:
     if isinstance(default, bool):
         return {"action": "store_true"}
     if isinstance(default, tuple):
-        return {"type": _pair, "metavar": "A,B"}
+        return {"type": pair, "metavar": "A,B"}
     return {"type": number(float, 0), "metavar": "NUMBER"}
 
 
@@ -188,27 +122,6 @@ def _of_which(option: str) -> str:
     return "of " + "; ".join(f"{', '.join(names)}: {text}" for text, names in defaults.items())
 
 
-def _lr_of_some(text: str) -> dict[str | None, float]:
-    """Parses "0.1", which is of all and has the key None, or "sgd=0.1,adam=0.001"."""
-    parse, rates = number(float, 0), {}
-    for part in text.split(","):
-        name, equals, value = part.rpartition("=")
-        if name not in DEFAULTS and (equals or "," in text):
-            raise argparse.ArgumentTypeError(f"{name!r} is not among {', '.join(DEFAULTS)}")
-        rates[name or None] = parse(value)
-    return rates
-
-
-def _pair(text: str) -> tuple[float, float]:
-    """Parses "0.9,0.999"."""
-    parse = number(float, 0)
-    try:
-        first, second = text.split(",")
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 0.9,0.999") from None
-    return parse(first), parse(second)
-
-
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("recipe").add_argument
     one_up, fraction = number(int, 1), number(float, 0, 1)
@@ -219,7 +132,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         help="of the learning rate: none, step, multistep, exponential, cosine, cosine-restarts,"
         " one-cycle, cyclic, plateau, linear, constant, polynomial, or torch's name of its"
         " class")  # fmt: skip
-    add("--scheduler-arg", type=_key_value, action="append", metavar="NAME=VALUE",
+    add("--scheduler-arg", type=key_value, action="append", metavar="NAME=VALUE",
         help="an argument of the scheduler, such as step_size=10; may be repeated")  # fmt: skip
     add("--scheduler-interval", choices=("epoch", "step"),
         help="when it steps; the default is step for cosine, one-cycle and cyclic, else"
@@ -246,7 +159,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 def _add_precision(parser: argparse.ArgumentParser, several: bool) -> None:
     add = parser.add_argument_group("precision").add_argument
     if several:
-        add("--precision", type=_some_of(MODES), default="fp32", metavar="NAMES",
+        add("--precision", type=some_of(MODES), default="fp32", metavar="NAMES",
             help=f"all, or some of {','.join(MODES)}")  # fmt: skip
         return
     add("--precision", choices=tuple(PRECISIONS), default="fp32",
@@ -274,7 +187,7 @@ def _add_run(parser: argparse.ArgumentParser, several: bool) -> None:
         add("--seeds", type=one_up, default=3, metavar="N",
             help="train with so many seeds, from --seed on: one seed's differences may be"
             " chance")  # fmt: skip
-    add("--threads", type=one_up, help="CPU threads; else torch's choice")
+    add("--threads", type=threads, metavar="N", help="CPU threads; else torch's choice")
     add("--device", help="cpu, cuda or cuda:N; cuda where there is one")
     add("--out", type=Path, metavar="FOLDER",
         help="keep checkpoints, metrics and charts in this folder")  # fmt: skip
@@ -285,6 +198,9 @@ def _add_run(parser: argparse.ArgumentParser, several: bool) -> None:
     add("--checkpoint-every", type=one_up, metavar="STEPS",
         help="write a checkpoint every so many steps too, not only after each epoch")  # fmt: skip
     if not several:
+        add("--export", action="store_true",
+            help="write the network as model.pt2, by torch.export; with --resume also that of a"
+            " finished run")  # fmt: skip
         add("--no-cost", action="store_true",
             help="don't measure, at the end, what the optimizer takes beside torch's")  # fmt: skip
         add("--strategy", choices=STRATEGIES,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 CONFIG, METRICS, RESULT, CHART, EVENTS = (
     "config.json", "metrics.csv", "result.json", "curves.png", "tensorboard"
 )  # fmt: skip
-_WRITTEN = (CONFIG, METRICS, RESULT, CHART, CHECKPOINT, MODEL, *BESIDE.values())
+_WRITTEN = (CONFIG, METRICS, RESULT, CHART, CHECKPOINT, MODEL, *BESIDE.values(), "model.pt2")
 # What there may be before the first checkpoint, when nothing can be lost yet.
 _BEGUN = (LOCK, CONFIG, f"{CONFIG}.part", EVENTS, f"{CHECKPOINT}.part")
 # At the end of the names of a run's files for TensorBoard, which may have others beside them.

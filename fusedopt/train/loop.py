@@ -144,6 +144,8 @@ def train_epoch(
     with _progress(len(order), state.batch * size, title) as bar:
         for images, labels in loader:
             images, labels = augmentation(images.to(device)), labels.to(device)
+            if state.mixing is not None:
+                images, labels = state.mixing(images, labels)
             with autocast(options):
                 logits = _forward(state, images.to(options.weights_dtype())).float()
                 loss = F.cross_entropy(
@@ -205,8 +207,10 @@ def evaluate(
 def _count(totals: Tensor, loss: Tensor, count: float, logits: Tensor, labels: Tensor) -> None:
     """Adds a batch to the sums of loss, of correct answers and of images, on their device.
 
-    Its mean loss counts for `count` images: for those that it has, or for their weight.
+    Its mean loss counts for `count` images: for those that it has, or for their weight. Of mixed
+    labels the one with the largest share is the answer.
     """
+    labels = labels.argmax(1) if labels.ndim == 2 else labels
     totals[0] += loss.detach().double() * count
     totals[1] += (logits.argmax(1) == labels).sum()
     totals[2] += len(labels)

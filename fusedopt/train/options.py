@@ -43,7 +43,7 @@ FOLDER = "folder:"  # before a path, in --data
 # These may change when a run is resumed. --impl is among them: a fusedopt checkpoint continues
 # with torch.optim, and the other way round, only not bit for bit.
 FREE = {"impl", "epochs", "threads", "device", "workers", "data_dir", "download"}
-FREE |= {"out", "resume", "checkpoint_every", "strategy", "skip_bad_images", "no_cost"}
+FREE |= {"out", "resume", "checkpoint_every", "strategy", "skip_bad_images", "no_cost", "export"}
 
 
 class UserError(Exception):
@@ -129,6 +129,7 @@ class Options:
     resume: Path | None
     checkpoint_every: int | None
     no_cost: bool | None
+    export: bool | None
     strategy: str | None
 
     def optimizer_kwargs(self) -> dict[str, Any]:
@@ -168,6 +169,36 @@ def make_options(given: dict[str, Any]) -> Options:
         UserError: options that don't go together, or can't work on this machine.
     """
     values = {field.name: None for field in fields(Options)} | given
+    values["device"] = pick_device(values["device"])
+    _settle_data(values)
+    _settle_optimizer(values)
+    _check_precision(values)
+    _check_transfer(values)
+    _check_run(values)
+    return Options(**values)
+
+
+def _settle_data(values: dict[str, Any]) -> None:
+    if values["augment"] is None:
+        values["augment"] = AUGMENTATION.get(values["data"].partition(":")[0], "crop")
+    # Where the data are must be known from another working directory, too.
+    values["data_dir"] = values["data_dir"].absolute()
+    if values["data"] == FOLDER:
+        raise UserError(f"--data: {FOLDER!r} names no folder; the form is {FOLDER}PATH")
+    if values["data"].startswith(FOLDER):
+        values["data"] = f"{FOLDER}{folder_path(values['data'])}"
+    if values["classes"] is not None:
+        values["classes"] = tuple(values["classes"])
+    if values["class_weights"] and values["sampler"]:
+        raise UserError("--sampler: balanced samples need no --class-weights; give one of the two")
+    if values["class_weights"] and {"mixup", "cutmix"} & set(values["augment"].split(",")):
+        raise UserError(
+            "--class-weights: labels that mixup or cutmix have mixed can't be weighted; --sampler"
+            " balanced shows rare classes as often as others"
+        )
+
+
+def _settle_optimizer(values: dict[str, Any]) -> None:
     optimizer, own = values["optimizer"], dict(DEFAULTS[values["optimizer"]])
     for name in ALL_OPTIONS:
         value = values.pop(name, None)
@@ -179,16 +210,14 @@ def make_options(given: dict[str, Any]) -> Options:
     values["settings"] = own
     if values["lr"] is None:
         values["lr"] = learning_rate(values["model"], optimizer)
-    if values["augment"] is None:
-        values["augment"] = AUGMENTATION.get(values["data"].partition(":")[0], "crop")
-    # Where the data are must be known from another working directory, too.
-    values["data_dir"] = values["data_dir"].absolute()
-    if values["data"] == FOLDER:
-        raise UserError(f"--data {FOLDER}: it names no folder")
-    if values["data"].startswith(FOLDER):
-        values["data"] = f"{FOLDER}{folder_path(values['data'])}"
-    if values["class_weights"] and values["sampler"]:
-        raise UserError("--sampler: balanced samples need no --class-weights; give one of the two")
+    values["scheduler_arg"] = tuple(dict(values["scheduler_arg"] or ()).items())
+    if values["warmup"] is None:
+        own_length = "T_max" in dict(values["scheduler_arg"])
+        cosine = values["scheduler"] in ("cosine", "CosineAnnealingLR") and not own_length
+        values["warmup"] = values["epochs"] / 20 if cosine else 0.0
+
+
+def _check_precision(values: dict[str, Any]) -> None:
     for name in ("stochastic_rounding", "master_weights"):
         flag = f"--{name.replace('_', '-')}"
         if values[name] and values["precision"] != "bf16-true":
@@ -197,14 +226,9 @@ def make_options(given: dict[str, Any]) -> Options:
             raise UserError(f"{flag}: torch.optim has none; give --impl fusedopt")
     if values["ema"] is not None and values["precision"] == "bf16-true":
         raise UserError("--ema: an average in bfloat16 would lose what each step adds to it")
-    values["device"] = pick_device(values["device"])
-    values["scheduler_arg"] = tuple(dict(values["scheduler_arg"] or ()).items())
-    if values["warmup"] is None:
-        own_length = "T_max" in dict(values["scheduler_arg"])
-        cosine = values["scheduler"] in ("cosine", "CosineAnnealingLR") and not own_length
-        values["warmup"] = values["epochs"] / 20 if cosine else 0.0
-    if values["classes"] is not None:
-        values["classes"] = tuple(values["classes"])
+
+
+def _check_transfer(values: dict[str, Any]) -> None:
     if values["new_head"] and values["init"] is None:
         raise UserError("--new-head: a fresh network has one already; give --init as well")
     weights = values["init"] or values["pretrained"]
@@ -216,8 +240,13 @@ def make_options(given: dict[str, Any]) -> Options:
     for name in ("weight_init", "pretrained"):
         if values[name] is not None and values["init"] is not None:
             raise UserError(f"--{name.replace('_', '-')}: --init says what weights to begin with")
-    if values["checkpoint_every"] and values["out"] is None and values["resume"] is None:
-        raise UserError("--checkpoint-every: give --out, the folder to write to, as well")
+
+
+def _check_run(values: dict[str, Any]) -> None:
+    for name in ("checkpoint_every", "export"):
+        if values[name] and values["out"] is None and values["resume"] is None:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag}: give --out, the folder to write to, as well")
     if world.launched():
         values["strategy"] = values["strategy"] or "ddp"
         if ":" in values["device"]:
@@ -227,7 +256,6 @@ def make_options(given: dict[str, Any]) -> Options:
             "--strategy: is for several processes, which torchrun starts:"
             " torchrun --nproc-per-node 2 -m fusedopt.train"
         )
-    return Options(**values)
 
 
 def folder_path(spec: str) -> Path:

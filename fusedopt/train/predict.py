@@ -18,8 +18,8 @@ from fusedopt.train import checkpoint
 from fusedopt.train.data import DataError
 from fusedopt.train.data.folder import read_image
 from fusedopt.train.data.scan import Walk, describe, shorten
-from fusedopt.train.flags import number
 from fusedopt.train.options import UserError, pick_device
+from fusedopt.train.parsers import number
 from fusedopt.train.trained import load_network
 from fusedopt.train.world import say
 

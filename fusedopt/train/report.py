@@ -107,7 +107,9 @@ def print_training(options: Options, state: TrainingState, test: Figures) -> Non
     seconds = sum(row["seconds"] for row in state.rows)
     own = sum(row["optimizer_seconds"] for row in state.rows)
     say(f"{class_name(options, options.impl)} took {own:.2f} s of {seconds:.1f} s of training"
-        f" ({own / seconds:.1%}: {_phase(options)})")  # fmt: skip
+        f" ({own / seconds:.1%}: {_phase(options)}"
+        + "; exchanging the parameters is not counted" * (options.strategy == "zero")
+        + ")")  # fmt: skip
 
 
 def _chosen(options: Options, state: TrainingState) -> str:

@@ -15,6 +15,7 @@ from fusedopt.train import checkpoint, cost, report, strategy, world
 from fusedopt.train.augment import make_augmentation
 from fusedopt.train.cost import Cost
 from fusedopt.train.data import DataError, Splits
+from fusedopt.train.export import export
 from fusedopt.train.folder import RESULT, RunFolder, write_json
 from fusedopt.train.guard import Guard
 from fusedopt.train.interrupts import Interrupted, Interrupts
@@ -72,6 +73,8 @@ def run(options: Options, content: dict[str, Any] | None = None) -> Result:
             )  # what follows takes some time
         kept = f"{done}, and {path} has its result, without the optimizers' cost"
         with _ctrl_c_says(kept if path else lost):
+            if options.export:
+                world.say(world.from_first(lambda: export(path)))
             costs = _measure(options, splits, state)
             _write_result(folder, epoch, test, costs)
     return Result(state.averaged, state.rows, test, costs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from typing import Any
 
@@ -30,6 +31,16 @@ SCHEDULERS = {
 _NOT_BY_NAME = {"LRScheduler", "LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler"}
 _EACH_STEP = {"OneCycleLR", "CyclicLR"}
 _COSINE = "CosineAnnealingLR"
+
+
+def _check_values(name: str, given: dict[str, Any]) -> None:
+    """Raises a UserError for words where the scheduler's class has numbers."""
+    parameters = inspect.signature(getattr(lr_scheduler, name)).parameters
+    for key, value in given.items():
+        wanted = str(parameters[key].annotation) if key in parameters else "str"
+        if isinstance(value, str) and not ("str" in wanted or "Literal" in wanted):
+            numbers = "must be a number" + " or a list of them" * ("[" in wanted)
+            raise UserError(f"--scheduler-arg: {key} {numbers}, not {value!r}")
 
 
 class Scheduler:
@@ -69,6 +80,7 @@ class Scheduler:
         if self.interval == "epoch":
             steps = options.epochs - int(options.warmup)
         self._steps, self._optimizer = steps, optimizer
+        _check_values(name, given)
         self.needs_epochs = False
         arguments = self._arguments(name, given, options, optimizer, steps)
         try:
@@ -76,6 +88,9 @@ class Scheduler:
             self.scheduler: LRScheduler = getattr(lr_scheduler, name)(optimizer, **arguments)
         except (TypeError, ValueError, IndexError, KeyError, ZeroDivisionError) as error:
             text = str(error).replace(f"{name}.__init__()", name)
+            if not isinstance(error, ValueError) and "argument" not in text:  # Python's own words
+                values = ", ".join(f"{key}={value!r}" for key, value in given.items())
+                text = f"{name} can't work with {values}"
             raise UserError(f"--scheduler {options.scheduler}: {text} (--scheduler-arg)") from error
         if getattr(self.scheduler, "total_steps", steps) < steps:
             raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,9 @@ import torch
 
 from fusedopt.train import checkpoint, world
 from fusedopt.train.data import BadImages, DataError, Splits, load_data
+from fusedopt.train.data.digits import COUNT
 from fusedopt.train.data.kept import find_again
+from fusedopt.train.data.mnist import MNIST
 from fusedopt.train.models import ModelError, pretrained_statistics
 from fusedopt.train.options import FOLDER, Failed, Options, UserError, folder_path
 
@@ -27,10 +30,26 @@ def load_splits(options: Options) -> Splits:
 
 
 def _load_whole(options: Options) -> Splits:
+    if options.image_size is not None:
+        _require_memory(options, options.image_size)
     folder = options.data.startswith(FOLDER)
     if options.download and not folder and world.size() > 1:
         world.in_first(lambda: _load(options, lambda text: None))
     return _load(options, world.say)
+
+
+def _require_memory(options: Options, size: int) -> None:
+    """Raises a UserError if a batch alone is larger than the machine's memory."""
+    channels = 1 if options.data in ("digits", *MNIST) else 3
+    need = options.batch_size * channels * size**2 * 4
+    if options.data == "digits":  # all are scaled at once
+        need += COUNT * size**2 * 5
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > have:
+        raise UserError(
+            f"--image-size: {size}x{size} pixels need {need / 1e9:,.0f} GB of memory for a batch"
+            f" alone, and the machine has {have / 1e9:,.0f} GB"
+        )
 
 
 def _load(options: Options, say: Callable[[str], None]) -> Splits:

@@ -13,6 +13,7 @@ from fusedopt.train.balance import balanced_weights
 from fusedopt.train.data import Splits
 from fusedopt.train.data.scan import shorten
 from fusedopt.train.loop import epoch_order, make_optimizer, own_batch_size
+from fusedopt.train.mixing import BorrowedError, RandAugment, make_mixing
 from fusedopt.train.models import ModelError, depth_of_parameters, make_model, replace_head
 from fusedopt.train.options import Options, UserError
 from fusedopt.train.phase import make_ema
@@ -67,6 +68,15 @@ def start(options: Options, splits: Splits, content: dict[str, Any] | None) -> T
         totals=torch.zeros(3, dtype=torch.float64, device=device),
         nonfinite=torch.zeros((), dtype=torch.int64, device=device),
     )
+    if options.strategy == "zero":  # what the processes exchange is no time of the optimizer's
+        optimizer.communicating = state.timer.paused
+    names = options.augment.split(",")
+    try:
+        if "randaugment" in names:
+            RandAugment()  # so that a folder isn't made for what can't be done
+        state.mixing = make_mixing(names, len(splits.classes))
+    except BorrowedError as error:
+        raise UserError(f"--augment: {error}") from error
     if options.class_weights:
         weights = balanced_weights(splits.train.labels, len(splits.classes))
         state.class_weights = weights.to(device)

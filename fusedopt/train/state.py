@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from fusedopt.train import strategy, world
+from fusedopt.train.mixing import Mix
 from fusedopt.train.recipe import EarlyStopping
 from fusedopt.train.schedule import Scheduler
 
@@ -42,6 +45,15 @@ class StepTimer:
             self._events.append((self._start, end))
         else:
             self._seconds += time.perf_counter() - self._start
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within a `with` block of this timer, leaves a part of it out."""
+        self.__exit__()
+        try:
+            yield
+        finally:
+            self.__enter__()
 
     @property
     def seconds(self) -> float:
@@ -74,6 +86,7 @@ class TrainingState:
         timer: seconds in the optimizer phase in the epoch that has begun.
         totals: of the epoch that has begun: sums of loss and of correct answers, images; float64.
         class_weights: (classes,), float32, on the device: of the training loss, or None.
+        mixing: of a batch's images and labels, or None.
         nonfinite: int64, on the device: the first step whose loss isn't finite, 0 without one.
         seconds: of the epoch that has begun.
         epoch: number of epochs done.
@@ -93,6 +106,7 @@ class TrainingState:
     timer: StepTimer
     totals: Tensor
     class_weights: Tensor | None = None
+    mixing: Mix | None = None
     nonfinite: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
     seconds: float = 0.0
     epoch: int = 0

@@ -7,7 +7,8 @@ go on from it with any strategy.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch.distributed as dist
@@ -47,10 +48,21 @@ def synchronized(model: nn.Module, strategy: str | None) -> nn.Module:
 def shared_optimizer(
     optimizer_class: type[Optimizer], parameters: Iterable[Any], **kwargs: Any
 ) -> Optimizer:
-    """Returns an optimizer of which each process has a part of the state."""
+    """Returns an optimizer of which each process has a part of the state.
+
+    Its `communicating` is called before parameters are exchanged, and returns a context in which
+    they are.
+    """
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
-    optimizer = ZeroRedundancyOptimizer(parameters, optimizer_class=optimizer_class, **kwargs)
+    class Shared(ZeroRedundancyOptimizer):
+        communicating: Callable[[], AbstractContextManager[None]] = staticmethod(nullcontext)
+
+        def _sync_params(self) -> None:
+            with self.communicating():
+                super()._sync_params()
+
+    optimizer = Shared(parameters, optimizer_class=optimizer_class, **kwargs)
     optimizer.defaults.update(optimizer.optim.defaults)  # schedulers look for betas there
     return optimizer
 

@@ -7,6 +7,7 @@ from sklearn.datasets import load_digits
 
 from fusedopt.train.data.images import ImageSet, resize
 
+COUNT = 1797
 IMAGE_SIZE = 16  # the scans have 8x8 pixels; LeNet's two 5x5 convolutions need 16x16
 
 

@@ -29,7 +29,7 @@ VALIDATION, TEST = 0.1, 0.2
 def load_data(
     spec: str,
     *,
-    root: Path,
+    root: str | Path,
     seed: int,
     download: bool = False,
     image_size: int | None = None,
@@ -69,16 +69,18 @@ def load_data(
     if image_size is not None and image_size < 1:
         raise DataError(f"image_size must be at least 1, not {image_size}")
     try:
-        *given, names, remarks = _read(spec, root, download, image_size)
+        *given, names, remarks = _read(spec, Path(root), download, image_size)
     except OSError as error:  # a folder that may not be looked into
         raise DataError(f"cannot read {error.filename or spec}: {error.strerror}") from error
     if classes is not None:
         _check_classes(classes, names)
     used = names if classes is None else tuple(names[i] for i in classes)
     say(f"{spec}: {len(used)} classes: {shorten(used)}")
+    if spec.startswith(FOLDER) and image_size is None:
+        remarks = (*remarks, f"scaled to {IMAGE_SIZE}x{IMAGE_SIZE} pixels: no image size is given")
     for remark in remarks:
         say(f"  {remark}")
-    parts = _complete(given, seed)
+    parts = _complete(given, seed, names)
     found = {name for part in parts for name in part.names} if spec.startswith(FOLDER) else set()
     if classes is not None:
         parts = [restrict(part, classes) for part in parts]
@@ -98,7 +100,7 @@ def _read(spec: str, root: Path, download: bool, image_size: int | None) -> Whol
         whole, names = digits.load(image_size)
         return whole, None, None, names, ()
     if spec == FOLDER:
-        raise DataError("it names no folder")
+        raise DataError(f"{FOLDER!r} names no folder; the form is {FOLDER}PATH")
     if spec.startswith(FOLDER):
         return _read_folder(folder_path(spec), image_size or IMAGE_SIZE)
     for module, known in ((cifar, cifar.CIFAR), (mnist, mnist.MNIST)):
@@ -125,7 +127,7 @@ def _read_folder(path: Path, size: int) -> Whole:
     return *parts, found.classes, found.remarks
 
 
-def _complete(given: Sequence[Part | None], seed: int) -> list[Part]:
+def _complete(given: Sequence[Part | None], seed: int, names: Sequence[str]) -> list[Part]:
     """Returns training, validation and test set, those that are missing drawn from the first."""
     train, validation, test = given
     split = split_indices(
@@ -133,6 +135,7 @@ def _complete(given: Sequence[Part | None], seed: int) -> list[Part]:
         seed,
         0 if validation is not None else VALIDATION,
         0 if test is not None else TEST,
+        names,
     )
     return [
         train.take(split.train),

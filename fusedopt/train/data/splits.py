@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -53,7 +54,11 @@ class Splits:
 
 
 def split_indices(
-    labels: Sequence[int], seed: int, validation: float = 0.1, test: float = 0.2
+    labels: Sequence[int],
+    seed: int,
+    validation: float = 0.1,
+    test: float = 0.2,
+    names: Sequence[str] | None = None,
 ) -> Split:
     """Splits images at random, each class in the same proportion, and no image in two parts.
 
@@ -62,6 +67,7 @@ def split_indices(
         seed: the same seed gives the same split.
         validation: share of all images, 0 for none.
         test: share of all images, 0 for none.
+        names: of the classes, for messages.
 
     Returns:
         Three disjoint lists of indices that together cover all the images.
@@ -79,12 +85,25 @@ def split_indices(
                     train, test_size=size, stratify=[labels[i] for i in train], random_state=seed
                 )
             except ValueError as error:
-                raise DataError(
-                    f"{len(labels)} images of {len(set(labels))} classes are too few to put"
-                    f" {share:.0%} of them aside, of each class some: {error}"
-                ) from error
+                shares = [share for share in (validation, test) if share > 0]
+                raise DataError(_too_few(labels, share, shares, names)) from error
         parts.append(part)
     return Split(train, parts[1], parts[0])
+
+
+def _too_few(
+    labels: Sequence[int], share: float, shares: Sequence[float], names: Sequence[str] | None
+) -> str:
+    """Says why a share of the images can't be put aside, each class in the same proportion."""
+    counts = Counter(labels)
+    rare, count = min(counts.items(), key=lambda pair: pair[1])
+    some = f"{share:.0%} of the images can't be put aside, each class in the same proportion"
+    if count < 1 + len(shares):
+        name = rare if names is None else names[rare]
+        images = f"{count} image{'s' * (count > 1)}"
+        return f"{some}: the class {name} has {images}, and each class needs {1 + len(shares)}"
+    least = math.floor((len(counts) - 1) / min(shares)) + 1
+    return f"{some}: there are {len(labels)}, and {len(counts)} classes need {least}"
 
 
 def restrict(part: Part, classes: Sequence[int]) -> Part:
