@@ -268,7 +268,7 @@ def test_parts_have_lines_of_their_own() -> None:
     _, whole, own = table.table_rows(rows)
     assert whole[0].startswith("PPO") and own[0] == "… of that train()"
     assert own[1:5] == ["1.00 s"] * 4 and len(own) == len(whole) == len(table.HEAD)
-    assert "ppo, train(): ✓ 2.00 (≥ 1.8)" in table.goals(rows)
+    assert "ppo, train(): ✓ 2.00 (≥ 1.8), at most 2.50;" in table.goals(rows)
 
 
 def test_a_chart_is_drawn(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
