@@ -231,7 +231,7 @@ def our_row(workload: str, **fields: Any) -> dict[str, Any]:
 
 def test_the_default_stands_before_the_fastest() -> None:
     ours = our_row("1", ratio={"median": 2.0}) | {"seconds": {"median": 1e-6}}
-    default = ours | {"implementation": "for-loop", "seconds": {"median": 5e-6}}
+    default = ours | {"implementation": "for-loop", "ratio": {"median": 0.4}}  # of the fastest
     other = our_row("1", optimizer="sgd", ratio={"median": 3.0}) | {"seconds": {"median": 1e-6}}
     half = ours | {"dtype": "float16", "ratio": {"median": 7.0}}
     table = report.speed_over_default({"rows": [ours, default, other, half]})
