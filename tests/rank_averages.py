@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from averages import FUNCTIONS, LERPS
 from helpers import assert_identical, random
 from rank_checks import full, make_model, sharded
 from rank_norms import placed
-from test_swa_utils import FUNCTIONS, LERPS
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
