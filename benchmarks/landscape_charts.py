@@ -54,11 +54,15 @@ def draw(paths: Paths, curves: Curves, folder: Path) -> Iterable[str]:
         figure.suptitle(f"{function.formula}: {_steps(paths)} steps in float64")
         yield _save(figure, folder, f"trajectories-{function.name}.png", paths=True)
     figure, axes = _figure(len(FUNCTIONS), len(RANGES), width=5.0)
-    places = [(function, end) for function in FUNCTIONS.values() for end in RANGES]
+    places = [(function, end) for function in FUNCTIONS.values() for end in RANGES[::-1]]
     for axis, (function, end) in zip(axes, places, strict=True):
         _tolerance(axis, function, end, TOLERANCES, curves)
     rates = len(next(iter(curves.values()))[0])
-    figure.suptitle(f"{rates} learning rates a curve, each a parameter group of one optimizer")
+    figure.suptitle(
+        f"{rates} learning rates a curve, each a parameter group of one optimizer;\n"
+        f"less than {_SMALLEST:g} and more than {_LARGEST:g} are drawn at the edges",
+        fontsize=10,
+    )
     yield _save(figure, folder, "tolerance.png", lines=TOLERANCES)
     for file, names in PAGES.items():
         yield _page(file, names, paths, curves, folder)
@@ -123,7 +127,10 @@ def _trajectory(axis: Any, function: Function, name: str, paths: Paths) -> None:
     axis.plot(*ours.T.tolist(), color=_OURS, linewidth=0.8, marker=".", markersize=3)
     axis.plot(*ours[-1].tolist(), color=_END, marker="*", markersize=9)
     axis.set(xlim=(-_SIDE, _SIDE), ylim=(-_SIDE, _SIDE), xticks=(-2, 0, 2), yticks=(-2, 0, 2))
-    axis.set_title(f"{name}, $\\gamma$ = {DESCENTS[name].lr[function.name]:g}", fontsize=9)
+    rate = f"learning rate {DESCENTS[name].lr[function.name]:g}"
+    axis.set_title(f"{name}, {function.name}, {rate}", fontsize=8)
+    axis.set_xlabel("x", fontsize=8)
+    axis.set_ylabel("y", fontsize=8)
     axis.tick_params(labelsize=7)
 
 

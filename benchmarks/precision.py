@@ -195,15 +195,17 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         (r["optimizer"], r["mode"]): r for r in rows if r["experiment"] == "tracking"
     }  # the latest step of each
     names = list(_SECOND_MOMENTS)
+    colors = {mode: f"C{index}" for index, mode in enumerate(MODES)}
     for index, mode in enumerate(TRACKED):
         found = [last[name, mode] for name in names if (name, mode) in last]
         at = [place + 0.2 * (index - 1.5) for place in range(len(found))]
-        left.vlines(at, [r["low"] for r in found], [r["high"] for r in found], color=f"C{index}")
-        left.plot(at, [r["median"] for r in found], "o", color=f"C{index}", label=mode)
+        left.vlines(at, [r["low"] for r in found], [r["high"] for r in found], color=colors[mode])
+        left.plot(at, [r["median"] for r in found], "o", color=colors[mode], label=mode)
     left.set_xticks(range(len(names)), names)
     left.set_yscale("log")
     left.axhline(1, color="gray", linewidth=0.8)
-    left.set_title("root of the second moment / the true one, 5th to 95th percentile", fontsize=9)
+    left.set_title("Do second moments follow? After the last step", fontsize=9)
+    left.set_ylabel("root of the second moment / the true one:\nmedian, 5th to 95th percentile")
     left.legend(fontsize=7)
     losses = [r for r in rows if r["experiment"] == "training"]
     for index, mode in enumerate(TRAINED):
@@ -211,10 +213,12 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             [r["loss"] for r in losses if r["mode"] == mode],
             [index] * sum(r["mode"] == mode for r in losses),
             "o",
+            color=colors[mode],
         )
     right.set_yticks(range(len(TRAINED)), TRAINED, fontsize=7)
     right.invert_yaxis()
-    right.set_title("held-out loss of a small GPT, one point for each seed", fontsize=9)
+    right.set_title("What does a small character GPT learn? One point for each seed", fontsize=9)
+    right.set_xlabel("held-out loss")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
