@@ -80,8 +80,13 @@ def check(axes: list[Any], epochs: int) -> None:
 
 @pytest.mark.parametrize(("epochs", "decay"), [(1, 0.9), (2, 0.05), (9, 0.7), (100, 0.9)])
 def test_a_runs_chart(axes: list[Any], epochs: int, decay: float) -> None:
-    charts.draw_run(rows(epochs, decay), io.BytesIO())
+    best = (epochs + 1) // 2
+    charts.draw_run(rows(epochs, decay), io.BytesIO(), "lenet on digits", best)
     assert len(axes) == 3
+    assert axes[0].figure.get_suptitle() == "lenet on digits"
+    for axis in axes:
+        (mark,) = [lines for lines in axis.collections if lines.get_label() == "best epoch"]
+        assert {x for x, _ in mark.get_segments()[0]} == {best}
     for axis in axes[:2]:
         check([axis], epochs)
     assert axes[0].get_yscale() == ("log" if decay**epochs < 0.1 else "linear")

@@ -59,9 +59,17 @@ def _finish_values(axis: Any, name: str) -> None:
     axis.ticklabel_format(axis="y", useOffset=False)
 
 
-def draw_run(rows: Sequence[Row], file: BinaryIO) -> None:
-    """Draws loss, accuracy and learning rate against epochs, as a PNG."""
-    figure = _figure(12, 3.6)
+def draw_run(rows: Sequence[Row], file: BinaryIO, title: str = "", best: int = 0) -> None:
+    """Draws loss, accuracy and learning rate against epochs, as a PNG.
+
+    Args:
+        rows: figures of each epoch.
+        file: where to.
+        title: above all.
+        best: the epoch to mark; 0 marks none.
+    """
+    figure = _figure(12, 3.9)
+    figure.suptitle(title)
     epochs = [row["epoch"] for row in rows]
     marker = "o" if len(rows) < FEW else None
     for axis, name in zip(figure.subplots(1, 3), ("loss", "accuracy", "lr"), strict=True):
@@ -72,6 +80,11 @@ def draw_run(rows: Sequence[Row], file: BinaryIO) -> None:
         axis.set_title("learning rate" if name == "lr" else name)
         _finish_epochs(axis, len(rows))
         _finish_values(axis, name)
+        if best:
+            axis.vlines(
+                best, 0, 1, transform=axis.get_xaxis_transform(), color="0.4", linestyle=":",
+                label="best epoch",
+            )  # fmt: skip
         if name != "lr":
             axis.legend()
     figure.savefig(file, format="png", dpi=120)
@@ -82,6 +95,7 @@ def draw_comparison(
     file: BinaryIO,
     diverged: Container[tuple[str, str]] = (),
     ranges: Mapping[tuple[str, str], tuple[Sequence[Row], Sequence[Row]]] | None = None,
+    title: str = "",
 ) -> None:
     """Draws training loss and validation accuracy against epochs and against seconds, as a PNG.
 
@@ -91,8 +105,10 @@ def draw_comparison(
         file: where to.
         diverged: the runs that ended early, because their loss wasn't finite.
         ranges: least and greatest figures over several seeds, where `runs` are means.
+        title: above all.
     """
     figure = _figure(12, 8)
+    figure.suptitle(title)
     optimizers = list(dict.fromkeys(optimizer for optimizer, _ in runs))
     axes = figure.subplots(2, 2, sharey="row")
     most, longest = max(map(len, runs.values()), default=0), 1e-9

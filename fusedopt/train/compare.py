@@ -89,7 +89,7 @@ def compare(arguments: argparse.Namespace) -> None:
                 rows[key][seed] = state.rows
                 if step is not None:
                     diverged[key][seed] = step
-        _write(out, rows, diverged)
+        _write(out, rows, diverged, f"{options.model} on {options.data}")
 
 
 def _make_runs(given: dict[str, Any], out: Path, seeds: range) -> dict[Key, list[Options]]:
@@ -153,15 +153,19 @@ def _splits(runs: list[Options]) -> Splits:
 
 
 def _write(
-    out: Path, rows: dict[Key, dict[int, list[Row]]], diverged: dict[Key, dict[int, int]]
+    out: Path, rows: dict[Key, dict[int, list[Row]]], diverged: dict[Key, dict[int, int]], what: str
 ) -> None:
-    """Prints and writes the table, and writes all figures and the chart."""
+    """Prints and writes the table, and writes all figures and the chart, whose title is `what`."""
     lines = [table_line(key, rows[key], diverged[key]) for key in rows]
     print_table(lines)
     seeds = list(next(iter(rows.values())))
     if len(seeds) > 1:
         *first, last = map(str, seeds)
-        say(f"mean ± standard deviation over the seeds {', '.join(first)} and {last}")
+        over = f"the seeds {', '.join(first)} and {last}"
+        say(f"mean ± standard deviation over {over}")
+        title = f"{what}: means, least and greatest over {over}"
+    else:
+        title = f"{what}, seed {seeds[0]}"
     for (optimizer, impl), steps in diverged.items():
         for seed, step in steps.items():
             say(f"{optimizer}, {impl}, seed {seed}: diverged at step {step}")
@@ -173,12 +177,15 @@ def _write(
         for row in own
     ]
     write_csv(out / METRICS, figures)
-    _draw(out / CHART, rows, diverged)
+    _draw(out / CHART, rows, diverged, title)
     say(f"{out / CHART}, {out / TABLE}, {out / METRICS}")
 
 
 def _draw(
-    path: Path, rows: dict[Key, dict[int, list[Row]]], diverged: dict[Key, dict[int, int]]
+    path: Path,
+    rows: dict[Key, dict[int, list[Row]]],
+    diverged: dict[Key, dict[int, int]],
+    title: str,
 ) -> None:
     """Draws means over the seeds that haven't diverged, and the range of their figures."""
     lost = {key for key, runs in rows.items() if len(diverged[key]) == len(runs)}
@@ -193,7 +200,7 @@ def _draw(
         if len(runs) > 1
     }
     image = io.BytesIO()
-    draw_comparison(means, image, lost, ranges)
+    draw_comparison(means, image, lost, ranges, title)
     checkpoint.write_atomically(path, lambda file: file.write(image.getvalue()) and None)
 
 

@@ -15,6 +15,7 @@ from fusedopt.train.charts import draw_run
 from fusedopt.train.checkpoint import BESIDE, CHECKPOINT, MODEL, stamp, write_atomically
 from fusedopt.train.claim import LOCK, lock, require_own
 from fusedopt.train.options import Options, UserError
+from fusedopt.train.report import class_name
 from fusedopt.train.state import Row
 
 if TYPE_CHECKING:
@@ -73,6 +74,10 @@ class RunFolder:
         read: tuple[int, int] | None = None,
     ) -> None:
         self.path = path
+        self._title = (
+            f"{options.model} on {options.data}, {class_name(options, options.impl)},"
+            f" seed {options.seed}"
+        )
         if path != options.resume:
             require_free(path)
         self._lock = lock(path, "run")
@@ -109,11 +114,11 @@ class RunFolder:
         _add_scalars(self._events, rows[-1])
         self._events.flush()
 
-    def close(self, rows: Sequence[Row]) -> None:
-        """Draws the chart, and lets go of the folder."""
+    def close(self, rows: Sequence[Row], best: int) -> None:
+        """Draws the chart, the best epoch marked, and lets go of the folder."""
         if rows:
             image = io.BytesIO()
-            draw_run(rows, image)
+            draw_run(rows, image, self._title, best)
             write_atomically(self.path / CHART, lambda file: file.write(image.getvalue()) and None)
             write_csv(self.path / METRICS, rows)
         self._events.close()
