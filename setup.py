@@ -1,7 +1,9 @@
 """Builds the extension module for setuptools by driving CMake, which knows how (CMakeLists.txt)."""
 
+import functools
 import importlib.util
 import os
+import re
 import runpy
 import shlex
 import shutil
@@ -35,9 +37,22 @@ def find_tool(name: str) -> str:
     return path
 
 
+@functools.cache
+def find_cmake(cache: Path = BUILD / "CMakeCache.txt") -> str:
+    """Returns CMake's path; for wheels that with which the first Python's was made, if it is there.
+
+    It is part of the commands that compile the CUDA kernels: another would compile them anew.
+    """
+    if ADAPTERS and cache.is_file():
+        found = re.search("^CMAKE_COMMAND:INTERNAL=(.*)", cache.read_text(), re.MULTILINE)
+        if found and Path(found[1]).is_file():
+            return found[1]
+    return find_tool("cmake")
+
+
 def cmake(*arguments: str) -> None:
     """Runs CMake, or stops the build if it fails."""
-    if subprocess.run([find_tool("cmake"), *arguments]).returncode:
+    if subprocess.run([find_cmake(), *arguments]).returncode:
         fail("the build failed, for the reason that CMake or the compiler gives above.")
 
 
@@ -90,6 +105,7 @@ class CMakeBuild(build_ext):
         check_python()
         if not ADAPTERS:
             check_torch()
+        find_cmake()  # while the cache is there
         ninja = find_tool("ninja")
         if importlib.util.find_spec("pybind11") is None:
             fail("pybind11 is missing: run 'pip install pybind11' and try again.")

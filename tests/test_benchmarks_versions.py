@@ -56,5 +56,8 @@ def test_a_row_with_and_without_times() -> None:
     }
     line = versions.table_rows([row])[1]
     assert line == ["3.12.1", "2.14.1+cu130", "yes", "7", "0", "1", "not measured", "not measured"]
-    row["seconds"] = {"fusedopt": {"median": 2e-5}, "fused": {"median": 4e-4}}
+    row["seconds"] = {
+        "fusedopt": {"median": 9e-5, "p10": 2e-5},
+        "fused": {"median": 9e-4, "p10": 4e-4},
+    }
     assert versions.table_rows([row])[1][-2:] == ["20.0 µs", "400 µs"]

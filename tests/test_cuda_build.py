@@ -102,6 +102,25 @@ def test_the_extension_hides_its_cuda_runtime() -> None:
     assert not re.search(r" (__)?cuda[A-Z]", text)
 
 
+def test_a_wheel_knows_what_cudart_calls_of_a_newer_glibc() -> None:
+    """Functions that glibc has moved since 2.28: a wheel's core must call them as they were."""
+    caches = "".join(path.read_text() for path in (ROOT / "build").glob("*/CMakeCache.txt"))
+    cudart = re.search("^FUSEDOPT_CUDART:FILEPATH=(/.+)", caches, re.MULTILINE)
+    libc = re.search(r" (/\S+/libc\.so\.6)$", Path("/proc/self/maps").read_text(), re.MULTILINE)
+    if not cudart or not libc or shutil.which("nm") is None:
+        pytest.skip("no static cudart that a build has found, no glibc, or no nm")
+
+    def names(*command: str) -> str:
+        return subprocess.run(["nm", *command], capture_output=True, text=True, check=True).stdout
+
+    asked = set(re.findall(r" U (\w+)$", names("-u", cudart[1]), re.MULTILINE))
+    versions = re.findall(r" (\w+)@@GLIBC_2\.(\d+)", names("-D", libc[1]))
+    moved = {name for name, minor in versions if int(minor) > 28}
+    assert "cudaLaunchKernel" not in asked and "malloc" in asked
+    listed = re.findall(r"\b\w+\b", (ROOT / "cmake" / "adapters.cmake").read_text())
+    assert asked & moved <= set(listed)
+
+
 def configure(tmp_path: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Configures a build without the extension."""
     if shutil.which("cmake") is None:

@@ -18,6 +18,7 @@ import fusedopt
 from fusedopt import _C
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "fusedopt"
 MINOR = ".".join(torch.__version__.split(".")[:2])
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 PYTHON = f"cp{sys.version_info[0]}{sys.version_info[1]}"
@@ -127,8 +128,8 @@ def test_a_wheel_holds_the_package_the_core_and_adapters(wheel: Path, unpacked: 
         '^CUDA = "(.*)"', (unpacked / "fusedopt" / "_build_info.py").read_text(), re.MULTILINE
     )[1]  # fmt: skip
     assert wheel.stat().st_size <= (12 if cuda else 2.5) * 1e6
-    sources = (ROOT / "fusedopt").rglob("*.py")
-    expected = {str(p.relative_to(ROOT)) for p in sources} | {"fusedopt/py.typed"}
+    sources = [path for kind in ("py", "pyi", "typed") for path in PACKAGE.rglob(f"*.{kind}")]
+    expected = {str(path.relative_to(ROOT)) for path in sources}
     found = {str(p.relative_to(unpacked)) for p in unpacked.rglob("*") if p.is_file()}
     outside = {name for name in found if not name.startswith("fusedopt/")}
     assert all(re.match(r"fusedopt-[\d.]+\.dist-info/", name) for name in outside)

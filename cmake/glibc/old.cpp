@@ -10,13 +10,15 @@
 // them.
 #if defined(__x86_64__)
 #define FIRST "GLIBC_2.2.5"
+#define DLMOPEN "GLIBC_2.3.4"
 #define JUMP(name) "jmp *old_" name "@GOTPCREL(%rip)\n"
 #else
 #define FIRST "GLIBC_2.17"
+#define DLMOPEN FIRST
 #define JUMP(name) "adrp x16, :got:old_" name "\nldr x16, [x16, :got_lo12:old_" name "]\nbr x16\n"
 #endif
-#define OLD(name)                                                                   \
-  __asm__(".symver old_" name "," name "@" FIRST "\n.text\n.hidden __wrap_" name    \
+#define OLD(name, since)                                                            \
+  __asm__(".symver old_" name "," name "@" since "\n.text\n.hidden __wrap_" name    \
           "\n.globl __wrap_" name "\n.type __wrap_" name ",%function\n__wrap_" name \
           ":\n" JUMP(name));
 FUSEDOPT_OLD_FUNCTIONS
