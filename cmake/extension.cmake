@@ -54,6 +54,9 @@ function(fusedopt_add_module name torch_dir torch_version)
   target_compile_definitions(${name} PRIVATE FUSEDOPT_TORCH_VERSION="${torch_version}")
   # torch's headers then include the operators that they call instead of all, as in torch's build.
   target_compile_definitions(${name} PRIVATE AT_PER_OPERATOR_HEADERS)
+  if(FUSEDOPT_DICT_WATCH)
+    target_compile_definitions(${name} PRIVATE FUSEDOPT_DICT_WATCH=1)
+  endif()
 endfunction()
 
 if(FUSEDOPT_ADAPTERS)

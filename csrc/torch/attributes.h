@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "torch/dicts.h"
 #include "torch/python.h"
 
 namespace fusedopt {
@@ -90,19 +91,17 @@ class Functions {
   }
 
   bool same() {
-    const uint64_t version = version_of(dict_.ptr());
-    if (version != 0 && version == version_) return same_;
+    if (state_.still(dict_.ptr())) return same_;
     same_ = std::all_of(entries_.begin(), entries_.end(), [&](const auto& entry) {
       return is_same(PyDict_GetItemWithError(dict_.ptr(), entry.first), entry.second);
     });
-    version_ = version;
     return same_;
   }
 
  private:
   py::object dict_;
   Entries entries_;
-  uint64_t version_ = 0;
+  DictState state_;
   bool same_ = true;
 };
 

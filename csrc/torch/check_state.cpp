@@ -192,10 +192,7 @@ const char* check_state(Reading& reading, const Slot& slot, const Shape& shape, 
     return forget();
   }
   PyObject** values = work.traces.state;
-  const uint64_t version = version_of(slot.state);
-  if (std::exchange(work.traces.version, version) != version || version == 0) {
-    read_state(keys, slot.state, values);
-  }
+  if (!work.traces.dict.still(slot.state)) read_state(keys, slot.state, values);
   const auto is_missing = [&](size_t entry) {
     return values[entry] == nullptr || values[entry] == Py_None;
   };

@@ -26,7 +26,7 @@ void read_slots(Reading& reading) {
   Cache& cache = reading.cache;
   // What was read of optimizer.state is known again only if all below are the same, and no
   // exception comes between.
-  const uint64_t version = std::exchange(cache.states_version, 0);
+  const DictState states = std::exchange(cache.states, {});
   size_t count = 0;
   bool same = true;  // the same parameters as in the last step, in the same places
   for (int i = 0; i < static_cast<int>(reading.groups.size()); ++i) {
@@ -44,7 +44,7 @@ void read_slots(Reading& reading) {
   same = same && cache.slots.size() == count;
   cache.slots.resize(count);
   if (same) {
-    cache.states_version = version;
+    cache.states = states;
   } else {
     cache.state_order.clear();
     cache.twins.clear();
@@ -90,8 +90,7 @@ void find_states(Cache& cache, PyObject* state) {
 }
 
 void read_states(Cache& cache, PyObject* state) {
-  const uint64_t version = version_of(state);
-  if (std::exchange(cache.states_version, version) == version && version != 0) return;
+  if (cache.states.still(state)) return;
   for (Slot& slot : cache.slots) slot.state = nullptr;
   if (!find_states_as_before(cache, state)) find_states(cache, state);
   for (const auto& [twin, first] : cache.twins) cache.slots[twin].state = cache.slots[first].state;

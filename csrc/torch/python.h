@@ -17,22 +17,6 @@ inline PyObject* intern(const char* text) {
   return string;
 }
 
-// The state that a dict is in: a number that neither this dict in another state nor any other dict
-// ever has. While the number is the same, the dict needn't be read again. 0 where Python doesn't
-// keep such a number (from 3.14 on), or not for this dict: an object's attributes may change while
-// the number stays.
-inline uint64_t version_of(PyObject* dict) {
-#if PY_VERSION_HEX < 0x030E0000
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
-  const auto* table = reinterpret_cast<const PyDictObject*>(dict);
-  return table->ma_values == nullptr ? table->ma_version_tag : 0;
-#pragma GCC diagnostic pop
-#else
-  return 0;
-#endif
-}
-
 // The number that says which state a class is in; 0: the class has none at the moment.
 inline unsigned version_of_class(PyTypeObject* type) {
 #if PY_VERSION_HEX < 0x030C0000

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "torch/dicts.h"
 #include "torch/dtensor.h"
 #include "torch/groups.h"
 #include "torch/needs.h"
@@ -20,7 +21,7 @@ namespace fusedopt {
 namespace py = pybind11;
 
 // One parameter of one group. Pointers are borrowed: they are used only within one look, and in
-// later looks while the dict from which they were read has the same version.
+// later looks while the dict from which they were read is as it was.
 struct Slot {
   PyObject* param;
   PyObject* state;  // optimizer.state[param], or null
@@ -33,11 +34,11 @@ struct Slot {
 inline constexpr int kMaxEntries = 5;
 
 // Where else a slot's objects lay. The next step only prefetches there, so the addresses may be
-// stale; but the state's are not, if the version of the state's dict is the same.
+// stale; but the state's are not, if the state's dict is as it was.
 struct Traces {
   const void* grad;              // autograd's pointer to the gradient
-  uint64_t version;              // of the state's dict
-  PyObject* state[kMaxEntries];  // the dict's values in that version, in Keys::entries' order
+  DictState dict;                // the state's
+  PyObject* state[kMaxEntries];  // the dict's values then, in Keys::entries' order
 };
 
 // A slot's tensors, checked. They are kept until the next step, which compares addresses with them,
@@ -120,7 +121,7 @@ struct Cache {
   std::vector<Work> works;                 // by slot
   std::vector<int> state_order;            // the slot of each entry of optimizer.state
   std::vector<std::pair<int, int>> twins;  // slots of one parameter: the later one, and the first
-  uint64_t states_version = 0;             // of optimizer.state, when the slots' states were read
+  DictState states;                        // optimizer.state, when the slots' states were read
   Overlaps overlaps;
   Cuts cuts;
 };

@@ -68,9 +68,7 @@ bool is_unchanged(const Group& group, const Slot& slot, c10::TensorImpl& grad, W
   const int held = group.held;
   const int operands = group.operands;
   if (held != kFirstState) {
-    if (slot.state == nullptr || !PyDict_Check(slot.state)) return false;
-    const uint64_t version = version_of(slot.state);
-    if (version == 0 || version != work.traces.version) return false;
+    if (!work.traces.dict.is_of(slot.state)) return false;
     PyObject* const* values = work.traces.state;
     for (int k = operands; k < held; ++k) {
       PyObject* value = values[group.entries[k]];
