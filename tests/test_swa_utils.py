@@ -207,6 +207,11 @@ def test_unlike_dtypes_are_torchs() -> None:
     both.ours.float()
     both.torchs.float()
     both.update(1)
+    if torch.__version__.startswith("2.11."):  # it refuses what later ones promote
+        for average in (both.ours, both.torchs):
+            with pytest.raises(RuntimeError, match="dtype"):
+                average.update_parameters(both.model)
+        return
     both.update(2, fast=False)
     both.assert_same()
 
