@@ -129,28 +129,18 @@ def test_every_way_to_change_a_dict(case: Case, way: str) -> None:
     kept.clear()
 
 
-def attributes_with(state: dict[str, Any]) -> dict[str, Any]:
-    """An object's attributes, set one by one; Python may keep them without a table of their own."""
-    holder = Attributes()
-    for key, value in state.items():
-        setattr(holder, key, value)
-    kept.append(holder)
-    return vars(holder)
-
-
 @over(CASES, "case")
 def test_a_state_that_is_an_objects_attributes(case: Case) -> None:
     def change(optimizer: Optimizer, param: Tensor) -> None:
         state = optimizer.state[param]
-        key = first_key(state)
-        kept.append(state[key])
-        if not isinstance(kept[0], Attributes):
-            kept[0] = Attributes()
-            vars(kept[0]).clear()
-            for name, value in state.items():
-                setattr(kept[0], name, value)
+        if not kept:
+            kept.append(Attributes())
+            for key, value in state.items():
+                setattr(kept[0], key, value)
             optimizer.state[param] = vars(kept[0])
         else:
+            key = first_key(state)
+            kept.append(state[key])
             set_attribute(kept[0], key, state[key] * 0.5)
 
     def scenario(make: Make) -> Optimizer:

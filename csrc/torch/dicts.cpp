@@ -19,6 +19,7 @@ int count_change(PyDict_WatchEvent, PyObject*, PyObject*, PyObject*) {
 // Python has room for eight watchers, its own among them. Where others have taken it, dicts are
 // read at each step.
 bool watch(PyObject* dict) {
+  if (holds_attributes(dict)) return false;  // 3.13 doesn't tell of all their changes
   static const int watcher = PyDict_AddWatcher(count_change);
   if (watcher >= 0 && PyDict_Watch(watcher, dict) == 0) return true;
   PyErr_Clear();

@@ -14,6 +14,11 @@
 
 namespace fusedopt {
 
+// Are its values an object's attributes, which Python may change without the dict's knowing?
+inline bool holds_attributes(PyObject* dict) {
+  return reinterpret_cast<const PyDictObject*>(dict)->ma_values != nullptr;
+}
+
 #if FUSEDOPT_DICT_WATCH
 
 static_assert(PY_VERSION_HEX >= 0x030C0000, "Python watches dicts from 3.12 on");
@@ -61,12 +66,11 @@ class DictState {
   }
 
  private:
-  // 0 where an object's attributes are the dict: they may change while the number stays.
   static uint64_t version_of(PyObject* dict) {
+    if (holds_attributes(dict)) return 0;
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
-    const auto* table = reinterpret_cast<const PyDictObject*>(dict);
-    return table->ma_values == nullptr ? table->ma_version_tag : 0;
+    return reinterpret_cast<const PyDictObject*>(dict)->ma_version_tag;
 #pragma GCC diagnostic pop
   }
 
