@@ -75,7 +75,8 @@ def configurations(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     options = {**common, **OPTIONS[name]}
     chosen = draw(st.sets(st.sampled_from(sorted(options))))
     kwargs = {key: draw(options[key]) for key in sorted(chosen)}
-    if name == "SGD" and kwargs.get("momentum") and not kwargs.get("dampening"):
+    nesterov = takes(fusedopt, name, "nesterov")
+    if nesterov and kwargs.get("momentum") and not kwargs.get("dampening"):
         kwargs["nesterov"] = draw(booleans)
     return name, kwargs
 

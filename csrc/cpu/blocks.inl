@@ -21,7 +21,8 @@ struct AllOf {
 // Parameters and states in these formats, gradients in the parameters' dtype.
 template <Format kParamFormat, Format kStateFormat>
 struct Formatted {
-  static constexpr bool kWide = kParamFormat == Format::kFloat32;  // then in memory's order
+  // Where it is true, values are in memory's order.
+  static constexpr bool kWide = kParamFormat == Format::kFloat32;
   static constexpr bool kSplit = kParamFormat == Format::kSplitFloat32;
   static constexpr bool kNoisy = kStateFormat == Format::kNoisyBFloat16;
   static constexpr Format of(int k) {
@@ -52,7 +53,7 @@ struct Formatted {
     if (of(k) == Format::kFloat32) return copy_group(values, at);
     kWide ? load_row(values, at) : load_group<Dtype::kBFloat16>(values, at);
   }
-  // Of element i and those that follow, for all operands.
+  // The noise of element i and those that follow, for all operands.
   static __m256i noise(const Piece& piece, int i) {
     return kNoisy ? noise_of_pairs(piece.noise, piece.index + static_cast<uint32_t>(i))
                   : _mm256_setzero_si256();
@@ -68,9 +69,8 @@ struct Formatted {
 #endif
 };
 
-// 16-bit floats, one dense layout: blocks so short that the conversions of one overlap the
-// divisions of another. `pieces` are moved behind them. Returns where the rest begins. See tuning.h
-// for the gain.
+// 16-bit floats in one dense layout, by blocks so short that the conversions of one overlap the
+// divisions of another. Returns where the rest begins. See tuning.h for the gain.
 template <typename Rule, typename Stored>
 __attribute__((noinline)) int64_t blocks([[maybe_unused]] const Rule& of,
                                          [[maybe_unused]] float factor,
@@ -113,8 +113,8 @@ __attribute__((noinline)) int64_t blocks([[maybe_unused]] const Rule& of,
 }
 
 #if defined(FUSEDOPT_BLOCKS)
-// Elements [begin, end) of a tensor with noise or halves: noise comes in pairs, and its key is
-// another where an index's upper half changes.
+// Elements [begin, end) of a tensor with noise or halves. Noise comes in pairs, so blocks begin
+// with an even index; and its key is another where an index's upper half changes.
 template <typename Rule, typename Stored>
 void dense_formatted(const Table& table, const TensorEntry& tensor, const Stepper& stepper,
                      const void* rule, int64_t begin, int64_t end) {

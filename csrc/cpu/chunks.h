@@ -13,8 +13,8 @@
 
 namespace fusedopt::cpu {
 
-// The calling thread's rounding and subnormals (torch.set_flush_denormal) hold in every thread, or
-// the bits would depend on which thread an element falls to.
+// Every thread rounds and treats subnormals (torch.set_flush_denormal) as the calling thread does,
+// or the bits would depend on which thread an element falls to.
 #if defined(__x86_64__)
 using FloatMode = unsigned;
 inline FloatMode float_mode() { return _mm_getcsr(); }
@@ -30,8 +30,8 @@ inline void set_float_mode(FloatMode mode) { asm volatile("msr fpcr, %0" : : "r"
 #endif
 
 // Calls body(begin, end) for disjoint ranges that cover [0, elements), on this thread alone if
-// there are few. Of no more than caches hold, each thread begins with the same part in every step,
-// and then helps the others; of more, all go through memory side by side.
+// there are few. Where caches hold all, each thread begins with the same part in every step, and
+// then helps the others; else all threads go through memory side by side.
 template <typename Body>
 void for_each_chunk(int64_t elements, Parallel parallel, const Body& body) {
   if (elements < kParallelElements) return body(int64_t{0}, elements);

@@ -77,7 +77,7 @@ void store_noisy(const void* tile, const Piece& piece, int64_t n) {
 }
 #endif
 
-// Halves lie anywhere, too.
+// Remainders lie at any address, too.
 typedef int16_t Remainder __attribute__((aligned(1), may_alias));
 
 template <typename Compute>
@@ -129,8 +129,8 @@ struct Stepper {
   // Elements [begin, end) of a tensor that lie side by side.
   void (*dense)(const Table& table, const TensorEntry& tensor, const Stepper& stepper,
                 const void* rule, int64_t begin, int64_t end);
-  // The rule over tiles of n floats (or doubles).
-  void (*apply)(const void* rule, void* const* tiles, int64_t n, double factor);
+  // The rule over n elements of tiles of floats (or doubles).
+  void (*apply)(const void* rule, void* const* tiles, int64_t begin, int64_t n, double factor);
   // Rows of n elements however far apart. Only of a rule without states that needs no conversion:
   // its arithmetic takes less than copying to tiles and back.
   void (*apart)(const Table& table, const TensorEntry& part, const void* rule, int64_t n,

@@ -24,7 +24,8 @@ typedef uint32_t Four __attribute__((vector_size(16)));
 #define FUSEDOPT_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Four{__VA_ARGS__})
 #endif
 
-// Four rows of four, so many elements apart, become columns.
+// Makes columns of four rows of four; `to_row` and `from_row` are the distances of rows, in
+// elements.
 inline void transpose_four(Raw<4>::Type* to, int64_t to_row, const Raw<4>::Type* from,
                            int64_t from_row) {
   Four rows[4];
@@ -58,7 +59,7 @@ inline void transpose(Raw<4>::Type* to, int64_t to_row, const Raw<4>::Type* from
   }
 }
 
-// Rows of a few elements: the number of them is known when this is compiled.
+// Copies rows of a few elements, whose number is known when this is compiled.
 template <int kColumns, typename Element>
 inline void copy_short(Element* to, int64_t to_row, int64_t to_column, const Element* from,
                        int64_t from_row, int64_t from_column, int64_t rows) {

@@ -1,10 +1,10 @@
 // Conversions of 16-bit floats by instructions of x86-64, with the same bits as Storage's load and
 // store: a part of the CPU sweep, included once per instruction set.
 //
-// `load_group` and `store_group` take as many as there are bfloat16 in a register. Of those, the
-// ones with even numbers come first in `values`, which no rule notices: then nothing is shuffled.
-// bfloat16 are rounded in lanes of 16 bits: to nearest up, if the lower half is more than 0x8000,
-// or equal to it and the upper half is odd. The upper half tells a NaN: arithmetic makes quiet ones
+// `load_group` and `store_group` take as many as there are bfloat16 in a register. Those with even
+// numbers come first in `values`, which no rule notices, so that nothing is shuffled. bfloat16 are
+// rounded in lanes of 16 bits: to nearest means up, if the lower half is more than 0x8000, or equal
+// to it and the upper half is odd. The upper half tells a NaN, because arithmetic makes quiet ones
 // only. AVX-512's own conversion would take subnormal numbers for 0.
 
 #if defined(FUSEDOPT_F16C)
@@ -99,7 +99,8 @@ inline __m256i round_lanes(const Lanes& lanes) { return rounded_up(lanes, up_to_
 
 inline __m256i eight_of(uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
 
-// What the operands of sixteen elements have in common, of which the first has an even index.
+// What the noises of all operands have in common, for sixteen elements of which the first has an
+// even index.
 inline __m256i noise_of_pairs(const NoiseKey& key, uint32_t index) {
   alignas(32) static constexpr uint32_t kCounts[8] = {0,
                                                       kNoiseFirst,
@@ -122,8 +123,8 @@ inline __m256i noise_of_group(__m256i pairs, uint32_t factor) {
   return _mm256_xor_si256(x, _mm256_srli_epi32(x, 16));
 }
 
-// Up where the lower half is more than the noise; beyond the largest finite number, whose upper
-// half is odd, where it is at least a half.
+// Rounds up where the lower half is more than the noise; beyond the largest finite number, whose
+// upper half is odd, where the lower half is at least 0x8000.
 inline __m256i round_lanes_with(__m256i noise, const Lanes& lanes) {
   const __m256i is_last = _mm256_cmpgt_epi16(magnitude_of(lanes), _mm256_set1_epi16(0x7f7e));
   const __m256i bound = _mm256_blendv_epi8(noise, _mm256_set1_epi16(0x7fff), is_last);
@@ -131,7 +132,7 @@ inline __m256i round_lanes_with(__m256i noise, const Lanes& lanes) {
   return rounded_up(lanes, up);
 }
 
-// Engine's join, of the upper halves and what is to be added to them.
+// engine/format.h's join, of the upper halves and what is to be added to them.
 inline __m256i join_eight(__m256i alone, __m256i addend) {
   const __m256i bits = _mm256_add_epi32(alone, addend);
   const __m256i magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff));
@@ -169,7 +170,7 @@ inline void store_group(const float* values, char* target) {
 
 #if defined(FUSEDOPT_AVX512)
 inline constexpr int kGroup = 32;
-// All of them. Without a mask, g++ 12 warns of the headers' undefined operand (its bug 105593).
+// All lanes. Without a mask, g++ 12 warns of the headers' undefined operand (its bug 105593).
 inline constexpr __mmask16 kWords = 0xffff;
 
 template <Dtype kDtype>
@@ -187,7 +188,7 @@ inline void load_group(float* values, const char* source) {
   }
 }
 
-// Of 32 floats.
+// Halves of 32 floats.
 struct Lanes {
   __m512i upper, lower;
 };
@@ -220,7 +221,7 @@ inline __m512i round_lanes(const Lanes& lanes) {
 
 inline __m512i all_of(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
 
-// Of 32 elements, of which the first has an even index.
+// As the one for AVX2, for 32 elements.
 inline __m512i noise_of_pairs(const NoiseKey& key, uint32_t index) {
   const __m512i numbers = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
   const __m512i counts = _mm512_mullo_epi32(numbers, all_of(kNoiseFirst));

@@ -89,7 +89,7 @@ void of_range(Norm kind, double scale, const NormEntry& entry, int64_t begin, in
   }
 }
 
-// Short tensors lie scattered.
+// Asks for a tensor's first bytes, because short tensors lie scattered.
 void prefetch(const NormEntry& entry) {
   const int64_t bytes = std::min<int64_t>(entry.numel * item_bytes(entry.dtype), kPrefetchBytes);
   for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(entry.at + at);

@@ -9,9 +9,8 @@
 
 namespace fusedopt::cpu {
 
-// Of all elements, those in float64 multiplied by `scale`: the sum of their squares or magnitudes,
-// or the largest or smallest magnitude. `results` has room for a number per block: what they are
-// then.
+// The sum of all elements' squares or magnitudes, or their largest or smallest magnitude. Those in
+// float64 are first multiplied by `scale`. `results` gets the same for each block.
 FUSEDOPT_API double norm(Norm kind, double scale, const NormEntry* entries, int64_t count,
                          double* results, Parallel parallel);
 

@@ -1,9 +1,9 @@
-// Tensors of many short dimensions: boxes of a few elements would take longer to find than to step.
-// Where the elements of the innermost dimensions lie is worked out once. Also what is stored with
-// noise, whose elements have numbers, or in two halves.
+// Tensors of many short dimensions, whose boxes of a few elements would take longer to find than to
+// step. The offsets of the innermost dimensions' elements are worked out once. Tensors with noise,
+// which depends on an element's number, or with numbers in two halves are stepped in this way, too.
 struct Scattered {
-  int64_t period = 1;  // elements after which all repeats
-  int64_t count = 1;   // of those, how many are dealt with at once
+  int64_t period = 1;  // elements after which the offsets repeat
+  int64_t count = 1;   // of those, how many are stepped at once
   int64_t offsets[kMaxOperands][kRowTile];
   alignas(64) char tiles[kMaxOperands][kRowTile * 8 + 64];
 

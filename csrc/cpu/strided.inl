@@ -13,7 +13,7 @@ struct Box {
 // How the operands step from row to row, from column to column, and from plane to plane.
 struct Steps {
   int operands;
-  bool has_planes = false;  // in the last dimension: else that is the columns'
+  bool has_planes = false;  // the last dimension is planes, and not columns
   int64_t row[kMaxOperands];
   int64_t column[kMaxOperands];
   int64_t plane[kMaxOperands];
@@ -143,8 +143,8 @@ void step_apart(const Table& table, const TensorEntry& part, const void* rule, i
   }
 }
 
-// A block of rows and columns. What lies otherwise than the block is copied to a tile and back;
-// what lies side by side within the rows stays in place, and is stepped row by row.
+// A block of rows and columns. Operands that lie otherwise than the block are copied to tiles and
+// back; those that lie side by side within rows stay in place, and are stepped row by row.
 struct Block {
   static constexpr int kTileBytes = kBlockTile * 8 + 1088;  // not all at one place in the L1 cache
 

@@ -1,7 +1,7 @@
 // The CPU sweep, included once per instruction set, each time inside a namespace and a target
 // region. It names no optimizer: Rule is a template, float or double.
 
-// How elements lie that need no conversion. In memory and in tiles alike, so that one function
+// How elements lie that need no conversion, in memory and in tiles alike, so that one function
 // steps both.
 template <typename Compute>
 using Plain = Storage<sizeof(Compute) == 4 ? Dtype::kFloat32 : Dtype::kFloat64>;
@@ -31,31 +31,26 @@ inline __attribute__((always_inline)) void step_element(const Rule& rule, typena
   for (int k = 0; k < Rule::kStates; ++k) states[k][i] = state[k];
 }
 
-// The rule over n elements, wherever they lie: `p`, `g` and `s` point at the first.
+// The rule over n elements of operands that lie as they are computed with, from element `begin` on.
 // Not inlined: gcc 12 then vectorises it for every rule, and the objects are half as large.
-template <typename Rule, typename Access>
-__attribute__((noinline)) void apply(const Rule& of, typename Access::Type* p,
-                                     const typename Access::Type* g,
-                                     typename Access::Type* const* s, int64_t n,
-                                     typename Access::Compute factor) {
-  const Rule rule = of;  // no store below can change it
-  typename Access::Type* states[Rule::kStates + 1];
-  for (int k = 0; k < Rule::kStates; ++k) states[k] = s[k];
-  FUSEDOPT_VECTORIZE
-  for (int64_t i = 0; i < n; ++i) step_element<Access>(rule, p, factor * g[i], states, i);
-}
-
 template <typename Rule, typename Compute>
-void apply_to_tiles(const void* rule, void* const* tiles, int64_t n, double factor) {
-  using Element = typename Plain<Compute>::Type;  // at any address: it may be an operand's own
-  Element* at[kFirstState + Rule::kStates];
-  for (int k = 0; k < kFirstState + Rule::kStates; ++k) at[k] = static_cast<Element*>(tiles[k]);
-  apply<Rule, Plain<Compute>>(*static_cast<const Rule*>(rule), at[kParam], at[kGrad],
-                              at + kFirstState, n, static_cast<Compute>(factor));
+__attribute__((noinline)) void apply(const void* of, void* const* operands, int64_t begin,
+                                     int64_t n, double of_gradient) {
+  using Element = typename Plain<Compute>::Type;
+  const Rule rule = *static_cast<const Rule*>(of);  // no store below can change it
+  const auto factor = static_cast<Compute>(of_gradient);
+  Element* p = static_cast<Element*>(operands[kParam]) + begin;
+  const Element* g = static_cast<const Element*>(operands[kGrad]) + begin;
+  Element* states[Rule::kStates + 1];
+  for (int k = 0; k < Rule::kStates; ++k) {
+    states[k] = static_cast<Element*>(operands[kFirstState + k]) + begin;
+  }
+  FUSEDOPT_VECTORIZE
+  for (int64_t i = 0; i < n; ++i) step_element<Plain<Compute>>(rule, p, factor * g[i], states, i);
 }
 
-// Short tensors lie scattered, where the hardware doesn't foresee them. Of a longer one it follows
-// the rest.
+// Asks for a tensor's first bytes, because the hardware doesn't foresee where short tensors lie. It
+// follows the rest of a longer one by itself.
 inline void prefetch(const TensorEntry& tensor, const Stepper& stepper) {
   for (int k = 0; k < stepper.operands; ++k) {
     const int64_t bytes = std::min<int64_t>(tensor.numel * stepper.item(k), kPrefetchBytes);
@@ -76,8 +71,8 @@ inline void find_pieces(const Table& table, const TensorEntry& tensor, const Ste
   pieces[kParam].remainder = remainder + at * kRemainderBytes;
 }
 
-// Tells the pieces that begin with element `at` their noise. Returns for how many of n elements:
-// the key is another where an index's upper half changes.
+// Sets the noise of the pieces that begin with element `at`. Returns for how many of n elements
+// that holds, because the key is another where an index's upper half changes.
 inline int64_t find_noise(const Table& table, const TensorEntry& tensor, const Stepper& stepper,
                           int64_t at, bool is_first, int64_t n, Piece* pieces) {
   const auto index = static_cast<uint64_t>(tensor.origin + at);
@@ -94,7 +89,7 @@ inline int64_t find_noise(const Table& table, const TensorEntry& tensor, const S
 
 // Elements [begin, end) of one tensor through tiles: low precision, a gradient scale, operands in
 // several dtypes. All operands pass through the same load instruction, so the hardware sees no
-// stream in them.
+// stream, and each tile is asked for in advance.
 template <typename Compute>
 __attribute__((noinline)) void tiled(const Table& table, const TensorEntry& tensor,
                                      const Stepper& stepper, const void* rule, int64_t begin,
@@ -134,7 +129,7 @@ __attribute__((noinline)) void tiled(const Table& table, const TensorEntry& tens
       for (int64_t i = 0; i < n; ++i) grads[i] /= scale;
       if (!in_place[kGrad]) stepper.codecs[kGrad]->store(tiles[kGrad], pieces[kGrad], n);
     }
-    stepper.apply(rule, tiles, n, factor);
+    stepper.apply(rule, tiles, 0, n, factor);
     for (int k = 0; k < stepper.operands; ++k) {
       if (k != kGrad && !in_place[k]) stepper.codecs[k]->store(tiles[k], pieces[k], n);
       pieces[k].at += n * stepper.item(k);
@@ -144,37 +139,26 @@ __attribute__((noinline)) void tiled(const Table& table, const TensorEntry& tens
   }
 }
 
-// Elements [begin, end) of one tensor, in place: float32 and float64, one dense layout.
-template <typename Rule, Dtype kDtype>
-inline void direct(const Table& table, const TensorEntry& tensor, const Rule& rule, int64_t begin,
-                   int64_t end) {
-  using Element = typename Storage<kDtype>::Type;
-  using Compute = typename Storage<kDtype>::Compute;
-  Element* at[kMaxOperands];
-  for (int k = 0; k < kFirstState + Rule::kStates; ++k)
-    at[k] = static_cast<Element*>(tensor.operands[k]) + begin;
-  apply<Rule, Plain<Compute>>(rule, at[kParam], at[kGrad], at + kFirstState, end - begin,
-                              grad_factor<Compute>(table, tensor));
-}
-
 #include "cpu/blocks.inl"
 
 // Elements [begin, end) of a tensor whose operands share one dense layout and one dtype.
 template <typename Rule, Dtype kDtype>
 void dense(const Table& table, const TensorEntry& tensor, const Stepper& stepper, const void* rule,
            int64_t begin, int64_t end) {
-  const Rule& of = *static_cast<const Rule*>(rule);
+  using Compute = typename Storage<kDtype>::Compute;
   if constexpr (kHalf<kDtype>) {
     if (!table.scaled) {
+      const Rule& of = *static_cast<const Rule*>(rule);
       Piece pieces[kMaxOperands];
       find_pieces(table, tensor, stepper, begin, pieces);
       begin =
           blocks<Rule, AllOf<kDtype>>(of, grad_factor<float>(table, tensor), pieces, begin, end);
     }
   } else if (!table.scaled) {
-    return direct<Rule, kDtype>(table, tensor, of, begin, end);
+    return apply<Rule, Compute>(rule, tensor.operands, begin, end - begin,
+                                grad_factor<double>(table, tensor));
   }
-  tiled<typename Storage<kDtype>::Compute>(table, tensor, stepper, rule, begin, end);
+  tiled<Compute>(table, tensor, stepper, rule, begin, end);
 }
 
 #include "cpu/strided.inl"
@@ -182,14 +166,14 @@ void dense(const Table& table, const TensorEntry& tensor, const Stepper& stepper
 template <typename Rule, Dtype kDtype>
 constexpr Stepper make_stepper() {
   using Compute = typename Storage<kDtype>::Compute;
-  Stepper made{kFirstState + Rule::kStates,   sizeof(Rule), {}, dense<Rule, kDtype>,
-               apply_to_tiles<Rule, Compute>, nullptr};
+  Stepper made{kFirstState + Rule::kStates, sizeof(Rule),         {},
+               dense<Rule, kDtype>,         apply<Rule, Compute>, nullptr};
   for (const Codec*& codec : made.codecs) codec = &kCodecs<Compute>[static_cast<int>(kDtype)];
   if constexpr (Rule::kStates == 0 && !kHalf<kDtype>) made.apart = step_apart<Rule, kDtype>;
   return made;
 }
 
-// Of operands in several formats.
+// The stepper of operands in several formats.
 template <typename Rule, typename Compute>
 Stepper with_formats(Stepper stepper, const Format* formats) {
   for (int k = 0; k < stepper.operands; ++k) {

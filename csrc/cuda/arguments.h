@@ -8,20 +8,20 @@
 
 namespace fusedopt::cuda {
 
-// From sm_70 and CUDA 12.1 on a kernel's arguments may have this many bytes. They are copied by the
-// launch itself: nothing to allocate or to keep alive, and safe under graph capture.
+// From sm_70 and CUDA 12.1 on a kernel's arguments may have this many bytes. The launch itself
+// copies them, so there is nothing to allocate or to keep alive, and graphs can capture them.
 inline constexpr int kArgumentBytes = 32764;
 
 // A tensor's words in SweepArguments: the operands' addresses, its number of elements, a Place. Of
 // a table with formats: the addresses, the remainder's (or null), the parameter's position, the
 // first element's index, then the same.
 struct Place {
-  uint32_t first;         // chunks of the tensors before it in this launch
-  uint32_t rule : 12;     // the word where its rule is; or its index, if the device made the rules
-  uint32_t layout : 12;   // the word where its layout is: ndim, sizes, strides; 0: dense and alike
-  uint32_t lead : 4;      // elements from the 16-byte boundary before the first element to it
-  uint32_t vectors : 1;   // all operands are dense and lie alike towards 16-byte boundaries
-  uint32_t maximize : 1;  //
+  uint32_t first;        // chunks of the tensors before it in this launch
+  uint32_t rule : 12;    // the word where its rule is; or its index, if the device made the rules
+  uint32_t layout : 12;  // the word where its layout is: ndim, sizes, strides; 0: dense and alike
+  uint32_t lead : 4;     // elements from the 16-byte boundary before the first element to it
+  uint32_t vectors : 1;  // all operands are dense and lie alike towards 16-byte boundaries
+  uint32_t maximize : 1;
 };
 static_assert(sizeof(Place) == sizeof(uint64_t));
 
@@ -61,7 +61,7 @@ static_assert(sizeof(SweepArguments) <= kArgumentBytes);
 // The operands of prepare(), which makes rules on the device, one thread each.
 inline constexpr int kPreparedGroups = 192;
 inline constexpr int kPreparedRules = 1600;  // whose state holds no number but the step count
-inline constexpr uint8_t kHere = 0xff;       // in the place of a Dtype: the number itself
+inline constexpr uint8_t kGiven = 0xff;      // in the place of a Dtype: the number itself
 
 struct PrepareArguments {
   void* rules;  // where the first of them goes
@@ -72,7 +72,7 @@ struct PrepareArguments {
   uint64_t seeds[kPreparedGroups];
   uint64_t options[kPreparedGroups][kMaxOptions];      // a double's bits, or an address
   uint64_t counts[kPreparedRules];                     // a rule's step, its scalars, its roundings
-  uint8_t option_types[kPreparedGroups][kMaxOptions];  // what is at the address: a Dtype; kHere
+  uint8_t option_types[kPreparedGroups][kMaxOptions];  // what is at the address: a Dtype; kGiven
   uint8_t count_types[kPreparedRules];
   uint8_t groups[kPreparedRules];
 };

@@ -37,8 +37,8 @@ struct Number {
   Dtype dtype;    // what is at the address
 };
 
-// What a rule is made of. A step on the device is counted up: float32 or float64, and no two the
-// same; a step of the host's was counted by the caller.
+// What a rule is made of. The device counts up a step that it has, in float32 or float64, so no two
+// sources share one; the caller has counted a step of the host's.
 struct RuleSource {
   int32_t group;
   Number step;
@@ -69,7 +69,7 @@ struct Scalars {
 // The device can only access an element at a multiple of its size: run() throws for anything else.
 FUSEDOPT_API bool is_aligned(const void* address, Format format);
 
-// Memory was short, which it may not be next time.
+// Memory was short, so another try may succeed.
 struct FUSEDOPT_API OutOfMemory : std::runtime_error {
   using std::runtime_error::runtime_error;
 };

@@ -1,5 +1,5 @@
-// Launches the kernels through the CUDA runtime, which is linked statically: the extension loads
-// where there is no CUDA.
+// Launches the kernels through the CUDA runtime, which is linked statically, so that the extension
+// loads where there is no CUDA.
 #include <cuda_runtime_api.h>
 
 #include <array>
@@ -79,7 +79,7 @@ bool is_capturing(void* stream) {
   const cudaError_t error = cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status);
   if (error == cudaSuccess) return status != cudaStreamCaptureStatusNone;
   cudaGetLastError();
-  if (error == cudaErrorStreamCaptureImplicit) return true;  // the legacy stream, meanwhile
+  if (error == cudaErrorStreamCaptureImplicit) return true;  // the legacy stream, while another is
   throw std::runtime_error(std::string("fusedopt: CUDA says: ") + cudaGetErrorString(error));
 }
 

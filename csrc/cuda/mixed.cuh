@@ -8,7 +8,8 @@
 #include "engine/format.h"
 #include "engine/noise.h"
 
-// Inlined for each operand of each rule, they were a sixth of the library and half of nvcc's time.
+// Load and store, inlined for each operand of each rule, were a sixth of the library and half of
+// nvcc's time.
 #if defined(__CUDACC__)
 #define FUSEDOPT_CALLED static __host__ __device__ __noinline__
 #else
@@ -22,7 +23,7 @@ FUSEDOPT_HD auto* elements_at(uint64_t address) {
   return reinterpret_cast<typename Element<kDtype>::Type*>(address);
 }
 
-// One element of an operand. Its remainder's address is that of a split number's other half.
+// The address of one element of an operand, and of a split number's lower half.
 struct At {
   uint64_t address;
   uint64_t remainder;
@@ -53,7 +54,7 @@ FUSEDOPT_CALLED float load(Format format, At at) {
   }
 }
 
-// `noise` is of the element and of the operand.
+// `noise` is the element's and the operand's.
 FUSEDOPT_CALLED void store(Format format, At at, float value, uint32_t noise) {
   switch (format) {
     case Format::kFloat32:

@@ -71,7 +71,7 @@ FUSEDOPT_HD double norm_lane(Norm kind, const char* at, int64_t begin, int64_t l
   return sum;
 }
 
-// A lane of a block: `thread` is of all of the grid.
+// One lane of a block. `thread` is counted in the whole grid.
 FUSEDOPT_HD void norm_lanes(const NormArguments& args, int64_t thread) {
   const int64_t block = thread / kNormLanes;
   if (block >= args.blocks) return;

@@ -20,7 +20,7 @@ int layout_words(const Layout& layout, int operands) { return 1 + layout.ndim * 
 void write(const Number& number, uint64_t& bits, uint8_t& type) {
   if (number.address == nullptr) {
     std::memcpy(&bits, &number.value, sizeof bits);
-    type = kHere;
+    type = kGiven;
   } else {
     bits = reinterpret_cast<uint64_t>(number.address);
     type = static_cast<uint8_t>(number.dtype);

@@ -1,4 +1,4 @@
-// Makes rules on the device, where the numbers are that they depend on.
+// Makes rules on the device, where there are numbers on which they depend.
 #pragma once
 
 #include <cstdint>
@@ -24,9 +24,9 @@ FUSEDOPT_HD double number_at(uint64_t bits, uint8_t type) {
     case static_cast<uint8_t>(Dtype::kFloat16):
       return Storage<Dtype::kFloat16>::load(*static_cast<const uint16_t*>(at));
   }
-  double here;
-  memcpy(&here, &bits, sizeof here);
-  return here;
+  double given;
+  memcpy(&given, &bits, sizeof given);
+  return given;
 }
 
 // Counts a step on the device, in the count's own dtype, and returns the new count.
@@ -55,7 +55,7 @@ FUSEDOPT_HD void store_number(uint64_t bits, uint8_t type, double value) {
   }
 }
 
-// Counts on the device: the step, and what else the state holds.
+// Counts the step on the device, and the state's other numbers.
 template <typename Options>
 FUSEDOPT_HD Counts count_up(const Options& options, const uint64_t* bits, const uint8_t* types) {
   Counts counts{count_step(bits[0], types[0]), {}, {}, {}};
@@ -89,14 +89,16 @@ FUSEDOPT_HD void prepare_rule(const PrepareArguments& args, uint32_t index) {
   memcpy(&options, numbers, sizeof options);
   const uint32_t first = index * args.numbers;
   const Counts counts = count_up(options, args.counts + first, args.count_types + first);
-  // The key first: with a rule's numbers alive, the largest spilled in double.
+  // The key comes first, because the largest rule in double spilled registers with its numbers
+  // alive.
   constexpr int kCounts = 1 + kScalarsOf<Options>;
   const uint32_t roundings = first + kCounts;
   const double rounding = args.numbers == kCounts
                               ? counts.step
                               : count_step(args.counts[roundings], args.count_types[roundings]);
   if (args.keys != nullptr) args.keys[index] = step_key(args.seeds[group], rounding);
-  // With padding: a sweep reads whole words, and none of them may be memory that nobody wrote.
+  // The padding is written, too, because a sweep reads whole words, and none may be memory that
+  // nobody wrote.
   alignas(Rule) uint32_t words[sizeof(Rule) / sizeof(uint32_t)] = {};
   const Rule* rule = new (words) Rule(make_rule<Rule>(options, counts));
   memcpy(static_cast<Rule*>(args.rules) + index, rule, sizeof words);

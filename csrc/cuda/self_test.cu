@@ -1,6 +1,6 @@
-// Compares a kernel with the CPU's sweep before its first use on a device: whatever goes wrong
-// there (a driver, an architecture that PTX was translated for), no user finds out by a wrong
-// number.
+// Compares a kernel with the CPU's sweep before its first use on a device, so that no user finds
+// out by a wrong number what goes wrong there (a driver, an architecture that PTX was translated
+// for).
 #include <cuda_runtime_api.h>
 
 #include <iterator>
@@ -114,7 +114,7 @@ bool has_the_cpus_bits(const Kernel& kernel, const cpu::Kernel& expected, Dtype 
   const double clip = 0.75;
   check(cudaMemcpyAsync(numbers, given, sizeof given, cudaMemcpyHostToDevice, stream));
   check(cudaMemcpyAsync(numbers + 64, &clip, sizeof clip, cudaMemcpyHostToDevice, stream));
-  check(cudaStreamSynchronize(stream));  // before the host's own step writes where they come from
+  check(cudaStreamSynchronize(stream));  // the host's own step writes over the source
 
   const auto on_host = make_tensors(host.data(), operands);
   const auto on_device = make_tensors(values, operands);

@@ -127,7 +127,7 @@ FUSEDOPT_HD void step_pieces(const Rule& rule,
   }
 }
 
-// As the table's.
+// The same as of a Table.
 template <typename Compute>
 FUSEDOPT_HD Compute grad_factor(const SweepArguments& args, const Place& place) {
   const auto clip = static_cast<Compute>(args.clip_at != nullptr ? *args.clip_at : args.clip);
@@ -140,8 +140,8 @@ FUSEDOPT_HD Place place_of(const uint64_t* words) {
   return place;
 }
 
-// The words of the tensor to which a block's chunk belongs; each has so many, and ends with a
-// Place.
+// The words of the tensor to which a block's chunk belongs. Each tensor has `each` words, and its
+// last is a Place.
 FUSEDOPT_HD const uint64_t* find_words(const SweepArguments& args, int each, uint32_t block) {
   int low = 0;
   int high = args.count;

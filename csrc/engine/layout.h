@@ -37,7 +37,7 @@ inline bool is_injective(int ndim, const int64_t* sizes, const int64_t* strides)
 }
 
 // An operand may be walked element by element along another dimension than the last. That dimension
-// is put before the last one: a block of both is read and written along each.
+// is put before the last one, so that a block of both is read and written along each.
 inline void put_block_last(std::vector<int>& kept, std::vector<int64_t>& sizes,
                            const std::vector<const int64_t*>& strides) {
   for (const int64_t* s : strides) {
@@ -54,8 +54,8 @@ inline void put_block_last(std::vector<int>& kept, std::vector<int64_t>& sizes,
 }
 
 // Dimensions in the order of the first operand's strides (the operand's memory is walked forwards),
-// neighbours merged where every operand allows it. With `in_order` nothing else decides the order:
-// elements have the numbers that they have in the parameter's memory.
+// neighbours merged where every operand allows it. With `in_order` nothing else decides the order,
+// so that elements have the numbers that they have in the parameter's memory.
 inline LayoutBuffer make_layout(int ndim, const int64_t* sizes,
                                 const std::vector<const int64_t*>& strides, bool in_order = false) {
   std::vector<int> order;

@@ -22,7 +22,7 @@ FUSEDOPT_HD uint64_t hashed(uint64_t key, uint64_t number) {
   return x ^ (x >> 31);
 }
 
-// What all tensors of a group share in one step.
+// The key that all tensors of a group share in one step.
 FUSEDOPT_HD uint64_t step_key(uint64_t seed, double step) {
   uint64_t bits;
   memcpy(&bits, &step, sizeof bits);

@@ -16,7 +16,7 @@ inline constexpr int kNorms = 4;
 // Elements in a block. A tensor's last one is shorter.
 inline constexpr int64_t kNormBlock = 4096;
 // Element i of a block goes to lane i % kNormLanes, and block i of all to column i % kNormColumns.
-// Of both, the upper half is added to the lower one until one is left.
+// In both, the upper half is added to the lower one until one number is left.
 inline constexpr int kNormLanes = 16;
 inline constexpr int kNormColumns = 256;
 
@@ -30,12 +30,12 @@ struct NormEntry {
 
 inline int64_t norm_blocks(int64_t numel) { return (numel + kNormBlock - 1) / kNormBlock; }
 
-// Of no elements at all.
+// The norm of no elements at all.
 FUSEDOPT_HD constexpr double norm_of_none(Norm kind) {
   return kind == Norm::kSmallest ? __builtin_inf() : 0.0;
 }
 
-// Of two parts. A NaN wins.
+// The norm of two parts together. A NaN wins.
 FUSEDOPT_HD double add_norms(Norm kind, double a, double b) {
   switch (kind) {
     case Norm::kLargest:
@@ -47,12 +47,12 @@ FUSEDOPT_HD double add_norms(Norm kind, double a, double b) {
   }
 }
 
-// Of an element.
+// The norm of one element, before any root.
 FUSEDOPT_HD double norm_of_one(Norm kind, double x) {
   return kind == Norm::kSquares ? x * x : absolute(x);
 }
 
-// Of `count` parts, a power of two, which are overwritten.
+// The norm of `count` parts together, which are overwritten; `count` is a power of two.
 FUSEDOPT_HD double reduce_norms(Norm kind, double* parts, int count) {
   for (int width = count / 2; width > 0; width /= 2) {
     for (int i = 0; i < width; ++i) parts[i] = add_norms(kind, parts[i], parts[i + width]);

@@ -32,12 +32,13 @@ struct TensorEntry {
   int32_t rule = 0;     // index into the table's rules
   int32_t layout = -1;  // index into the table's layouts; -1: all operands are dense and alike
   bool maximize = false;
-  // For noise: which parameter this is, and which of its elements the first one here.
+  // For noise: the parameter's position, and the number of the entry's first element in the whole
+  // parameter.
   uint32_t position = 0;
   int64_t origin = 0;
 
-  // Leaves alone what is set for every tensor: to zero so many bytes, g++ 12 has an instruction
-  // that takes longer than the rest of filling an entry.
+  // Leaves alone what is set for every tensor, because g++ 12 zeroes so many bytes with an
+  // instruction that takes longer than the rest of filling an entry.
   TensorEntry() {}
 };
 
@@ -50,7 +51,7 @@ struct Table {
   double grad_scale;
   const Format* formats = nullptr;  // of the operands; null: all have the parameter's dtype
   const uint64_t* keys = nullptr;   // of noise, by rule; null: no format needs any
-  double clip = 1;                  // rules see gradients multiplied by this; none is stored so
+  double clip = 1;  // rules see gradients multiplied by this; memory keeps them as they are
 };
 
 // What a rule sees of a gradient is its product with this: negative, to maximize.

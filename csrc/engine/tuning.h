@@ -107,9 +107,9 @@ inline constexpr int64_t kCachedElements = 1 << 21;
 // lines per parameter instead of 79, 60 instructions fewer there and 69 more in checking, and no
 // gain in time: 0.93 to 1.05 times as fast, median 0.98, over six optimizers on 1000 of 64 and one
 // on 10,000 of 16 (two builds by turns, 60 and 40 rounds, an EPYC Milan with busy neighbours).
-// Presumably because the lines saved had been asked for in advance. With versions counted by a load
-// and a store, not atomically, 1.02 to 1.12 times as fast as that, median 1.05. It would lose what
-// another thread counts meanwhile, and needs the layout of torch's private counter: not done.
+// Presumably the lines that were saved had been asked for in advance. With versions counted by a
+// load and a store, not atomically, 1.02 to 1.12 times as fast as that, median 1.05. It would lose
+// what another thread counts meanwhile, and needs the layout of torch's private counter: not done.
 inline constexpr int kCheckAhead = 2;
 inline constexpr int kFillAhead = 4;
 inline constexpr int kSweepAhead = 1;

@@ -17,7 +17,7 @@ struct AdamOptions {
 // p <- p - lr / (1 - beta1^step) * m / (sqrt(v) / c + eps),  c = sqrt(1 - beta2^step)
 //
 // As lr c / (1 - beta1^step) * m / (sqrt(v) + c eps): the same without a division per element, and
-// one rounding less. Divisions are what a step computes longest at (engine/tuning.h).
+// one rounding less. Divisions take the longest of a step's arithmetic (engine/tuning.h).
 template <typename T, bool kAmsgrad>
 struct Adam {
   static constexpr int kStates = kAmsgrad ? 3 : 2;

@@ -61,7 +61,7 @@ struct Mean {
 
   FUSEDOPT_HD bool valid(double) const { return true; }
 
-  // `ahead` is by how much the newest value is larger, which integers know exactly.
+  // `ahead` is the newest value less the average, which is exact for integers.
   FUSEDOPT_HD T moved(T p, T ahead) const { return p + ahead / count; }
 
   FUSEDOPT_HD void operator()(T& p, T g, T*) const { p = moved(p, g - p); }

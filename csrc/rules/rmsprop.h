@@ -16,8 +16,8 @@ struct RmspropOptions {
 // momentum: b <- momentum b + g / d,  p <- p - lr b;                 otherwise p <- p - lr g / d
 // States in this order: v, then b, then a, where they exist.
 //
-// v - a^2 is never negative, but for the rounding of v and a, each of which adds up over some
-// 1 / (1 - alpha) steps. What that can explain is taken for 0; torch's root makes it NaN.
+// v - a^2 is only negative because v and a are rounded, and errors add up over 1 / (1 - alpha)
+// steps. A number that this explains is taken for 0, of which torch's root makes a NaN.
 template <typename T, bool kMomentum, bool kCentered>
 struct Rmsprop {
   static constexpr int kStates = 1 + (kMomentum ? 1 : 0) + (kCentered ? 1 : 0);
@@ -33,7 +33,7 @@ struct Rmsprop {
         one_minus_alpha(T(1.0 - o.alpha)),
         eps(T(o.eps)),
         momentum(T(o.momentum)),
-        tolerance(T((sizeof(T) == 4 ? 0x1p-7 : 0x1p-49) / (1.0 - o.alpha))),  // 4: also 16 bits
+        tolerance(T((sizeof(T) == 4 ? 0x1p-7 : 0x1p-49) / (1.0 - o.alpha))),  // float: 16 bits, too
         weight_decay(o.weight_decay),
         lerp(1.0 - o.alpha) {}
 

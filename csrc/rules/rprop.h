@@ -20,7 +20,7 @@ struct Rprop {
   using Options = RpropOptions;
 
   T minus, plus, least, most;
-  double greatest;  // of those, that are finite; torch converts infinite ones
+  double greatest;  // magnitude of the options that are finite; torch converts infinite ones
 
   FUSEDOPT_HD Rprop(const Options& o, double)
       : minus(T(o.etaminus)),

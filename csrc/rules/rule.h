@@ -5,11 +5,12 @@
 //   static constexpr int kStates;  how many state tensors it reads and writes
 //   using Options = ...;           the group's options, a struct of doubles only
 //   Rule(const Options&, double step);
-//       what depends on the step, computed in double, once for each group and step; or, where
-//       Options::kScalars isn't 0,
+//       computes in double what depends on the step, once for each group and step
 //   Rule(const Options&, const Counts&);
+//       the same, in the place of the other, where Options::kScalars isn't 0
 //   bool valid(double largest) const;
-//       has torch's step room for these numbers in a dtype whose largest is this, or raises it?
+//       false where torch's step raises an error, because a dtype whose largest number is `largest`
+//       has no room for one of the numbers
 //   void operator()(T& p, T g, T* state) const;
 //       the update of one element; state[kStates]
 // };
@@ -22,7 +23,7 @@
 // A state may hold single numbers beside its step count, such as NAdam's mu_product. Then Options
 // has kScalars, how many there are, and
 //   void advance(Counts& counts) const;
-//       which writes counts.after: what they are when this step is done
+//       which writes counts.after, the numbers when this step is done
 #pragma once
 
 #include "engine/host_device.h"
@@ -64,10 +65,10 @@ FUSEDOPT_HD Rule make_rule(const typename Rule::Options& options, const Counts& 
   }
 }
 
-// What is the same for all elements is decided in the constructors of these: comparing floats
-// in the loop took 7 % of Adam's time in bfloat16.
+// The constructors of these decide what is the same for all elements, because comparing floats in
+// the loop took 7 % of Adam's time in bfloat16.
 
-// L2 regularisation. Without it g is left as it is: 0 * inf would be NaN.
+// L2 regularisation. Without it g is left as it is, because 0 * inf would be NaN.
 template <typename T>
 struct WeightDecay {
   T factor;
@@ -79,7 +80,8 @@ struct WeightDecay {
   FUSEDOPT_HD T operator()(T g, T p) const { return any ? g + factor * p : g; }
 };
 
-// Decay of the parameter itself, as AdamW's, which an infinite lr without decay leaves alone.
+// Decay of the parameter itself, as in AdamW. Without decay an infinite lr leaves the parameter
+// alone.
 template <typename T>
 struct DecoupledWeightDecay {
   T keep;

@@ -15,7 +15,7 @@ namespace fusedopt {
 
 struct Accelerator {
   c10::DeviceType type;
-  c10::DispatchKeySet plain;  // of a dense tensor there and nothing else
+  c10::DispatchKeySet plain;  // the keys of a plain, dense tensor there
   // All functions are for the current device and one of the device's streams.
   // Why a kernel can't run there; `mixed`: on operands in several formats. Empty: it can.
   std::string (*why_not)(const Variant& variant, Dtype dtype, bool mixed, int device, void* stream);

@@ -14,7 +14,7 @@ namespace fusedopt {
 
 using Entries = std::vector<std::pair<PyObject*, py::object>>;
 
-// torch.compile wraps some of torch.optim's functions, so that they are left alone.
+// Is it the original, or torch.compile's wrapper around one of torch.optim's functions?
 inline bool is_same(PyObject* found, const py::object& original) {
   if (found == original.ptr()) return true;
   if (found == nullptr || !PyFunction_Check(found)) return false;
@@ -25,7 +25,7 @@ inline bool is_same(PyObject* found, const py::object& original) {
   return wraps("_torchdynamo_orig_callable") && wraps("__wrapped__");
 }
 
-// Attributes of a class. They are looked up again only where the class has been changed.
+// Attributes of a class, which are looked up again only where the class has been changed.
 class Attributes {
  public:
   template <size_t kCount>
@@ -45,14 +45,14 @@ class Attributes {
     return same_;
   }
 
-  // The same, without a memory.
+  // The same, without remembering the answer.
   bool compare(PyTypeObject* type) const {
     return std::all_of(entries_.begin(), entries_.end(), [&](const auto& entry) {
       return is_same(_PyType_Lookup(type, entry.first), entry.second);
     });
   }
 
-  // Does an object's dict hide one of these that isn't made to be there?
+  // Does an object's dict hide one of the class's attributes?
   bool hidden_by(PyObject* dict) const {
     return std::any_of(entries_.begin(), entries_.end(), [&](const auto& entry) {
       return entry.second && PyDict_GetItemWithError(dict, entry.first) != nullptr;

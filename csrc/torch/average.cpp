@@ -10,7 +10,7 @@
 #include "cpu/passes.h"
 #include "torch/attributes.h"
 #include "torch/formula.h"
-#include "torch/groups.h"
+#include "torch/modes.h"
 #include "torch/modules.h"
 #include "torch/originals.h"
 #include "torch/pairs.h"
@@ -71,7 +71,7 @@ AverageNames& average_names() {
   return *all;
 }
 
-// Is all of torch's own that its method would call?
+// Is all torch's own that torch's method would call?
 bool is_torchs(PyObject* averaged) {
   AverageNames& all = average_names();
   return why_transformed() == nullptr && !c10::InferenceMode::is_enabled() &&
@@ -112,7 +112,8 @@ bool read_averaged(PyObject* object, Averaged& averaged) {
   PyObject* use_buffers = find(averaged.attributes, all.use_buffers);
   if (use_buffers != Py_True && use_buffers != Py_False) return false;
   averaged.use_buffers = use_buffers == Py_True;
-  // Nothing beside the module and the number, so that its parameters are the module's.
+  // There must be nothing beside the module and the number, so that the average's parameters are
+  // the module's.
   const auto only = [&](PyObject* key, PyObject* name) -> PyObject* {
     PyObject* dict = find(averaged.attributes, key);
     if (dict == nullptr || !PyDict_CheckExact(dict) || PyDict_GET_SIZE(dict) != 1) return nullptr;
@@ -129,7 +130,7 @@ bool read_averaged(PyObject* object, Averaged& averaged) {
   return is_count(averaged.num_averaged);
 }
 
-// Of the newest value, as torch computes it of what it is given.
+// The newest value's weight, as torch computes it from what it is given.
 std::optional<double> weight_after(const py::object& num_averaged) {
   PyObject* number = num_averaged.ptr();
   if (PyLong_CheckExact(number)) {
@@ -171,7 +172,7 @@ bool update_parameters(const py::object& averaged, const py::object& model) {
   if (!is_torchs(averaged.ptr()) || !read_averaged(averaged.ptr(), target)) return false;
   Members averages;
   Members newest;
-  // Whose parameters() and buffers() are called.
+  // torch calls the parameters() and buffers() of these.
   if (!has_own_members(averaged.ptr()) || !gather(target.module, averages) ||
       !gather(model.ptr(), newest)) {
     return false;

@@ -10,7 +10,7 @@ namespace py = pybind11;
 // Notes what torch's averages are made of. To be called once, before users can replace any of it.
 void note_averages();
 
-// Both return false, and have changed nothing, where torch's own function has to do it.
+// Both return false, and have changed nothing, where torch's own function has to average.
 
 // AveragedModel.update_parameters.
 bool update_parameters(const py::object& averaged, const py::object& model);

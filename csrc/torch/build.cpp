@@ -53,9 +53,9 @@ Bucket& bucket_for(Tables& tables, const Variant& variant, const Work& work, boo
   return bucket;
 }
 
-// torch's for-loop computes these numbers in Python: it divides by zero, takes roots of negative
-// numbers, or hands a number to an operator that has no room for it. Infinite options give no
-// error.
+// torch's for-loop computes these numbers in Python, and raises an error where it divides by zero,
+// takes the root of a negative number, or hands an operator a number for which there is no room.
+// Infinite options give no error.
 __attribute__((cold, noinline)) void refuse_invalid(const Reading& reading, int group,
                                                     const Bucket& bucket, const Counts& counts) {
   const Group& of = reading.groups[group];
@@ -84,7 +84,7 @@ __attribute__((cold, noinline)) void refuse_invalid(const Reading& reading, int 
   throw ZeroDivision(text.str());
 }
 
-// Is the newest rule of a bucket that of a slot of the same group, too?
+// Is the newest rule of a bucket, made for another slot of the same group, this slot's rule, too?
 FUSEDOPT_INLINE bool has_rule(const Bucket& bucket, const Work& work, const Group& group,
                               double step, double rounding) {
   return bucket.counts.step == step && (!bucket.noisy || bucket.rounding == rounding) &&
@@ -128,8 +128,8 @@ int32_t add_layout(const Work& work, int operands, Bucket& bucket, Tables& table
   return static_cast<int32_t>(bucket.layouts.size()) - 1;
 }
 
-// The newest entry is a DTensor's piece: a tensor of its own for each run of elements that follow
-// each other in the whole, whose noise begins where the run does.
+// Replaces the newest entry, a DTensor's piece, by an entry for each run of elements that follow
+// each other in the whole, because noise depends on an element's number in the whole.
 void cut_into_runs(const Reading& reading, int slot, Bucket& bucket) {
   const Work& work = reading.works()[slot];
   PyObject* spec = piece_of(reading.slots()[slot].param).spec;
@@ -155,7 +155,7 @@ void cut_into_runs(const Reading& reading, int slot, Bucket& bucket) {
   }
 }
 
-// What filling the tables reads of a slot.
+// Asks for what filling the tables reads of a slot.
 void prefetch_scalars(const Work& work, const Group& group) {
   for (int k = group.operands; k < group.held; ++k) {
     prefetch<0, 1, true>(work.operands[k].address);
@@ -193,7 +193,7 @@ void build(const Reading& reading, Tables& tables) {
     if (scalars > 1) tables.counts.push_back(bucket->counts);
     if (work.numel == 0) continue;
     const int operands = group.operands;
-    // State that is still to be made: this table is only built to see whether the options are
+    // Where state is still to be made, this table is only built to see whether the options are
     // refused.
     const int32_t layout =
         work.dense || work.fresh ? -1 : add_layout(work, operands, *bucket, tables);

@@ -50,7 +50,7 @@ struct ZeroDivision : std::runtime_error {
 // such as a learning rate beyond float32's range.
 void build(const Reading& reading, Tables& tables);
 
-// device.cpp: what the rule of one parameter is made of, if the device makes it.
+// launch.cpp: adds what one parameter's rule is made of, if the device makes the rule.
 void add_source(const Reading& reading, int slot, double step, double rounding, Bucket& bucket);
 
 }  // namespace fusedopt

@@ -40,7 +40,7 @@ __attribute__((cold, noinline)) const char* why_not_covered(Reading& reading,
              : "no kernels for this dtype";
 }
 
-// Other strides at the same addresses reach other memory.
+// Notes other strides, which reach other memory from the same addresses.
 void measure_extent(int operands, Work& work) {
   int64_t extent = 0;
   for (int k = 0; !work.dense && k < operands; ++k) {
@@ -56,7 +56,7 @@ bool is_real(const c10::TensorImpl& tensor) {
   return c10::isFloatingType(type) || c10::isIntegralType(type, /*includeBool=*/true);
 }
 
-// What a gradient's class makes of operators, if Python knows the gradient at all.
+// why_not_object of a gradient, if Python knows the gradient at all.
 const char* why_not_wrapper(Reading& reading, const c10::TensorImpl& grad) {
   PyObject* wrapper = const_cast<c10::TensorImpl&>(grad).pyobj_slot()->load_pyobj();
   return wrapper == nullptr ? nullptr : why_not_object(reading, wrapper);
@@ -91,7 +91,7 @@ const char* check_gradient(Reading& reading, const Slot& slot, const c10::Tensor
   return is_allocated(grad) ? nullptr : "its gradient's memory is not allocated";
 }
 
-// Of a parameter, and of what has its dtype.
+// Chooses the formats of a parameter, and of operands in the parameter's dtype.
 void choose_formats(const Reading& reading, const Slot& slot, const c10::TensorImpl& param,
                     Work& work) {
   const Group& group = reading.groups[slot.group];
@@ -109,6 +109,23 @@ void choose_formats(const Reading& reading, const Slot& slot, const c10::TensorI
   work.formats[kGrad] = format_of(work.dtype);
   if (precision.master) work.formats[kParam] = Format::kSplitFloat32;
   work.mixed = precision.master || work.formats[kParam] != work.formats[kGrad];
+}
+
+// Without a gradient, `grad` is null.
+const char* take_gradient(Reading& reading, const Slot& slot, c10::TensorImpl* grad,
+                          const Shape& shape, Work& work) {
+  work.operands[kGrad] = {};
+  if (grad == nullptr) return nullptr;
+  if (grad->key_set().has(c10::DispatchKey::Python)) {
+    return by_user(reading, "its gradient is a tensor subclass");
+  }
+  const Operand operand = operand_of(*grad);
+  work.operands[kGrad] = operand;
+  if (fits(*grad, operand.address, shape)) return nullptr;
+  const c10::TensorImpl& param = *work.operands[kParam].tensor;
+  if (const char* reason = check_gradient(reading, slot, *grad, param, work)) return reason;
+  work.dense = work.dense && same_strides(*grad, param);
+  return nullptr;
 }
 
 }  // namespace
@@ -183,18 +200,7 @@ const char* check_slot(Reading& reading, const Slot& slot, c10::TensorImpl* grad
   work.moved = work.moved || work.numel != param.numel() || work.dtype != dtype_before;
   work.numel = param.numel();
   set_operand(work, 0, operand);
-  if (grad != nullptr) {
-    if (grad->key_set().has(c10::DispatchKey::Python)) {
-      return by_user(reading, "its gradient is a tensor subclass");
-    }
-    work.operands[kGrad] = operand_of(*grad);
-    if (!fits(*grad, work.operands[kGrad].address, shape)) {
-      if (const char* reason = check_gradient(reading, slot, *grad, param, work)) return reason;
-      work.dense = dense && same_strides(*grad, param);
-    }
-  } else {
-    work.operands[kGrad] = {};
-  }
+  if (const char* reason = take_gradient(reading, slot, grad, shape, work)) return reason;
   if (param.key_set() != shape.keys) refuse_inference(reading, slot, "", param);
   if (!dense && is_expanded(param)) {
     throw std::runtime_error(name_of(reading, slot) +

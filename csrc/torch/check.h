@@ -5,7 +5,7 @@
 
 namespace fusedopt {
 
-// check_state.cpp: what check_slot is for a parameter, for the parameter's state.
+// check_state.cpp: checks a parameter's state, as check_slot checks the parameter.
 const char* check_state(Reading& reading, const Slot& slot, const Shape& shape, Work& work);
 
 // Stores a tensor in the place of the last step's.
@@ -15,10 +15,11 @@ void forget_operands(Work& work, int from);
 // How a kernel stores a dtype in a group.
 Format stored_as(const Group& group, Dtype dtype);
 
-// Notes that an operand has another dtype than the parameter. Can a kernel deal with it?
+// Notes that an operand has another dtype than the parameter. Can a kernel deal with that?
 bool take_format(const Group& group, Work& work, int k, const c10::TensorImpl& tensor);
 
-// What a tensor's class, or the tensor alone, makes of operators.
+// Why torch's step would call other operators than Tensor's, because of a tensor's class, or of the
+// tensor alone; or null.
 const char* why_not_object(Reading& reading, PyObject* tensor);
 
 // The dtype of the gradient that torch's own step hands to lerp_.

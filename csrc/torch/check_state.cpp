@@ -18,7 +18,8 @@ constexpr const char* kOddKey = "its state has keys that only equal the names";
 
 std::string state_name(const char* key) { return std::string(": state['") + key + "']"; }
 
-// What doesn't fit at first sight: torch's own step may be able to deal with it, or nobody.
+// Judges state that doesn't fit at first sight. Returns why torch's own step takes it, or null;
+// throws if torch doesn't either.
 const char* check_state_tensor(Reading& reading, const Slot& slot, const char* key,
                                const c10::TensorImpl& tensor, int number, Work& work) {
   const c10::TensorImpl& param = *work.operands[kParam].tensor;
@@ -138,10 +139,11 @@ const char* check_scalar(Reading& reading, const Slot& slot, size_t number, PyOb
   }
   const Operand operand = operand_of(tensor);
   const auto type = c10::typeMetaToScalarType(tensor.dtype());
-  Operand& before = work.operands[reading.groups[slot.group].operands + number];
-  work.moved = work.moved || before.address != operand.address || work.number_types[number] != type;
+  const int at = reading.groups[slot.group].operands + static_cast<int>(number);
+  work.moved = work.moved || work.operands[at].address != operand.address ||
+               work.number_types[number] != type;
   work.foreign = work.foreign || (operand.storage != nullptr && !owns_memory(operand));
-  before = operand;
+  work.operands[at] = operand;
   work.number_types[number] = type;
   if (is_usual_number(tensor) && operand.address != nullptr) return nullptr;
   if (!takes_number(number, tensor)) {
@@ -161,59 +163,34 @@ const char* check_scalar(Reading& reading, const Slot& slot, size_t number, PyOb
   return reached ? nullptr : "a number of its state is elsewhere";
 }
 
-}  // namespace
+// The values of a state's dict, which are read again only where the dict has changed.
+void read_values(const Keys& keys, PyObject* dict, Traces& traces) {
+  if (!traces.dict.still(dict)) read_state(keys, dict, traces.state);
+}
 
-const char* check_state(Reading& reading, const Slot& slot, const Shape& shape, Work& work) {
-  const Keys& keys = reading.keys;
-  const Group& group = reading.groups[slot.group];
-  const Variant& variant = group.variant;
-  const int states = variant.cpu->states;
-  const size_t scalars = keys.optimizer->scalars.size();
-  const bool roundings = group.precision.noisy && scalars == 0;
-  work.first = work.fresh = work.any_on_device = work.move_scalars = false;
-  work.lacks_remainder = work.lacks_roundings = false;
-  std::fill(std::begin(work.numbers_on_device), std::end(work.numbers_on_device), false);
-  const auto forget = [&] {
-    forget_operands(work, kFirstState);
-    return nullptr;
-  };
-  if (states == 0 && scalars == 0 && !roundings && !group.precision.master) return forget();
-  if (slot.state != nullptr && !is_plain_dict(slot.state)) {
-    if (is_data(slot.state)) {
-      throw py::type_error(name_of(reading, slot) + ": its state must be a dict, got " +
-                           Py_TYPE(slot.state)->tp_name);
-    }
-    return by_user(reading, "its state is not a plain dict");
+const char* check_numbers(Reading& reading, const Slot& slot, Work& work) {
+  const size_t count = work.lacks_roundings ? 0 : reading.groups[slot.group].scalars;
+  for (size_t k = 0; k < count; ++k) {
+    PyObject* value = work.traces.state[reading.keys.scalar(k)];
+    if (const char* reason = check_scalar(reading, slot, k, value, work)) return reason;
   }
-  if (slot.state == nullptr || PyDict_GET_SIZE(slot.state) == 0) {
-    work.first = work.fresh = true;
-    work.lacks_remainder = group.precision.master;
-    work.lacks_roundings = roundings;
-    return forget();
-  }
-  PyObject** values = work.traces.state;
-  if (!work.traces.dict.still(slot.state)) read_state(keys, slot.state, values);
-  const auto is_missing = [&](size_t entry) {
-    return values[entry] == nullptr || values[entry] == Py_None;
-  };
-  work.lacks_remainder = group.precision.master && is_missing(keys.remainder());
-  work.lacks_roundings = roundings && is_missing(keys.scalar(0));
-  if (roundings && !work.lacks_roundings) {
-    const char* reason = check_scalar(reading, slot, 0, values[keys.scalar(0)], work);
-    if (reason != nullptr) return reason;
-  }
-  for (size_t k = 0; k < scalars; ++k) {
-    const char* reason = check_scalar(reading, slot, k, values[keys.scalar(k)], work);
-    if (reason != nullptr) return reason;
-  }
-  for (int k = 0; k < states; ++k) {
-    PyObject* value = values[variant.keys[k]];
+  return nullptr;
+}
+
+// The tensors of the parameter's size. Without single numbers, one that is missing means that all
+// state is fresh.
+const char* check_state_tensors(Reading& reading, const Slot& slot, const Shape& shape,
+                                Work& work) {
+  const Optimizer& optimizer = *reading.keys.optimizer;
+  const Variant& variant = reading.groups[slot.group].variant;
+  for (int k = 0; k < variant.cpu->states; ++k) {
+    PyObject* value = work.traces.state[variant.keys[k]];
     if (value == nullptr && has_odd_key(slot.state)) return by_user(reading, kOddKey);
-    if (scalars == 0 && (value == nullptr || value == Py_None)) {
+    if (optimizer.scalars.empty() && (value == nullptr || value == Py_None)) {
       work.first = work.fresh = true;
-      return forget();
+      return nullptr;
     }
-    const char* key = keys.optimizer->states[variant.keys[k]].key;
+    const char* key = optimizer.states[variant.keys[k]].key;
     if (value == nullptr) {
       throw py::key_error(name_of(reading, slot) + ": its state has no '" + key +
                           "', which these options need");
@@ -224,10 +201,49 @@ const char* check_state(Reading& reading, const Slot& slot, const Shape& shape, 
     const Operand operand = operand_of(tensor);
     set_operand(work, kFirstState + k, operand.storage == nullptr ? Operand{} : operand);
     if (work.dense && fits(tensor, operand.address, shape)) continue;
-    const c10::TensorImpl& param = *work.operands[kParam].tensor;
     const char* reason = check_state_tensor(reading, slot, key, tensor, k, work);
     if (reason != nullptr) return reason;
-    work.dense = work.dense && same_strides(tensor, param);
+    work.dense = work.dense && same_strides(tensor, *work.operands[kParam].tensor);
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+const char* check_state(Reading& reading, const Slot& slot, const Shape& shape, Work& work) {
+  const Keys& keys = reading.keys;
+  const Group& group = reading.groups[slot.group];
+  const bool roundings = group.precision.noisy && keys.optimizer->scalars.empty();
+  work.first = work.fresh = work.any_on_device = work.move_scalars = false;
+  work.lacks_remainder = work.lacks_roundings = false;
+  std::fill(std::begin(work.numbers_on_device), std::end(work.numbers_on_device), false);
+  if (group.held == kFirstState) {
+    forget_operands(work, kFirstState);
+    return nullptr;
+  }
+  if (slot.state != nullptr && !is_plain_dict(slot.state)) {
+    if (is_data(slot.state)) {
+      throw py::type_error(name_of(reading, slot) + ": its state must be a dict, got " +
+                           Py_TYPE(slot.state)->tp_name);
+    }
+    return by_user(reading, "its state is not a plain dict");
+  }
+  const bool any = slot.state != nullptr && PyDict_GET_SIZE(slot.state) != 0;
+  PyObject** values = work.traces.state;
+  if (any) read_values(keys, slot.state, work.traces);
+  const auto is_missing = [&](size_t entry) {
+    return !any || values[entry] == nullptr || values[entry] == Py_None;
+  };
+  work.lacks_remainder = group.precision.master && is_missing(keys.remainder());
+  work.lacks_roundings = roundings && is_missing(keys.scalar(0));
+  work.first = work.fresh = !any;
+  if (any) {
+    if (const char* reason = check_numbers(reading, slot, work)) return reason;
+    if (const char* reason = check_state_tensors(reading, slot, shape, work)) return reason;
+  }
+  if (work.fresh) {
+    forget_operands(work, kFirstState);
+    return nullptr;
   }
   forget_operands(work, work.lacks_roundings ? group.operands : group.held);
   if (!group.precision.master) return nullptr;

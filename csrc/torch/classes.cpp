@@ -65,7 +65,7 @@ PyObject* disabled_torch_function() {
   return parameter == nullptr ? nullptr : find_text(parameter, "__torch_function__");
 }
 
-// Bases that are Tensor's own, so that what they define is Tensor's.
+// Is a base one of Tensor's own, so that what it defines is Tensor's?
 bool is_own_base(PyTypeObject* base) { return PyType_IsSubtype(kTensorType, base); }
 
 // Calls each(name) for every attribute of torch.Tensor's that the class has redefined.
@@ -97,7 +97,7 @@ TensorClass find_class(PyTypeObject* type) {
 
 void learn_class(PyTypeObject* type) {
   static PyObject* const any_name = intern("__module__");
-  static auto* const sentences = new std::deque<std::string>;  // as long as somebody points there
+  static auto* const sentences = new std::deque<std::string>;  // never freed: reasons point there
   _PyType_Lookup(type, any_name);                              // gives the class a version
   const bool dtensor = is_dtensor_class(type);
   std::string override;

@@ -1,4 +1,4 @@
-// What tensors' classes make of the operators that torch's own step calls.
+// How tensors' classes change the operators that torch's own step calls.
 #pragma once
 
 #include <pybind11/pybind11.h>

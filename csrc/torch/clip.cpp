@@ -11,7 +11,7 @@
 #include "cpu/passes.h"
 #include "engine/elements.h"
 #include "engine/tuning.h"
-#include "torch/groups.h"
+#include "torch/modes.h"
 #include "torch/norm.h"
 #include "torch/python.h"
 #include "torch/tensors.h"
@@ -40,7 +40,7 @@ struct Before {
   }
 };
 
-// The norm without the interpreter's lock. Nothing, if a tensor isn't what it was after that.
+// The norm without the interpreter's lock. No value, if a tensor isn't what it was after that.
 std::optional<double> without_lock(const std::vector<Covered>& all, NormOf& norm, double order) {
   std::vector<Before> before;
   for (const Covered& item : all) before.emplace_back(item.tensor);
@@ -62,7 +62,7 @@ NormOf list_of(const std::vector<Covered>& all) {
   return norm;
 }
 
-// Nothing, where torch computes it, or raises.
+// No value where torch computes the norm, or raises an error.
 std::optional<GradNorm> norm_of(std::vector<Covered>& all, double order) {
   NormOf norm = list_of(all);
   if (all.empty() || !NormOf::has_order(order)) return {};
@@ -80,7 +80,7 @@ std::optional<GradNorm> norm_of(std::vector<Covered>& all, double order) {
   return GradNorm{value, norm.in_double()};
 }
 
-// In place, and counts the versions.
+// Writes gradients in place, and counts the versions.
 void write(const std::vector<Covered>& grads, const cpu::Kernel& kernel, const double* options) {
   std::vector<Pair> pairs;
   pairs.reserve(grads.size());
@@ -90,14 +90,14 @@ void write(const std::vector<Covered>& grads, const cpu::Kernel& kernel, const d
   count_versions(pairs);
 }
 
-// Torch counts also where nothing changes.
+// torch counts versions where nothing changes, too.
 void scale(const std::vector<Covered>& grads, double factor) {
   if (factor != 1) return write(grads, cpu::kScale, &factor);
   for (const Covered& grad : grads) count_version(operand_of(*grad.tensor.unsafeGetTensorImpl()));
 }
 
-// None, too, where somebody has to wait for the device.
-py::object norm_there(const py::object& list, double order, bool error_if_nonfinite) {
+// The norm of tensors on a device. None, too, where the host has to wait for the device.
+py::object device_norm(const py::object& list, double order, bool error_if_nonfinite) {
   if (error_if_nonfinite || why_transformed() != nullptr) return py::none();
   std::vector<at::Tensor> tensors;
   for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(list.ptr()); ++i) {
@@ -126,7 +126,7 @@ void refuse_nonfinite(double order) {
 py::object get_total_norm(const py::object& tensors, double order, bool error_if_nonfinite) {
   std::vector<Covered> all;
   const py::object list = listed(tensors);
-  if (!read_tensors(list, all)) return norm_there(list, order, error_if_nonfinite);
+  if (!read_tensors(list, all)) return device_norm(list, order, error_if_nonfinite);
   const auto total = norm_of(all, order);
   if (!total) return py::none();
   if (error_if_nonfinite && !std::isfinite(total->value)) refuse_nonfinite(order);

@@ -7,8 +7,8 @@ namespace fusedopt {
 
 namespace py = pybind11;
 
-// Each returns None, and has changed nothing, where torch's own function has to do it. What is gone
-// through once only, as a generator is, has to be a list already.
+// Each returns None, and has changed nothing, where torch's own function has to clip. An iterable
+// that can be walked only once, such as a generator, has to be a list already.
 
 // Raises what torch does where a norm isn't finite.
 void refuse_nonfinite(double order);
@@ -16,7 +16,7 @@ void refuse_nonfinite(double order);
 // The norm of tensors, in the host's memory or all on one device.
 py::object get_total_norm(const py::object& tensors, double order, bool error_if_nonfinite);
 
-// What of the norm is added or compared, before any root is taken.
+// The norm before its root is taken, so that it can still be added or compared.
 py::object norm_part(const py::object& tensors, double order);
 
 // The norm of the parameters' gradients, which then are scaled.

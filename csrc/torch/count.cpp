@@ -34,10 +34,10 @@ double next_integer(const char* address) {
 
 template <typename T>
 void write(const Scalar& scalar, T value) {
-  std::memcpy(const_cast<char*>(scalar.at.address), &value, sizeof value);
+  std::memcpy(const_cast<char*>(scalar.address), &value, sizeof value);
 }
 
-__attribute__((noinline)) void count_unusual(const Scalar& step) {
+__attribute__((noinline)) void count_unusual(Scalar step) {
   const double next = next_unusual_step(step);
   switch (step.type) {
     case c10::ScalarType::BFloat16:
@@ -53,23 +53,22 @@ __attribute__((noinline)) void count_unusual(const Scalar& step) {
     case c10::ScalarType::Int:
       return write(step, static_cast<int32_t>(next));
     default:
-      return write(step, static_cast<int64_t>(
-                             static_cast<uint64_t>(value_at<int64_t>(step.at.address)) + 1));
+      return write(
+          step, static_cast<int64_t>(static_cast<uint64_t>(value_at<int64_t>(step.address)) + 1));
   }
 }
 
-FUSEDOPT_INLINE void count_step(const Scalar& step) {
+FUSEDOPT_INLINE void count_step(Scalar step) {
   if (step.type == c10::ScalarType::Float) {
-    write(step, value_at<float>(step.at.address) + 1.0f);
+    write(step, value_at<float>(step.address) + 1.0f);
   } else if (step.type == c10::ScalarType::Double) {
-    write(step, value_at<double>(step.at.address) + 1.0);
+    write(step, value_at<double>(step.address) + 1.0);
   } else {
     count_unusual(step);
   }
 }
 
-// The versions that count up are the DTensor's own, as torch's operators count them, and not its
-// pieces'.
+// Counts up the DTensors' own versions, as torch's operators do, and not their pieces'.
 void count_versions_of_whole(const Reading& reading, int index, bool scaled) {
   const Slot& slot = reading.slots()[index];
   const Work& work = reading.works()[index];
@@ -85,14 +84,17 @@ void count_versions_of_whole(const Reading& reading, int index, bool scaled) {
   }
 }
 
-// What counting reads and writes of a slot.
+// Asks for what counting reads and writes of a slot.
 void prefetch_counters(const Work& work, int held, bool scaled) {
-  prefetch<0, 1, true>(work.operands[kParam].version);
-  if (scaled) prefetch<0, 1, true>(work.operands[kGrad].version);
-  for (int k = kFirstState; k < held; ++k) prefetch<0, 1, true>(work.operands[k].version);
+  const Operand* operands = work.operands;
+  prefetch<0, 1, true>(operands[kParam].version);
+  if (scaled) prefetch<0, 1, true>(operands[kGrad].version);
+  for (const Operand* at = operands + kFirstState; at != operands + held; ++at) {
+    prefetch<0, 1, true>(at->version);
+  }
 }
 
-// Of a number that isn't the step count: it has one of the four dtypes.
+// The dtype of a number that isn't the step count, and so has one of the four.
 Dtype dtype_of(c10::ScalarType type) {
   switch (type) {
     case c10::ScalarType::Float:
@@ -106,22 +108,19 @@ Dtype dtype_of(c10::ScalarType type) {
   }
 }
 
-double value_of(const Scalar& scalar) { return load(scalar.at.address, dtype_of(scalar.type)); }
+double value_of(const Scalar& scalar) { return load(scalar.address, dtype_of(scalar.type)); }
 
-// The single numbers of a slot's state. A device counts its own.
-FUSEDOPT_INLINE void count_scalars(const Work& work, const Group& group, const Counts* counts) {
-  for (size_t k = 0; k < group.scalars; ++k) {
+// Writes the state's single numbers beside the step count. A device writes its own.
+__attribute__((noinline)) void write_numbers(const Work& work, const Group& group,
+                                             const Counts& counts) {
+  for (size_t k = 1; k < group.scalars; ++k) {
     const Scalar scalar = scalar_of(work, group, k);
     if (scalar.on_device) continue;
-    if (k == 0) {
-      count_step(scalar);
-    } else {
-      store(const_cast<char*>(scalar.at.address), dtype_of(scalar.type), counts->after[k - 1]);
-    }
+    store(const_cast<char*>(scalar.address), dtype_of(scalar.type), counts.after[k - 1]);
   }
 }
 
-// Of state that is still to be made.
+// The numbers of state that is still to be made.
 __attribute__((noinline)) Counts first_counts(const Optimizer& optimizer, const Group& group) {
   Counts counts{1};
   for (size_t k = 1; k < optimizer.scalars.size(); ++k) {
@@ -154,8 +153,8 @@ bool is_countable(c10::ScalarType type) {
   }
 }
 
-double next_unusual_step(const Scalar& step) {
-  const char* at = step.at.address;
+double next_unusual_step(Scalar step) {
+  const char* at = step.address;
   switch (step.type) {
     case c10::ScalarType::Double:
       return value_at<double>(at) + 1.0;
@@ -221,16 +220,21 @@ void count(const Reading& reading, const std::vector<Counts>& counts) {
     if (i + kFillAhead < ready.size()) {
       prefetch_counters(works[ready[i + kFillAhead]], held, scaled);
     }
-    count_scalars(work, group, scalars > 1 ? &counts[i] : nullptr);
-    int k = kFirstState;
+    if (group.scalars != 0) {
+      const Scalar step = scalar_of(work, group, 0);
+      if (!step.on_device) count_step(step);
+    }
+    if (scalars > 1) write_numbers(work, group, counts[i]);
+    const Operand* operands = work.operands;
+    int first = kFirstState;
     if (work.cut != 0) {
       count_versions_of_whole(reading, ready[i], scaled);
-      k = group.operands;
+      first = group.operands;
     } else {
-      count_version(work.operands[kParam]);
-      if (scaled) count_version(work.operands[kGrad]);
+      count_version(operands[kParam]);
+      if (scaled) count_version(operands[kGrad]);
     }
-    for (; k < held; ++k) count_version(work.operands[k]);
+    for (const Operand* at = operands + first; at != operands + held; ++at) count_version(*at);
   }
 }
 

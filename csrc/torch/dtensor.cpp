@@ -37,10 +37,10 @@ DTensorType& dtensor_type() {
   return known;
 }
 
-// The wrapper's object, which the tensor keeps.
+// The tensor's Python object.
 PyObject* object_of(c10::TensorImpl& tensor) { return tensor.pyobj_slot()->load_pyobj(); }
 
-// Do the elements of every piece belong together if the placements are equal? Not where they are
+// Do the elements of every piece belong together if the placements are equal? Not where pieces are
 // summands.
 bool is_covered(const py::handle& placements) {
   const auto module = py::module_::import("torch.distributed.tensor.placement_types");
@@ -84,7 +84,7 @@ Piece piece_of(PyObject* dtensor) {
     return *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(dtensor) + offset);
   };
   PyObject* local = slot(dtensor_type().local);
-  // What its class makes of operators is no affair of a DTensor's own: only plain ones are taken.
+  // Only a plain local tensor is taken, because another class may change operators.
   const bool plain = local != nullptr && is_exact(local);
   return {plain ? &impl_of(local) : nullptr, slot(dtensor_type().spec)};
 }
@@ -140,7 +140,7 @@ void Cuts::learn_extents(const std::vector<py::object>& specs) {
 
 namespace {
 
-// The number of a spec; unknown ones are a need.
+// The number of a spec. An unknown spec is a need.
 int cut_of(Reading& reading, PyObject* spec) {
   const int cut = reading.cache.cuts.number_of(spec);
   if (cut == Cuts::kUnknown) {

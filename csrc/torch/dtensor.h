@@ -13,11 +13,11 @@ namespace fusedopt {
 
 namespace py = pybind11;
 
-// Is it torch's class DTensor? The function looks for the class where it is imported already, which
-// may run Python code: until the import there is no DTensor.
+// Is a class torch's DTensor? Looks for DTensor where it is imported already, because before the
+// import there is no DTensor. May run Python code.
 bool is_dtensor_class(PyTypeObject* type);
 
-// Is it a DTensor, and nothing derived from it, whose class is_dtensor_class has seen?
+// Is an object a DTensor, and nothing derived from it, whose class is_dtensor_class has seen?
 bool is_dtensor(PyObject* object);
 
 // A DTensor's piece on this process, and the DTensorSpec, which says what part of which whole the
@@ -39,7 +39,8 @@ class Cuts {
   static constexpr int kUncovered = -2;  // Partial, or a placement that we don't know
 
   int number_of(PyObject* spec) const;
-  // Gives a number to each. Forgets the specs that aren't in use, if those are more than `in_use`.
+  // Gives a number to each spec. Forgets the specs that aren't in use, if those are more than
+  // `in_use`.
   void learn(const std::vector<py::object>& specs, size_t in_use);
 
   // Where the piece of a spec lies in the whole. Null: not learned.

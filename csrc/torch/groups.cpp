@@ -2,16 +2,13 @@
 // step looks at tensors.
 #include "torch/groups.h"
 
-#include <ATen/PythonTorchFunctionTLS.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/Dtype.h>
-#include <torch/csrc/PyInterpreter.h>
-#include <torch/csrc/autograd/forward_grad.h>
 
 #include <algorithm>
 #include <optional>
 #include <stdexcept>
 
+#include "torch/modes.h"
 #include "torch/operand.h"
 #include "torch/python.h"
 
@@ -43,12 +40,7 @@ PyObject* look_up(PyObject* dict, PyObject* key) {
   return value;
 }
 
-const PyTypeObject* device_mode() {
-  static const py::object type = py::module_::import("torch.utils._device").attr("DeviceContext");
-  return reinterpret_cast<PyTypeObject*>(type.ptr());
-}
-
-// What torch's step would run a user's code for: all is torch's then.
+// Thrown where torch's step would run a user's code, so that torch steps all.
 struct Whole {
   const char* reason;
 };
@@ -70,7 +62,7 @@ bool is_plain_sequence(PyObject* object) {
   return iterates_as(PyList_Type) || iterates_as(PyTuple_Type);
 }
 
-// The list of parameters. What else torch may iterate over is torch's.
+// The list of parameters. torch steps all if they are in anything else over which it can iterate.
 PyObject* params_of(PyObject* group, int index) {
   PyObject* params = look_up(group, names().params);
   if (params != nullptr && is_plain_sequence(params)) return params;
@@ -82,7 +74,7 @@ PyObject* params_of(PyObject* group, int index) {
   throw Whole{"its group's parameters are not in a list"};
 }
 
-// What decides how numbers are stored. None of it is torch's, so nothing of it is left to torch.
+// Reads how numbers are stored. torch has none of these options, so none is left to torch.
 Precision read_precision(PyObject* dict, int index) {
   Precision precision{};
   PyObject* noisy = look_up(dict, names().stochastic_rounding);
@@ -110,7 +102,7 @@ Precision read_precision(PyObject* dict, int index) {
   return precision;
 }
 
-// A number whose __float__ steps the same optimizer would be read without end.
+// Refuses a number whose __float__ steps the same optimizer, because reading it would never end.
 class ReadingNumber {
  public:
   explicit ReadingNumber(const Keys* keys) : before_(current_) {
@@ -148,8 +140,8 @@ class Reader {
   Sequences& sequences_;
 };
 
-// A number on a device stays there: asking for it would wait for all that is queued. What depends
-// on whether a number is 0 takes it for something.
+// A number on a device stays there, because asking for it would wait for all that is queued. The
+// choice of a kernel, which depends on whether a number is 0, takes it for 1.
 template <typename Name>
 void Reader::read_option(PyObject* value, Group& group, int at, const Name& name) {
   group.on_device[at] = nullptr;
@@ -258,33 +250,13 @@ void Reader::read(PyObject* dict, int index, Group& group) {
   std::copy_n(group.variant.keys, states, group.entries + kFirstState);
   if (group.precision.master) group.entries[kFirstState + states] = keys_.remainder();
   for (size_t k = 0; k < group.scalars; ++k) group.entries[group.operands + k] = keys_.scalar(k);
-  static_assert(alignof(cpu::Kernel) > 7);  // the kind's bits
+  static_assert(alignof(cpu::Kernel) > 7);  // room for the kind's bits
   group.way = group.torch_only != nullptr
                   ? 0
                   : reinterpret_cast<uintptr_t>(group.variant.cpu) + group.precision.kind();
 }
 
 }  // namespace
-
-// Where an operator is not what it seems: inside torch.func's transforms, under modes, and where
-// derivatives are carried forward. torch.device's mode only concerns new tensors, and is let pass.
-const char* why_transformed() {
-  const auto keys = c10::impl::tls_local_dispatch_key_set().included_;
-  if (keys.has(c10::DispatchKey::Python) || keys.has(c10::DispatchKey::Functionalize) ||
-      keys.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
-      keys.has(c10::DispatchKey::Tracer)) {
-    return "a dispatch mode or a transform is active";
-  }
-  if (at::impl::torch_function_mode_enabled()) {
-    using Modes = at::impl::PythonTorchFunctionTLS;
-    for (int64_t i = 0; i < Modes::stack_len(); ++i) {
-      const auto* mode = Modes::get_stack_at(i)->ptr(getPyInterpreter());
-      if (Py_TYPE(mode) != device_mode()) return "a __torch_function__ mode is active";
-    }
-  }
-  return torch::autograd::ForwardADLevel::try_get_by_idx(0) != nullptr ? "forward-mode AD is active"
-                                                                       : nullptr;
-}
 
 Keys::Keys(const std::string& name) : optimizer(find_optimizer(name.c_str())) {
   if (optimizer == nullptr) throw py::value_error("no kernels for an optimizer called " + name);

@@ -51,7 +51,7 @@ struct Group {
   PyObject* dict;
   PyObject* params;
   Numbers numbers;
-  c10::TensorImpl* on_device[kMaxOptions];  // where a number is, if the host need not know it
+  c10::TensorImpl* on_device[kMaxOptions];  // the tensor of a number that the host need not know
   bool any_on_device;
   bool any_tensor;
   Variant variant;
@@ -84,10 +84,6 @@ struct Groups {
   std::vector<const c10::TensorImpl*> numbers;  // options that are tensors
   std::vector<py::object> held;  // dicts, lists and numbers, so that no Python code frees them
 };
-
-// Why an operator is something else now, because of a mode, a transform or forward-mode AD; or
-// null.
-const char* why_transformed();
 
 // Sequences that stand for a tuple, and the items: a step reads each sequence once.
 using Sequences = std::vector<std::pair<py::object, py::object>>;

@@ -5,10 +5,10 @@
 
 namespace fusedopt {
 
-// device.cpp: takes memory of the devices, which may fail.
+// launch.cpp: takes memory of the devices, which may fail.
 void prepare_devices(Reading& reading);
 
-// device.cpp: one kernel, dtype and device.
+// launch.cpp: one kernel, dtype and device.
 void launch(Reading& reading, const Bucket& bucket, const Table& table);
 
 // Releases the interpreter lock during the sweep, if the sweep takes long.

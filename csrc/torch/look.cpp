@@ -1,5 +1,4 @@
-// Reading the lists of parameters and optimizer.state, and looking at each parameter. Runs no
-// Python code; writes the cache.
+// Looking at each parameter. Runs no Python code; writes the cache.
 #include "torch/look.h"
 
 #include <torch/csrc/autograd/variable.h>
@@ -7,7 +6,6 @@
 #include <algorithm>
 #include <set>
 #include <stdexcept>
-#include <unordered_map>
 
 #include "engine/tuning.h"
 #include "torch/classes.h"
@@ -22,84 +20,10 @@ bool holds(const std::vector<py::object>& objects, PyObject* object) {
                      [&](const py::object& held) { return held.ptr() == object; });
 }
 
-void read_slots(Reading& reading) {
-  Cache& cache = reading.cache;
-  // What was read of optimizer.state is known again only if all below are the same, and no
-  // exception comes between.
-  const DictState states = std::exchange(cache.states, {});
-  size_t count = 0;
-  bool same = true;  // the same parameters as in the last step, in the same places
-  for (int i = 0; i < static_cast<int>(reading.groups.size()); ++i) {
-    PyObject* params = reading.groups[i].params;
-    const int size = static_cast<int>(PySequence_Fast_GET_SIZE(params));
-    if (cache.slots.size() < count + size) cache.slots.resize(count + size);
-    for (int k = 0; k < size; ++k) {
-      PyObject* param = PySequence_Fast_GET_ITEM(params, k);
-      Slot& slot = cache.slots[count++];
-      same = same && slot.param == param;
-      slot = {param, slot.state, i, k, is_tensor(param)};
-      if (!slot.is_tensor) why_not_tensor(reading, slot, "", param);
-    }
-  }
-  same = same && cache.slots.size() == count;
-  cache.slots.resize(count);
-  if (same) {
-    cache.states = states;
-  } else {
-    cache.state_order.clear();
-    cache.twins.clear();
-  }
-}
-
-// Are the entries of optimizer.state those of the last step, in the same order? Then the slots'
-// states are found without hashing a tensor (Tensor.__hash__ is Python code).
-bool find_states_as_before(Cache& cache, PyObject* state) {
-  PyObject *key, *value;
-  Py_ssize_t position = 0;
-  size_t entry = 0;
-  if (static_cast<Py_ssize_t>(cache.state_order.size()) != PyDict_Size(state)) return false;
-  while (PyDict_Next(state, &position, &key, &value)) {
-    const int slot = cache.state_order[entry++];
-    if (slot < 0) {  // an entry that belonged to no parameter; a tensor may be one's by now
-      if (is_tensor(key)) return false;
-      continue;
-    }
-    if (cache.slots[slot].param != key) return false;
-    cache.slots[slot].state = value;
-  }
-  return true;
-}
-
-void find_states(Cache& cache, PyObject* state) {
-  std::unordered_map<PyObject*, int> slot_of;
-  cache.state_order.clear();
-  cache.twins.clear();
-  for (int i = 0; i < static_cast<int>(cache.slots.size()); ++i) {
-    cache.slots[i].state = nullptr;
-    const auto [first, is_new] = slot_of.emplace(cache.slots[i].param, i);
-    if (!is_new) cache.twins.emplace_back(i, first->second);
-  }
-  PyObject *key, *value;
-  Py_ssize_t position = 0;
-  while (PyDict_Next(state, &position, &key, &value)) {
-    const auto found = slot_of.find(key);
-    const int slot = found == slot_of.end() ? -1 : found->second;
-    cache.state_order.push_back(slot);
-    if (slot >= 0) cache.slots[slot].state = value;
-  }
-}
-
-void read_states(Cache& cache, PyObject* state) {
-  if (cache.states.still(state)) return;
-  for (Slot& slot : cache.slots) slot.state = nullptr;
-  if (!find_states_as_before(cache, state)) find_states(cache, state);
-  for (const auto& [twin, first] : cache.twins) cache.slots[twin].state = cache.slots[first].state;
-}
-
-// The gradient. Another thread may replace it while it is in use: autograd does so without the
-// interpreter's lock, and lets go the one before. So it is owned from the moment it is read, as
-// torch's own `param.grad` is, if there is another thread: 17 ns for each of 1000 tensors, on an
-// EPYC Milan (2026-11-25, medians of 30 rounds); locking the node that accumulates it as well, 95.
+// The gradient, which autograd may replace and free on another thread, without the interpreter's
+// lock. If there is another thread, the gradient is therefore owned from the moment it is read, as
+// torch's own `param.grad` is. That takes 17 ns for each of 1000 tensors on an EPYC Milan
+// (2026-11-25, medians of 30 rounds); to lock the node that accumulates it as well, 95.
 FUSEDOPT_INLINE c10::TensorImpl* gradient_of(Reading& reading, PyObject* param) {
   // TensorImpl::grad() makes two calls to learn the same.
   const auto* meta =
@@ -111,7 +35,7 @@ FUSEDOPT_INLINE c10::TensorImpl* gradient_of(Reading& reading, PyObject* param) 
   return gradient == c10::UndefinedTensorImpl::singleton() ? nullptr : gradient;
 }
 
-// Has it no gradient, and a class that lets torch see that?
+// Has the parameter no gradient, and a class that lets torch see that?
 bool is_passed_over(PyObject* param) {
   const TensorClass is = find_class(Py_TYPE(param));
   const auto* meta =
@@ -119,7 +43,7 @@ bool is_passed_over(PyObject* param) {
   return is.known && is.has_grad && (meta == nullptr || !meta->grad_.defined());
 }
 
-// Looks anew at what isn't as it was. Returns whether a kernel takes it.
+// Checks a slot in which something has changed. Returns whether a kernel takes the parameter.
 __attribute__((noinline)) bool look_closely(Reading& reading, int index, c10::TensorImpl* grad,
                                             bool dict) {
   const Slot& slot = reading.cache.slots[index];
@@ -167,6 +91,47 @@ FUSEDOPT_INLINE void look_at(Reading& reading, int index, const Group* groups, c
   if (grad != nullptr && may_be_written(work.operands[kGrad], reading.cache.overlaps)) {
     suspects.push_back(index);
   }
+}
+
+// Looks at all parameters but those that torch has `done`. Returns the suspects.
+std::vector<int> look_at_all(Reading& reading, bool dict, const Places& done, bool all) {
+  std::set<std::pair<int, int>> left_out;
+  for (const auto& [group, indices] : done) {
+    for (const int index : indices) left_out.emplace(group, index);
+  }
+  Cache& cache = reading.cache;
+  const auto count = static_cast<int>(cache.slots.size());
+  bool known =
+      std::exchange(cache.overlaps.known, false) && cache.works.size() == cache.slots.size();
+  cache.works.resize(count);
+  if (all) reading.errors.assign(count, "");
+  reading.ready.reserve(count);
+  std::vector<int> suspects;
+  const Slot* slots = cache.slots.data();
+  Work* works = cache.works.data();
+  const Group* groups = reading.groups.data();
+  for (int i = 0; i < count; ++i) {
+    if (i + kCheckAhead < count) {
+      const Slot& next = slots[i + kCheckAhead];
+      prefetch_objects(groups[next.group], next, works[i + kCheckAhead]);
+    }
+    const Slot& slot = slots[i];
+    Work& work = works[i];
+    const bool was_ready = work.ready;
+    work.reason = nullptr;
+    work.ready = work.moved = false;
+    if (left_out.empty() || left_out.count({slot.group, slot.index}) == 0) {
+      try {
+        look_at(reading, i, groups, slot, work, dict, all, suspects);
+      } catch (const std::exception& error) {
+        if (!all) throw;
+        reading.errors[i] = std::string("error: ") + error.what();
+      }
+    }
+    known = known && work.ready == was_ready && !work.moved;
+  }
+  cache.overlaps.known = known;
+  return suspects;
 }
 
 }  // namespace
@@ -242,49 +207,14 @@ void refuse_inference(const Reading& reading, const Slot& slot, const std::strin
 }
 
 void look(Reading& reading, PyObject* state, const Places& done, bool all) {
-  Cache& cache = reading.cache;
   read_slots(reading);
   const bool dict = is_plain_or_default_dict(state);
   if (!dict && is_data(state)) {
     throw py::type_error(std::string("optimizer.state must be a dict, got ") +
                          Py_TYPE(state)->tp_name);
   }
-  if (dict) read_states(cache, state);
-  std::set<std::pair<int, int>> left_out;
-  for (const auto& [group, indices] : done) {
-    for (const int index : indices) left_out.emplace(group, index);
-  }
-  const auto count = static_cast<int>(cache.slots.size());
-  bool known =
-      std::exchange(cache.overlaps.known, false) && cache.works.size() == cache.slots.size();
-  cache.works.resize(count);
-  if (all) reading.errors.assign(count, "");
-  reading.ready.reserve(count);
-  std::vector<int> suspects;
-  const Slot* slots = cache.slots.data();
-  Work* works = cache.works.data();
-  const Group* groups = reading.groups.data();
-  for (int i = 0; i < count; ++i) {
-    if (i + kCheckAhead < count) {
-      const Slot& next = slots[i + kCheckAhead];
-      prefetch_objects(groups[next.group], next, works[i + kCheckAhead]);
-    }
-    const Slot& slot = slots[i];
-    Work& work = works[i];
-    const bool was_ready = work.ready;
-    work.reason = nullptr;
-    work.ready = work.moved = false;
-    if (left_out.empty() || left_out.count({slot.group, slot.index}) == 0) {
-      try {
-        look_at(reading, i, groups, slot, work, dict, all, suspects);
-      } catch (const std::exception& error) {
-        if (!all) throw;
-        reading.errors[i] = std::string("error: ") + error.what();
-      }
-    }
-    known = known && work.ready == was_ready && !work.moved;
-  }
-  cache.overlaps.known = known;
+  if (dict) read_states(reading.cache, state);
+  const std::vector<int> suspects = look_at_all(reading, dict, done, all);
   if (reading.needs.to_learn() || reading.whole != nullptr) return;
   find_overlaps(reading, suspects);
   if (all || reading.whole != nullptr) return;

@@ -7,21 +7,27 @@ namespace fusedopt {
 
 // Fills a reading: which parameters a kernel steps, where their tensors are, and what is needed
 // before that. Runs no Python code, changes nothing but the cache, and throws on what torch would
-// refuse. What torch has `done` is left out, by the places in the lists, whatever is there by now.
-// With `all`, parameters without a gradient are looked at too, and errors are collected.
+// refuse. Parameters that torch has `done` are left out by their places in the lists, even if
+// others have these places by now. With `all`, parameters without a gradient are looked at too, and
+// errors are collected.
 void look(Reading& reading, PyObject* state, const Places& done, bool all);
 
-// needs.cpp: what the kernels' slots lack, as owned objects.
+// slots.cpp: reads which parameters there are, and then the state of each.
+void read_slots(Reading& reading);
+void read_states(Cache& cache, PyObject* state);
+
+// needs.cpp: notes what the kernels' slots lack, as owned objects.
 void find_needs(Reading& reading);
 
-// needs.cpp: gradients that can't be unscaled where they are.
+// needs.cpp: notes gradients that can't be unscaled where they are.
 void find_shared(Reading& reading);
 
-// needs.cpp: the second time that state is missing, or gradients are shared, after they were
-// provided.
+// needs.cpp: leaves slots to torch whose state is still missing, or whose gradients are still
+// shared, after both were provided.
 void give_up(Reading& reading);
 
-// check.cpp: one parameter. Why torch's own step takes it, or null, and then `work` is filled.
+// check.cpp: checks one parameter. Returns why torch's own step takes the parameter, or null, and
+// then `work` is filled.
 const char* check_slot(Reading& reading, const Slot& slot, c10::TensorImpl* grad, Work& work);
 
 // Replaces check_slot by a few instructions, where nothing has changed since the last step found
@@ -38,7 +44,7 @@ bool counts_on_device(const Reading& reading, const Group& group, const Work& wo
 // device.cpp: why torch's own step takes a parameter on a device, or null.
 const char* check_device(Reading& reading, const Slot& slot, Work& work);
 
-// device.cpp: does the host need numbers that are on a device?
+// device.cpp: notes as a need that the host must know numbers that are on a device.
 void find_needed_numbers(Reading& reading);
 
 // dtensor.cpp: puts the local pieces in the place of a DTensor and of the DTensor's gradient. Why

@@ -11,6 +11,7 @@
 #include "torch/average.h"
 #include "torch/clip.h"
 #include "torch/groups.h"
+#include "torch/modes.h"
 #include "torch/operand.h"
 #include "torch/originals.h"
 #include "torch/plan.h"

@@ -18,7 +18,7 @@ namespace {
 constexpr const char* kOfModules[] = {"__eq__",   "__getattribute__", "__hash__",     "_buffers",
                                       "_modules", "_parameters",      "named_modules"};
 
-// And what only the one that they are called of.
+// And what they ask only the module on which they are called.
 constexpr const char* kOfRoots[] = {"_named_members", "buffers", "named_buffers",
                                     "named_parameters", "parameters"};
 
@@ -81,7 +81,7 @@ class Walk {
     PyObject *name, *child;
     Py_ssize_t position = 0;
     while (PyDict_Next(children, &position, &name, &child)) {
-      // A name that is none would make named_modules() raise.
+      // A name that is no str would make named_modules() raise an error.
       if (child == Py_None) continue;
       if (!PyUnicode_CheckExact(name) || !visit(child, depth + 1)) return false;
     }

@@ -9,8 +9,8 @@
 namespace fusedopt {
 
 // What a module's parameters() and buffers() give, in this order and each once. The tensors' Python
-// objects are held; the tensors themselves are borrowed from them until own(), as counting their
-// references takes 20 ns for each of them: where there is an object, torch counts its own too.
+// objects are held; the tensors themselves are borrowed from them until own(), as counting a
+// reference takes 20 ns: where there is an object, torch counts the object's, too.
 class Members {
  public:
   Members() = default;
@@ -18,10 +18,10 @@ class Members {
   Members& operator=(const Members&) = delete;
   ~Members();
 
-  // Of a DTensor its piece on this process. False: it is neither one nor a plain tensor.
+  // Adds a tensor, or a DTensor's piece on this process. False: the object is neither.
   bool add(PyObject* tensor, std::vector<Covered>& all);
 
-  // Before the interpreter's lock is released.
+  // Counts references to the tensors. Called before the interpreter's lock is released.
   void own();
 
   std::vector<Covered> parameters;
@@ -35,8 +35,8 @@ class Members {
 // Notes torch.nn.Module's methods. To be called once, before users can replace any.
 void note_modules();
 
-// Gathers them. False: what gathers them in Python has to be asked, as it is another's than
-// torch's, or an object is none that torch would put there.
+// Gathers a module's members. False: its methods have to be called, because one isn't torch's own,
+// or an object is none that torch would put there.
 bool gather(PyObject* module, Members& members);
 
 // Are its parameters() and buffers() torch's own, whatever its submodules do?

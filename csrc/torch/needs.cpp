@@ -11,7 +11,8 @@ namespace fusedopt {
 
 namespace {
 
-// Each tensor that the step will write and whose memory is shared until somebody does.
+// Calls each(operand) for every tensor that the step will write and whose memory is shared until
+// somebody writes.
 template <typename Each>
 void for_each_lazy_copy(const Reading& reading, const Work& work, const Each& each) {
   const bool scaled = reading.scaler.scaled;

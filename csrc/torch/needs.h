@@ -1,5 +1,5 @@
-// What a step still needs after a look at all objects. Everything here is owned: to satisfy a need
-// may run Python code, which may do anything, so that the step looks at all anew afterwards.
+// What a step still needs after a look at all objects. Everything here is owned, because satisfying
+// a need may run Python code, which may do anything; the step looks at all anew afterwards.
 #pragma once
 
 #include <ATen/core/TensorBody.h>
@@ -45,12 +45,12 @@ struct Needs {
   std::vector<py::object> specs;    // DTensorSpecs
   std::vector<py::object> extents;  // DTensorSpecs whose piece's place in the whole matters
   std::vector<Untried> kernels;
-  bool numbers = false;  // of a device, for the host
+  bool numbers = false;  // the host must know numbers that are on a device
 
   // To be provided, when the kernels are going to step.
   std::vector<at::Tensor> lazy_copies;
   std::vector<Fresh> fresh;
-  std::vector<at::Tensor> shared_gradients;  // the parameters that have them
+  std::vector<at::Tensor> shared_gradients;  // of these parameters
 
   bool to_learn() const {
     return numbers || !classes.empty() || !specs.empty() || !extents.empty() || !kernels.empty();

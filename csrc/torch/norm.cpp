@@ -21,7 +21,7 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 template <typename T>
 double coefficient(double max_norm, double total) {
-  // torch divides a Python number by a tensor so.
+  // torch divides a Python number by a tensor in this way.
   const T reciprocal = T(1) / (T(total) + T(kNormEps));
   const T product = reciprocal * T(max_norm);
   return product > T(1) ? T(1) : product;  // a NaN stays one
@@ -74,7 +74,7 @@ double NormOf::partial(double order) {
 double NormOf::total_in_double(double order) {
   const double all = partial(order);
   if (order != 2) return all;
-  // Squares of float64 for which double has no room, or which it loses.
+  // Squares of float64 may be too large or too small for double.
   constexpr double kTiny = 0x1p-900;
   constexpr double kScale = 0x1p600;
   if (in_double_ && all == kInfinity) {
@@ -86,7 +86,7 @@ double NormOf::total_in_double(double order) {
 
 double NormOf::total(double order, double scale) {
   const double all = total_in_double(order) / scale;
-  // Of finite elements float32 may have no room for it.
+  // float32 may have no room for the norm of finite elements.
   in_double_ = in_double_ || (std::isfinite(all) && all > kLargest[0]);
   return in_double_ ? all : static_cast<float>(all);
 }

@@ -29,7 +29,7 @@ class NormOf {
   bool any_empty() const { return any_empty_; }
 
   // As torch.nn.utils.get_total_norm, of tensors divided by `scale`. In float64 where a tensor is,
-  // or where float32 has no room for it, and else rounded to float32.
+  // or where float32 has no room for the norm, and else rounded to float32.
   double total(double order, double scale = 1);
   bool in_double() const { return in_double_; }
 
@@ -53,7 +53,8 @@ class NormOf {
 // float32, or in float64.
 double clip_coefficient(double max_norm, double total, bool in_double);
 
-// Of tensors on one device beside the host, where the result then is. Undefined: torch computes it.
+// The norm of tensors on one device beside the host, where the result is, too. Undefined: torch
+// computes the norm.
 at::Tensor norm_on_device(const std::vector<at::Tensor>& tensors, double order);
 
 // A norm as a tensor: float32, or float64.
@@ -64,8 +65,8 @@ struct GradNorm {
   bool in_double;
 };
 
-// Of the gradients that a step is about to see, without a GradScaler's factor. Nothing, where some
-// are on a device or pieces of a DTensor.
+// The norm of the gradients that a step is about to see, without a GradScaler's factor. No value
+// where some are on a device or pieces of a DTensor.
 std::optional<GradNorm> grad_norm(const Reading& reading);
 
 }  // namespace fusedopt

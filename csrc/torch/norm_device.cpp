@@ -22,7 +22,7 @@ namespace fusedopt {
 
 namespace {
 
-bool is_covered_there(const at::Tensor& tensor, const c10::Device& device, Dtype& dtype) {
+bool is_covered_on(const at::Tensor& tensor, const c10::Device& device, Dtype& dtype) {
   const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
   PyObject* wrapper = tensor.unsafeGetTensorImpl()->pyobj_slot()->load_pyobj();
   if (impl.key_set() != accelerator->plain || impl.device() != device) return false;
@@ -44,7 +44,7 @@ at::Tensor launch_norm(const std::vector<at::Tensor>& tensors, double order) {
   int64_t elements = 0, blocks = 0;
   for (const at::Tensor& tensor : tensors) {
     Dtype dtype;
-    if (!is_covered_there(tensor, device, dtype)) return {};
+    if (!is_covered_on(tensor, device, dtype)) return {};
     const int64_t numel = tensor.numel();
     if (numel == 0 && std::isinf(order)) return {};
     if (numel == 0) continue;
@@ -65,27 +65,27 @@ at::Tensor launch_norm(const std::vector<at::Tensor>& tensors, double order) {
   return total;
 }
 
-// Has the device the CPU's bits? Waits for it.
+// Has the device the CPU's bits? Waits for the device.
 bool has_the_cpus_bits(const c10::Device& device) {
   const c10::InferenceMode off(false);  // whose tensors have other keys
-  std::vector<at::Tensor> here, there;
+  std::vector<at::Tensor> on_host, on_device;
   for (const auto type : {at::kFloat, at::kBFloat16, at::kHalf}) {
     at::Tensor values = at::detail::empty_cpu({kNormBlock + 37}, at::kFloat);
     auto* numbers = static_cast<float*>(values.data_ptr());
     for (int64_t i = 0; i < values.numel(); ++i) {
       numbers[i] = static_cast<float>(i * 7919 % 1009 - 500) / 37.0f;
     }
-    here.push_back(values.to(type));
-    there.push_back(here.back().to(device));
+    on_host.push_back(values.to(type));
+    on_device.push_back(on_host.back().to(device));
   }
   for (const double order : {2.0, 1.0, double(INFINITY), -double(INFINITY)}) {
     NormOf norm;
-    for (const at::Tensor& tensor : here) {
+    for (const at::Tensor& tensor : on_host) {
       Dtype dtype;
       to_dtype(*tensor.unsafeGetTensorImpl(), dtype);
       norm.add(*tensor.unsafeGetTensorImpl(), dtype);
     }
-    const at::Tensor found = launch_norm(there, order);
+    const at::Tensor found = launch_norm(on_device, order);
     if (!found.defined() || found.item<float>() != static_cast<float>(norm.total(order))) {
       return false;
     }
@@ -108,7 +108,7 @@ bool is_proven(const c10::Device& device) {
   bool same = false;
   try {
     same = has_the_cpus_bits(device);
-  } catch (const std::exception&) {  // of a kernel that isn't for this device
+  } catch (const std::exception&) {  // the kernel isn't for this device
   }
   return (*proven)[key] = same;
 }

@@ -43,7 +43,7 @@ at::Tensor tensor_of(const c10::TensorImpl* impl) {
 }
 
 std::string why_not_this_torch() {
-  // Neither a mode of the program that imports this nor its inference mode makes the tensor.
+  // Made without the importing program's modes and inference mode.
   const c10::InferenceMode off(false);
   const at::Tensor fresh = at::detail::empty_cpu({2, 3}, at::kFloat);
   const c10::TensorImpl& tensor = *fresh.unsafeGetTensorImpl();

@@ -189,11 +189,11 @@ bool may_overlap_itself(const c10::TensorImpl& tensor);
 // Would counting up the tensor's version fail?
 bool is_frozen_inference(const c10::TensorImpl& tensor);
 
-// The borrowed pointer's tensor, counted.
+// The tensor of a borrowed pointer, whose reference is counted.
 at::Tensor tensor_of(const c10::TensorImpl* impl);
 
-// Tries on a fresh tensor what this file takes for granted of torch's tensors. Why it doesn't hold,
-// or empty.
+// Tries on a fresh tensor what this file takes for granted of torch's tensors. Returns what doesn't
+// hold, or an empty string.
 std::string why_not_this_torch();
 
 // Shape, dtype and device, for a message.

@@ -102,7 +102,7 @@ void note(const std::string& name) {
   if (!py::hasattr(optim, name.c_str())) return;
   auto* const type =
       reinterpret_cast<PyTypeObject*>(py::object(optim.attr(name.c_str())).release().ptr());
-  // A class that derives from another one that we know has that one's functions.
+  // A class that derives from another optimizer of ours has the base's functions.
   const auto* base = type->tp_base;
   const std::string step = find_optimizer(base->tp_name) != nullptr ? base->tp_name : name;
   std::string lower = step;
@@ -146,7 +146,7 @@ const char* why_not_original(Original* original, PyObject* optimizer) {
   const auto dict = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(optimizer, nullptr));
   if (!dict) throw py::error_already_set();
   if (original->own.hidden_by(dict.ptr())) return "the optimizer replaces what torch's step calls";
-  // Which decides whether torch's step is recorded, whatever its groups say.
+  // This default decides whether torch's step is recorded, whatever its groups say.
   static PyObject* const defaults = intern("defaults");
   static PyObject* const differentiable = intern("differentiable");
   PyObject* own = PyDict_GetItemWithError(dict.ptr(), defaults);

@@ -67,7 +67,7 @@ class Ranges {
  public:
   explicit Ranges(size_t most) { all_.reserve(most); }
 
-  // False, if it overlaps itself.
+  // False, if the tensor overlaps itself.
   bool add(const c10::TensorImpl& tensor) {
     if (tensor.numel() == 0) return true;
     if (is_expanded(tensor) || may_overlap_itself(tensor)) return false;
@@ -77,7 +77,7 @@ class Ranges {
     return true;
   }
 
-  // False, if any two overlap. Nothing is added any more.
+  // False, if any two overlap. Called when all are added.
   bool finish() {
     if (!ascending_) std::sort(all_.begin(), all_.end(), before);
     const char* reach = nullptr;
@@ -151,8 +151,8 @@ FUSEDOPT_INLINE bool may_be_written(const Operand& gradient, const Overlaps& ove
 // them to torch's own step, which works through the parameters one after the other.
 void find_overlaps(Reading& reading, const std::vector<int>& suspects);
 
-// The slots of gradients that must be copied before they are unscaled in place: each element must
-// be written once, and read under no other name.
+// shared_gradients.cpp: the slots of gradients that must be copied before they are unscaled in
+// place: each element must be written once, and read under no other name.
 std::vector<int> find_shared_gradients(const Reading& reading);
 
 }  // namespace fusedopt

@@ -15,7 +15,7 @@ namespace fusedopt {
 
 namespace {
 
-// Copies of up to so many bytes take less time than torch's way to copy_().
+// Copying this many bytes takes less time than torch's way to copy_().
 constexpr size_t kSmallCopy = 65536;
 
 c10::TensorImpl& tensor_in(const Covered& item) { return *item.tensor.unsafeGetTensorImpl(); }
@@ -94,7 +94,7 @@ bool Pairs::add_average(Covered& target, Covered& source) {
          formula_.takes_integers();
 }
 
-// Has each that is written a storage to itself? That is quickly seen, and usual.
+// Has every tensor that is written a storage to itself? That is quickly seen, and usual.
 bool Pairs::have_own_memory(const at::Tensor* other) const {
   Seen storages;
   if (other != nullptr && !has_own_storage(*other, storages)) return false;

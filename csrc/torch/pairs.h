@@ -1,4 +1,4 @@
-// Averages beside the newest values: which are written by what, all or none.
+// Pairs of averages and newest values, which are written all or not at all.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,11 +16,11 @@ class Pairs {
   Pairs(const Formula& formula, const Placements& placements)
       : formula_(formula), placements_(placements) {}
 
-  // Averages and newest values, which have to outlive this, or copies of them. False: torch's own
-  // function has to take them.
+  // Adds averages and newest values, which have to outlive this object; `copied`: the newest
+  // replace the averages. False: torch's own function has to take them.
   bool add(std::vector<Covered>& targets, std::vector<Covered>& sources, bool copied);
 
-  // May all be written, and this as well? Not where memory is shared.
+  // May all averages be written, and `other` as well? Not where memory is shared.
   bool may_write_beside(const at::Tensor* other) const;
 
   // Will writing take so long that the interpreter lock is released meanwhile?

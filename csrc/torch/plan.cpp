@@ -20,9 +20,9 @@ namespace fusedopt {
 
 namespace {
 
-// How often a step looks again before it takes it that its objects will never stay as they are.
+// How often a step looks again before it gives up, because its objects don't stay as they are.
 constexpr int kMostRounds = 20;
-// How often it provides the same anew before it leaves it to torch's own step.
+// How often a step provides what is missing before it leaves the parameters to torch's own step.
 constexpr int kPatience = 2;
 
 Places places_of(const py::object& list) { return list.is_none() ? Places() : list.cast<Places>(); }
@@ -53,7 +53,7 @@ void note_norm(const py::object& optimizer, const GradNorm& norm) {
   if (!dict || PyDict_SetItem(dict.ptr(), name, tensor.ptr()) != 0) throw py::error_already_set();
 }
 
-// Where steps aren't counted, state that this step has made tells that it is the first.
+// Where steps aren't counted, state that was made just now tells that this is the first step.
 void note_first_steps(Reading& reading, const std::vector<Fresh>& made) {
   if (made.empty()) return;
   std::unordered_set<const PyObject*> first;
@@ -145,13 +145,6 @@ std::unique_lock<std::mutex> Plan::lock() {
   return lock;
 }
 
-void Plan::finish(Reading& reading) {
-  prepare_devices(reading);
-  build(reading, tables_);
-  count(reading, tables_.counts);
-  sweep(reading, tables_);
-}
-
 // Reads the groups. Returns why torch's own step takes everything, or null. What was read and
 // needed before is let go first, which may run Python code.
 const char* Plan::read(Call& call) {
@@ -197,7 +190,10 @@ Plan::Outcome Plan::look_once(Call& call, bool patient) {
         clip_coefficient(*call.max_grad_norm, call.norm->value, call.norm->in_double);
   }
   note_first_steps(reading, call.made);
-  finish(reading);
+  prepare_devices(reading);
+  build(reading, tables_);
+  count(reading, tables_.counts);
+  sweep(reading, tables_);
   return Outcome::kDone;
 }
 

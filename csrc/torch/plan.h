@@ -46,7 +46,6 @@ class Plan {
 
   Outcome look_once(Call& call, bool patient);
   const char* read(Call& call);
-  void finish(Reading& reading);
   std::unique_lock<std::mutex> lock();
 
   struct Lock {

@@ -6,7 +6,8 @@
 
 namespace fusedopt {
 
-// The bytes [kBegin, kEnd) of what is at an address, which may be null or stale: nothing is read.
+// Asks for bytes [kBegin, kEnd) from an address on, which may be null or stale, because nothing is
+// read.
 template <size_t kBegin, size_t kEnd, bool kForWriting = false>
 inline void prefetch(const void* address) {
   const char* at = static_cast<const char*>(address);

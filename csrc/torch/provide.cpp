@@ -76,8 +76,8 @@ void fill_state(const Keys& keys, Fresh& fresh, const py::object& optimizer) {
                              at::zeros_like(param, halves, at::MemoryFormat::Preserve));
 }
 
-// The same state of small parameters once more, to be dropped when the other is made: it takes the
-// holes that other code has left all over the heap, so that the other lies together.
+// Makes the same state of small parameters once more, to be dropped when the other is made. This
+// copy takes the holes that other code has left all over the heap, so that the other lies together.
 std::vector<Fresh> fill_holes(const Keys& keys, std::vector<Fresh> made,
                               const py::object& optimizer) {
   const auto elsewhere = [](const Fresh& fresh) {
@@ -89,7 +89,7 @@ std::vector<Fresh> fill_holes(const Keys& keys, std::vector<Fresh> made,
   return made;
 }
 
-// optimizer.state[param]: a defaultdict makes it, as it does for torch. Null: there is none.
+// optimizer.state[param], which a defaultdict makes, as it does for torch. Null: there is none.
 py::object own_state(const py::object& state, const py::object& param) {
   auto own = py::reinterpret_steal<py::object>(PyObject_GetItem(state.ptr(), param.ptr()));
   if (!own && PyErr_ExceptionMatches(PyExc_KeyError)) {
@@ -100,7 +100,8 @@ py::object own_state(const py::object& state, const py::object& param) {
   return own;
 }
 
-// Enters it in optimizer.state, unless there is some by now: then it is looked at.
+// Enters new state in optimizer.state, unless a parameter has state by now, at which the step then
+// looks.
 void put_in_place(const py::object& state, Fresh& fresh) {
   py::object own = fresh.state;
   bool is_new = false;
@@ -144,9 +145,9 @@ struct Accumulating : torch::autograd::Node {
   static std::mutex& lock_of(torch::autograd::Node& node) { return node.*(&Accumulating::mutex_); }
 };
 
-// Gives a parameter another gradient, and returns the one before. Another thread may be adding to
-// it; this one, if the step is a hook of that addition, holds the lock itself, and mustn't wait for
-// ever.
+// Gives a parameter another gradient, and returns the gradient before, to which another thread may
+// be adding. If the step is a hook of that addition, this thread holds the lock itself, and mustn't
+// wait for ever.
 at::Tensor exchange_gradient(const at::Tensor& param, const at::Tensor& gradient) {
   const auto node = torch::autograd::impl::try_get_grad_accumulator(param);
   std::unique_lock<std::mutex> locked;
@@ -163,8 +164,8 @@ at::Tensor exchange_gradient(const at::Tensor& param, const at::Tensor& gradient
   return std::exchange(param.mutable_grad(), gradient);
 }
 
-// A gradient that is written (unscaled) must not be read under another name: where one is expanded,
-// or belongs to several parameters, each parameter gets a copy of its own.
+// A gradient that is written (unscaled) must not be read under another name. So where a gradient is
+// expanded, or belongs to several parameters, each parameter gets a copy of its own.
 void separate(const std::vector<at::Tensor>& params) {
   std::vector<at::Tensor> copies;
   for (const at::Tensor& param : params) {
@@ -179,7 +180,7 @@ void separate(const std::vector<at::Tensor>& params) {
     copies.push_back(at::zeros_like(param, {}, at::MemoryFormat::Preserve));
     copies.back().copy_(grad);
   }
-  std::vector<at::Tensor> before;  // what they let go may run Python code: after all is done
+  std::vector<at::Tensor> before;  // let go after all is done, because that may run Python code
   for (size_t i = 0; i < params.size(); ++i) {
     before.push_back(exchange_gradient(params[i], copies[i]));
   }

@@ -7,7 +7,7 @@ namespace fusedopt {
 
 namespace {
 
-// Its own types are made in C; what users derive from them isn't.
+// NumPy makes its own types in C; what users derive from them is made in Python.
 bool is_of_numpy(const PyTypeObject* type) {
   return std::strncmp(type->tp_name, "numpy.", 6) == 0 &&
          (type->tp_flags & Py_TPFLAGS_HEAPTYPE) == 0;
@@ -57,7 +57,7 @@ bool has_own_arithmetic(PyObject* value) {
   const PyTypeObject* base = PyFloat_Check(value)  ? &PyFloat_Type
                              : PyLong_Check(value) ? &PyLong_Type
                                                    : nullptr;
-  if (is_of_numpy(type)) {  // unsigned numbers have no negative ones
+  if (is_of_numpy(type)) {  // unsigned numbers have no negatives
     return std::strncmp(type->tp_name, "numpy.uint", 10) == 0 ||
            std::strncmp(type->tp_name, "numpy.bool", 10) == 0;
   }

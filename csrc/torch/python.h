@@ -52,10 +52,10 @@ inline py::object attribute_of(PyObject* object, PyObject* name) {
   return value;
 }
 
-// Is it a dict whose class is nobody's own: a dict or an OrderedDict?
+// Is the object a dict or an OrderedDict, and of no class that a user derives from them?
 bool is_plain_dict(PyObject* object);
 
-// Is it a plain dict, or a defaultdict, as optimizer.state is? Missing entries are asked for.
+// Is the object a plain dict, or a defaultdict, as optimizer.state is?
 bool is_plain_or_default_dict(PyObject* object);
 
 // The text of a str, without running Python code; anything else gives an empty one.
@@ -79,7 +79,7 @@ inline bool is_of_users_class(PyObject* object) {
 // only a __float__.
 bool has_own_arithmetic(PyObject* value);
 
-// Is it an int that torch's operators have no room for?
+// Is the object an int for which torch's operators have no room?
 bool is_long_integer(PyObject* value);
 
 double number_of(PyObject* value, const std::string& name);

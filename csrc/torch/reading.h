@@ -21,20 +21,20 @@ namespace fusedopt {
 namespace py = pybind11;
 
 // One parameter of one group. Pointers are borrowed: they are used only within one look, and in
-// later looks while the dict from which they were read is as it was.
+// later looks while the dict from which they were read has the same version.
 struct Slot {
   PyObject* param;
   PyObject* state;  // optimizer.state[param], or null
   int group;
   int index;
-  bool is_tensor;  // really, and not only as the object says
+  bool is_tensor;  // by the object's type, and not by what the object says
 };
 
-// Of any optimizer's Keys::entries: module.cpp compares.
+// The most Keys::entries that an optimizer may have; module.cpp compares.
 inline constexpr int kMaxEntries = 5;
 
-// Where else a slot's objects lay. The next step only prefetches there, so the addresses may be
-// stale; but the state's are not, if the state's dict is as it was.
+// The addresses of a slot's other objects. The next step only prefetches from them, because they
+// may be stale; the state's aren't while the version of the state's dict is the same.
 struct Traces {
   const void* grad;              // autograd's pointer to the gradient
   DictState dict;                // the state's
@@ -47,43 +47,43 @@ struct Traces {
 // A step over many small tensors waits for memory, so what all optimizers use comes first, and
 // bytes count: 152 more made a step of 1000 parameters 2 to 3.5 % slower.
 struct Work {
-  const char* reason;  // why torch's own step takes the parameter, or null
-  bool ready;          // the parameter has a gradient, and there is no reason
-  bool fresh;          // the state has to be created
-  bool first;          // no step has been made with this state (matters where steps aren't counted)
-  bool dense;          // all operands share one dense layout
-  bool any_on_device;  // of the state's single numbers
-  bool lacks_remainder;  // of what a fresh state has beside the optimizer's own
-  bool lacks_roundings;
-  bool move_scalars;    // some single numbers are on the host, and must be where the parameter is
-  bool moved;           // parameter or state lie elsewhere than in the last step
-  bool foreign;         // parameter or state are in memory that torch's allocators haven't made
+  const char* reason;   // why torch's own step takes the parameter, or null
   uintptr_t usual_way;  // where all is as usual, the group's `way`; else 0
-  caffe2::TypeMeta usual_type;  // where all is as usual, the parameter's dtype
+  int64_t numel;
+  int64_t extent;               // bytes, of parameter and states together; 0 where they are dense
   Dtype dtype;                  // the parameter's; float64, if any operand has that
   int device;                   // kHost, or the other device's number
   int cut;                      // of a DTensor: the operands are its pieces; 0 for other tensors
-  bool mixed;  // are formats of more than one kind among the operands, or of our own?
+  caffe2::TypeMeta usual_type;  // where all is as usual, the parameter's dtype
+  bool ready;                   // the parameter has a gradient, and there is no reason
+  bool fresh;                   // the state has to be created
+  bool first;          // no step has been made with this state (matters where steps aren't counted)
+  bool dense;          // all operands share one dense layout
+  bool mixed;          // operands have several formats, or one of our own
+  bool any_on_device;  // some single numbers of the state are on the parameter's device
+  bool lacks_remainder;  // the group's precision needs it, and the state has none
+  bool lacks_roundings;  // the same of the count of roundings
+  bool move_scalars;     // some single numbers are on the host, and must be where the parameter is
+  bool moved;            // parameter or state lie elsewhere than in the last step
+  bool foreign;          // parameter or state are in memory that torch's allocators haven't made
   Format formats[kMaxOperands];
   c10::ScalarType number_types[1 + kMaxScalars];
-  bool numbers_on_device[1 + kMaxScalars];  // where the parameter is, beside the host?
-  int64_t numel;
-  int64_t extent;  // bytes, of parameter and states together; 0 where they are dense
+  bool numbers_on_device[1 + kMaxScalars];  // on the parameter's device, and not the host
   Traces traces;
-  // Of the group's number, and then the single numbers of the state: the step count first, or how
-  // often noise has rounded. Without tensor: fresh state.
+  // As many as the group has operands, and then the single numbers of the state: the step count
+  // first, or how often noise has rounded. No tensor: the state is still to be made.
   Operand operands[kFirstState + kMaxEntries];
 };
 
 // One number of a state.
 struct Scalar {
-  const Operand& at;
+  const char* address;
   c10::ScalarType type;
   bool on_device;
 };
 
 FUSEDOPT_INLINE Scalar scalar_of(const Work& work, const Group& group, size_t number) {
-  return {work.operands[group.operands + number], work.number_types[number],
+  return {work.operands[group.operands + number].address, work.number_types[number],
           work.numbers_on_device[number]};
 }
 

@@ -15,14 +15,14 @@ void learn(const Needs& needs, Cache& cache);
 void provide(const Keys& keys, Needs& needs, const py::object& state, const py::object& optimizer,
              std::vector<Fresh>& made);
 
-// Takes back what was made and is in place: the next step finds all as this step did.
+// Takes back what was made and is in place, so that the next step finds all as this step did.
 void take_back(const py::object& state, std::vector<Fresh>& made);
 
-// device.cpp: what a GradScaler hands over.
+// scaler.cpp: reads what a GradScaler hands over.
 Scaler read_scaler(const py::object& grad_scale, const py::object& found_inf,
                    const py::object& clip);
 
-// device.cpp: fetches the scaler's numbers from the device, which takes a wait for the device.
+// scaler.cpp: fetches the scaler's numbers from the device, which takes a wait for the device.
 void read_back(Scaler& scaler);
 
 // device.cpp: has a kernel step a few numbers on a device, once.

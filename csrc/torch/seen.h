@@ -1,4 +1,4 @@
-// A set of addresses, for what is gone through once in a call. Reads nothing that they point to.
+// A set of addresses, for a call that visits each object once. Reads nothing that they point to.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +9,7 @@ namespace fusedopt {
 
 class Seen {
  public:
-  // Was it new? Of none but a null pointer it isn't.
+  // Was the address new? A null pointer never is.
   bool add(const void* address) {
     if (2 * ++count_ > slots_.size()) grow();
     const void*& slot = slots_[place_of(address)];

@@ -10,7 +10,7 @@
 #include "cpu/isa.h"
 #include "engine/layout.h"
 #include "engine/tuning.h"
-#include "torch/groups.h"
+#include "torch/modes.h"
 #include "torch/overlap.h"
 #include "torch/parallel.h"
 #include "torch/prefetch.h"
@@ -21,7 +21,7 @@ namespace fusedopt {
 
 namespace {
 
-// The gradient, as `param.grad` gives it: false, if that would warn.
+// Adds the gradient that `param.grad` gives. False, if reading that would warn.
 bool read_gradient(PyObject* param, std::vector<Covered>& all) {
   const at::Tensor& tensor = THPVariable_Unpack(param);
   const auto* meta =
@@ -34,7 +34,7 @@ bool read_gradient(PyObject* param, std::vector<Covered>& all) {
   return true;
 }
 
-// Gradients that are made anew in each step lie scattered. Of so many all objects are on their way
+// Gradients that are made anew in each step lie scattered. The objects of this many are asked for
 // before the first is read.
 constexpr Py_ssize_t kReadTogether = 32;
 

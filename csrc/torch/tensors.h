@@ -26,8 +26,8 @@ struct Covered {
 // in the host's memory, of a dtype that kernels know?
 bool is_covered(const at::Tensor& tensor);
 
-// The elements of a list, a tuple, a single tensor or anything else that can be gone through, which
-// runs Python code then.
+// A list or tuple as it is, a single tensor in a tuple, or the elements of any other iterable,
+// whose iteration runs Python code.
 py::object listed(const py::object& tensors);
 
 // Reads a list that listed() made. False: torch's own function has to take it.
@@ -40,7 +40,7 @@ bool read_again(std::vector<Covered>& all);
 // May any tensor here be written while the others are read or written? Not if two share memory.
 bool may_write(const std::vector<Covered>& all);
 
-// Has it a storage to itself, beside those in the set? That is quickly seen, and usual.
+// Has a tensor a storage to itself, beside those in the set? That is quickly seen, and usual.
 bool has_own_storage(const at::Tensor& tensor, Seen& storages);
 
 // Sweeps a kernel without state over pairs: the target is its parameter, the source its gradient.
@@ -49,7 +49,7 @@ struct Pair {
   const Covered* source;
 };
 
-// Makes memory that is shared until somebody writes to it the targets' own.
+// Gives targets memory of their own where memory is shared until somebody writes.
 void unshare_targets(const std::vector<Pair>& pairs);
 
 void count_versions(const std::vector<Pair>& pairs);  // of the targets

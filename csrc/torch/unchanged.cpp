@@ -1,5 +1,5 @@
-// Most steps find every tensor of a parameter as the last one left it. That is seen here, with
-// half the instructions of checking it anew. Reads tensors only.
+// Most steps find every tensor of a parameter as the last step left it. These functions see that,
+// with half the instructions that checking anew takes. Reads tensors only.
 #include <ATen/core/Tensor.h>
 
 #include "torch/look.h"
@@ -22,7 +22,8 @@ caffe2::TypeMeta type_of(Format format) {
   }
 }
 
-// Does it lie where it lay, in memory of its own, and is its version counted there?
+// Does a tensor lie where it lay, in memory of its own, and is its version counted in the same
+// place?
 FUSEDOPT_INLINE bool lies_as_before(const c10::TensorImpl& tensor, const Operand& before) {
   return &tensor == before.tensor &&
          tensor.unsafe_storage().unsafeGetStorageImpl() == before.storage &&
@@ -32,8 +33,8 @@ FUSEDOPT_INLINE bool lies_as_before(const c10::TensorImpl& tensor, const Operand
 
 }  // namespace
 
-// All that looking at a slot will read, as far as it lies where it lay: of Python's objects the
-// type and what follows, of torch's what follows the reference count.
+// Of Python's objects a look reads the type and what follows; of torch's, what follows the
+// reference count.
 void prefetch_objects(const Group& group, const Slot& slot, const Work& last) {
   prefetch<8, 24>(slot.param);
   prefetch<8, sizeof(PyDictObject)>(slot.state);
@@ -45,9 +46,9 @@ void prefetch_objects(const Group& group, const Slot& slot, const Work& last) {
   }
 }
 
-// Whether check_slot would find in a slot what it has found before, where all was as usual: plain
-// tensors of the host in one dense layout, in memory of their own. Only the gradient may be another
-// tensor, as it is after each backward pass. Whatever differs is check_slot's to judge.
+// Would check_slot find what it found before, when all was as usual: plain tensors of the host in
+// one dense layout, in memory of their own? Only the gradient may be another tensor, as it is after
+// each backward pass. check_slot judges whatever differs.
 bool is_unchanged(const Group& group, const Slot& slot, c10::TensorImpl& grad, Work& work) {
   if (work.usual_way != group.way || group.way == 0) return false;
   const c10::TensorImpl& param = impl_of(slot.param);

@@ -1,5 +1,5 @@
 // Dropping and zeroing gradients: reads an optimizer's groups, and writes gradients only. What is
-// dropped is let go at the very end: that may run a user's code.
+// dropped is let go at the very end, because that may run a user's code.
 #include "torch/zero_grad.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -13,7 +13,7 @@
 
 #include "engine/tuning.h"
 #include "torch/attributes.h"
-#include "torch/groups.h"
+#include "torch/modes.h"
 #include "torch/modules.h"
 #include "torch/originals.h"
 #include "torch/tensors.h"
@@ -24,7 +24,7 @@ namespace {
 
 using torch::autograd::AutogradMeta;
 
-// Up to so many bytes are zeroed here; torch shares more among its threads.
+// Up to this many bytes are zeroed here; torch shares more among its threads.
 constexpr size_t kSmallZero = 131072;
 
 // What torch's method looks up in the optimizer.
@@ -66,7 +66,7 @@ ZeroNames& zero_names() {
   return *all;
 }
 
-// Would the method of ours, called of this class, call torch's?
+// Would our method, called of an object of this class, call torch's?
 bool finds_torchs(PyTypeObject* type, PyObject* ours) {
   bool after = false;
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(type->tp_mro); ++i) {
@@ -84,7 +84,8 @@ bool finds_torchs(PyTypeObject* type, PyObject* ours) {
   return false;
 }
 
-// The same, and are the class's attributes as torch's? Known of a class until it is changed.
+// The same question, and: are the class's attributes torch's? The answer is kept until the class
+// changes.
 bool is_usual_class(PyTypeObject* type, PyObject* ours) {
   struct Known {
     unsigned tag;
@@ -105,7 +106,7 @@ bool is_torchs_zero_grad(PyObject* optimizer, PyObject* ours) {
          all.profiler.same() && all.functions.same() && is_usual_class(Py_TYPE(optimizer), ours);
 }
 
-// Calls each(parameter) until one returns false, which is returned then.
+// Calls each(parameter) until a call returns false, and then returns false.
 template <typename Each>
 bool for_each_parameter(const py::object& attributes, const Each& each) {
   ZeroNames& all = zero_names();
@@ -131,7 +132,8 @@ bool for_each_parameter(const py::object& attributes, const Each& each) {
   return true;
 }
 
-// Null: torch's `param.grad` is None. Sets `warns` where it would say so in words.
+// Where a parameter's gradient is held. Null: torch's `param.grad` is None. Sets `warns` where
+// reading that makes torch warn.
 AutogradMeta* holder_of(PyObject* param, bool& warns) {
   const at::Tensor& tensor = THPVariable_Unpack(param);
   auto* const meta = static_cast<AutogradMeta*>(tensor.unsafeGetTensorImpl()->autograd_meta());
@@ -156,7 +158,7 @@ bool drop_gradients(const py::object& attributes) {
   return true;
 }
 
-// May it be zeroed as it lies in memory?
+// May a gradient be zeroed as it lies in memory?
 bool is_plain_gradient(const at::Tensor& grad) {
   return is_covered(grad) && grad.unsafeGetTensorImpl()->is_non_overlapping_and_dense() &&
          grad.grad_fn() == nullptr;

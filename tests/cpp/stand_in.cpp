@@ -156,7 +156,7 @@ std::vector<std::pair<int, bool>> launches;  // the device, and was it its strea
 
 // In the form of PrepareArguments.
 struct Packed {
-  explicit Packed(const cuda::Number& from) : type(cuda::kHere) {
+  explicit Packed(const cuda::Number& from) : type(cuda::kGiven) {
     std::memcpy(&bits, &from.value, sizeof bits);
     if (from.address == nullptr) return;
     bits = reinterpret_cast<uint64_t>(from.address);

@@ -224,13 +224,13 @@ void test_preparing_many_rules(int more) {
                 next / per_group * per_group + k / 8.0);
         }
         const int at = i * (1 + more);
-        const bool here = args->count_types[at] == cuda::kHere;
+        const bool here = args->count_types[at] == cuda::kGiven;
         CHECK(here == (next % 2 == 0));
-        if (here) CHECK(cuda::number_at(args->counts[at], cuda::kHere) == next);
+        if (here) CHECK(cuda::number_at(args->counts[at], cuda::kGiven) == next);
         if (!here) CHECK(args->counts[at] == reinterpret_cast<uint64_t>(&sources));
         for (int k = 0; k < more; ++k) {
-          CHECK(args->count_types[at + 1 + k] == cuda::kHere);
-          CHECK(cuda::number_at(args->counts[at + 1 + k], cuda::kHere) == next + k / 4.0);
+          CHECK(args->count_types[at + 1 + k] == cuda::kGiven);
+          CHECK(cuda::number_at(args->counts[at + 1 + k], cuda::kGiven) == next + k / 4.0);
         }
       }
     }
