@@ -30,9 +30,9 @@ CASE = ("python", "torch")
 # The rows: versions of Python, and of torch.
 ROWS = ("3.11:2.13.0", "3.10:2.14.1", "3.12:2.14.1", "3.13:2.14.1", "3.12:2.12.0", "3.12:2.11.0")
 # Three minutes of the suite, what depends on torch's and Python's insides first of all.
-TESTS = ("clip", "explain", "fallback", "hooks", "odd_tensors", "overrides", "reentry", "semantics",
-         "state_numbers", "swa_utils", "swa_utils_objects", "swa_utils_torchs", "unchanged",
-         "users_code", "users_tensors", "zero_grad")  # fmt: skip
+TESTS = ("clip", "dicts", "explain", "fallback", "hooks", "odd_tensors", "overrides", "reentry",
+         "semantics", "state_numbers", "swa_utils", "swa_utils_objects", "swa_utils_torchs",
+         "unchanged", "users_code", "users_tensors", "zero_grad")  # fmt: skip
 EXPLAIN = """
 import platform, warnings, torch
 warnings.simplefilter("error", RuntimeWarning)

@@ -3,7 +3,6 @@
 #include <ATen/core/Tensor.h>
 
 #include <stdexcept>
-#include <utility>
 
 #include "torch/check.h"
 #include "torch/count.h"

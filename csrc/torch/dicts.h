@@ -29,12 +29,20 @@ inline uint64_t dict_changes = 1;
 // Lets Python call us before it changes or frees the dict. False: it won't.
 bool watch(PyObject* dict);
 
-// A dict is taken for changed where any dict that is watched has changed since. A change is rare,
-// and a number for each dict would have to be looked up.
+// Is the dict that was watched at that count still there, and unchanged since?
+bool is_unchanged_since(uint64_t changes, PyObject* dict);
+
+// A dict is looked up only where any that is watched has changed: in most steps none has.
 class DictState {
  public:
   // Is it the dict that was noted, as it was?
-  bool is_of(PyObject* dict) const { return dict == dict_ && changes_ == dict_changes; }
+  bool is_of(PyObject* dict) {
+    if (dict != dict_) return false;
+    if (changes_ == dict_changes) return true;
+    if (!is_unchanged_since(changes_, dict)) return false;
+    changes_ = dict_changes;
+    return true;
+  }
 
   // The same, and then notes it.
   bool still(PyObject* dict) {
@@ -46,7 +54,7 @@ class DictState {
 
  private:
   PyObject* dict_ = nullptr;
-  uint64_t changes_ = 0;  // so many when it was noted; 0: none is
+  uint64_t changes_ = 0;  // so many when it was as noted; 0: none is
 };
 
 #else

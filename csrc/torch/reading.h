@@ -21,7 +21,7 @@ namespace fusedopt {
 namespace py = pybind11;
 
 // One parameter of one group. Pointers are borrowed: they are used only within one look, and in
-// later looks while the dict from which they were read has the same version.
+// later looks while the dict from which they were read is as it was.
 struct Slot {
   PyObject* param;
   PyObject* state;  // optimizer.state[param], or null
@@ -34,7 +34,7 @@ struct Slot {
 inline constexpr int kMaxEntries = 5;
 
 // The addresses of a slot's other objects. The next step only prefetches from them, because they
-// may be stale; the state's aren't while the version of the state's dict is the same.
+// may be stale; the state's aren't while the state's dict is as it was.
 struct Traces {
   const void* grad;              // autograd's pointer to the gradient
   DictState dict;                // the state's
