@@ -84,13 +84,20 @@ void count_versions_of_whole(const Reading& reading, int index, bool scaled) {
   }
 }
 
+// Behind a counter's table of functions and reference count.
+constexpr size_t kVersionAt = 16;
+
+void prefetch_version(const Operand& operand) {
+  prefetch<kVersionAt, kVersionAt + 1, true>(operand.version);
+}
+
 // Asks for what counting reads and writes of a slot.
 void prefetch_counters(const Work& work, int held, bool scaled) {
   const Operand* operands = work.operands;
-  prefetch<0, 1, true>(operands[kParam].version);
-  if (scaled) prefetch<0, 1, true>(operands[kGrad].version);
+  prefetch_version(operands[kParam]);
+  if (scaled) prefetch_version(operands[kGrad]);
   for (const Operand* at = operands + kFirstState; at != operands + held; ++at) {
-    prefetch<0, 1, true>(at->version);
+    prefetch_version(*at);
   }
 }
 

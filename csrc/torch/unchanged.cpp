@@ -42,7 +42,7 @@ void prefetch_objects(const Group& group, const Slot& slot, const Work& last) {
   for (int k = 0; k < group.held; ++k) {
     if (k >= kFirstState) prefetch<8, 24>(last.traces.state[group.entries[k]]);
     prefetch<16, sizeof(c10::TensorImpl)>(last.operands[k].tensor);
-    prefetch<16, 40>(last.operands[k].storage);
+    prefetch<16, 62>(last.operands[k].storage);  // up to the flag that StorageImpl::data() reads
   }
 }
 
