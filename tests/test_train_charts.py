@@ -80,8 +80,15 @@ def check(axes: list[Any], epochs: int) -> None:
 
 @pytest.mark.parametrize(("epochs", "decay"), [(1, 0.9), (2, 0.05), (9, 0.7), (100, 0.9)])
 def test_a_runs_chart(axes: list[Any], epochs: int, decay: float) -> None:
-    charts.draw_run(rows(epochs, decay), io.BytesIO())
-    assert len(axes) == 3
+    charts.draw_run(rows(epochs, decay), io.BytesIO(), "lenet on digits, seed 1", epochs)
+    assert [axis.get_ylabel() for axis in axes] == ["loss", "accuracy", "learning rate"]
+    assert axes[0].figure.get_suptitle() == "lenet on digits, seed 1"
+    marks = [axis.get_lines()[-1] for axis in axes[:2]]
+    assert [mark.get_label() for mark in marks] == [f"best epoch: {epochs}"] * 2
+    assert all(list(mark.get_xdata()) == [epochs] * 2 for mark in marks)
+    for axis in axes[:2]:
+        axis.get_lines()[-1].remove()  # the others are checked as in a comparison
+
     for axis in axes[:2]:
         check([axis], epochs)
     assert axes[0].get_yscale() == ("log" if decay**epochs < 0.1 else "linear")
@@ -100,6 +107,9 @@ def test_a_comparisons_chart(axes: list[Any], epochs: int) -> None:
     if epochs < 30:  # both are seen where they are the same
         ours, torchs = axes[0].get_lines()[:2]
         assert (ours.get_marker(), torchs.get_marker()) == ("o", "x")
+    else:  # a narrow line on a broad one
+        ours, torchs = axes[0].get_lines()[:2]
+        assert ours.get_linewidth() > torchs.get_linewidth()
 
 
 def test_the_range_over_seeds_is_drawn(axes: list[Any]) -> None:
@@ -124,7 +134,7 @@ def test_noise_is_not_drawn_as_a_curve(axes: list[Any]) -> None:
 
 
 def test_losses_and_accuracies_of_0(axes: list[Any]) -> None:
-    charts.draw_run(rows(2, 0.5, 0.0, 0.0), io.BytesIO())
+    charts.draw_run(rows(2, 0.5, 0.0, 0.0), io.BytesIO(), "")
     check(axes[:2], 2)
 
 

@@ -43,7 +43,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = write_folder(path / "data", 20)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cost, "ROUNDS", 1)
-        patch.setattr(folder_of_run, "draw_run", lambda rows, file: file.write(b"PNG"))
+        patch.setattr(folder_of_run, "draw_run", lambda rows, file, *_: file.write(b"PNG"))
         for name, epochs in (("run", 1), ("whole", 2)):
             options = ("--data", f"folder:{root}", *OPTIONS, "--epochs", epochs)
             train(*options, "--out", path / name)

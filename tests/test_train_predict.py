@@ -27,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that knows the digits."""
     path = tmp_path_factory.mktemp("predict") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folder, "draw_run", lambda rows, file: file.write(b"PNG"))
+        patch.setattr(folder, "draw_run", lambda rows, file, *_: file.write(b"PNG"))
         main(["--model", "lenet", "--threads", "1", "--epochs", "5", "--out", str(path)])
     return path
 

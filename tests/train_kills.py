@@ -30,7 +30,7 @@ def _train(options: list[str]) -> None:
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # as conftest.py
     cost.ROUNDS = 1
-    folder.draw_run = lambda rows, file: file.write(b"PNG")
+    folder.draw_run = lambda rows, file, *_: file.write(b"PNG")
     with contextlib.redirect_stdout(io.StringIO()):
         main(options)
 

@@ -27,7 +27,7 @@ def short_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def no_chart(monkeypatch: pytest.MonkeyPatch) -> None:
     """For files in which a run's chart matters to no test, or to one that puts it back."""
-    monkeypatch.setattr(folder, "draw_run", lambda rows, file: file.write(b"PNG"))
+    monkeypatch.setattr(folder, "draw_run", lambda rows, file, *_: file.write(b"PNG"))
 
 
 def train(*options: object) -> run.Result:

@@ -59,9 +59,17 @@ def _finish_values(axis: Any, name: str) -> None:
     axis.ticklabel_format(axis="y", useOffset=False)
 
 
-def draw_run(rows: Sequence[Row], file: BinaryIO) -> None:
-    """Draws loss, accuracy and learning rate against epochs, as a PNG."""
-    figure = _figure(12, 3.6)
+def draw_run(rows: Sequence[Row], file: BinaryIO, title: str, best: int | None = None) -> None:
+    """Draws loss, accuracy and learning rate against epochs, as a PNG.
+
+    Args:
+        rows: figures of the epochs.
+        file: where to.
+        title: model, data, optimizer and seed.
+        best: the epoch that the validation set says is best, for a dotted line.
+    """
+    figure = _figure(12, 3.9)
+    figure.suptitle(title)
     epochs = [row["epoch"] for row in rows]
     marker = "o" if len(rows) < FEW else None
     for axis, name in zip(figure.subplots(1, 3), ("loss", "accuracy", "lr"), strict=True):
@@ -69,9 +77,11 @@ def draw_run(rows: Sequence[Row], file: BinaryIO) -> None:
         for part in parts:
             values = [row[f"{part}_{name}" if part else name] for row in rows]
             axis.plot(epochs, values, marker=marker, markersize=3, label=part)
-        axis.set_title("learning rate" if name == "lr" else name)
+        axis.set_ylabel("learning rate" if name == "lr" else name)
         _finish_epochs(axis, len(rows))
         _finish_values(axis, name)
+        if name != "lr" and best is not None:
+            axis.axvline(best, color="gray", linestyle=":", zorder=0, label=f"best epoch: {best}")
         if name != "lr":
             axis.legend()
     figure.savefig(file, format="png", dpi=120)
@@ -82,17 +92,20 @@ def draw_comparison(
     file: BinaryIO,
     diverged: Container[tuple[str, str]] = (),
     ranges: Mapping[tuple[str, str], tuple[Sequence[Row], Sequence[Row]]] | None = None,
+    title: str = "",
 ) -> None:
     """Draws training loss and validation accuracy against epochs and against seconds, as a PNG.
 
     Args:
         runs: rows of each run, by optimizer and implementation: a colour for each optimizer,
-            solid lines and dots for fusedopt's, dashed lines and crosses for torch's.
+            broad lines and dots for fusedopt's, dashed lines and crosses for torch's.
         file: where to.
         diverged: the runs that ended early, because their loss wasn't finite.
         ranges: least and greatest figures over several seeds, where `runs` are means.
+        title: model, data and seeds.
     """
     figure = _figure(12, 8)
+    figure.suptitle(title)
     optimizers = list(dict.fromkeys(optimizer for optimizer, _ in runs))
     axes = figure.subplots(2, 2, sharey="row")
     most, longest = max(map(len, runs.values()), default=0), 1e-9
@@ -101,6 +114,8 @@ def draw_comparison(
         style: dict[str, Any] = {
             "color": f"C{optimizers.index(optimizer)}",
             "linestyle": "-" if ours else "--",
+            "linewidth": 3 if ours else 1.5,  # a dashed line on it leaves both to be seen
+            "alpha": 0.5 if ours else 1,
             "marker": ("o" if ours else "x") if most < FEW else None,
             "markersize": 4 if ours else 7,
             "label": f"{impl} {optimizer}" + " (diverged)" * ((optimizer, impl) in diverged),

@@ -89,7 +89,8 @@ def compare(arguments: argparse.Namespace) -> None:
                 rows[key][seed] = state.rows
                 if step is not None:
                     diverged[key][seed] = step
-        _write(out, rows, diverged)
+        some = next(iter(runs.values()))[0]
+        _write(out, rows, diverged, f"{some.model} on {some.data}")
 
 
 def _make_runs(given: dict[str, Any], out: Path, seeds: range) -> dict[Key, list[Options]]:
@@ -153,7 +154,10 @@ def _splits(runs: list[Options]) -> Splits:
 
 
 def _write(
-    out: Path, rows: dict[Key, dict[int, list[Row]]], diverged: dict[Key, dict[int, int]]
+    out: Path,
+    rows: dict[Key, dict[int, list[Row]]],
+    diverged: dict[Key, dict[int, int]],
+    title: str,
 ) -> None:
     """Prints and writes the table, and writes all figures and the chart."""
     lines = [table_line(key, rows[key], diverged[key]) for key in rows]
@@ -173,12 +177,16 @@ def _write(
         for row in own
     ]
     write_csv(out / METRICS, figures)
-    _draw(out / CHART, rows, diverged)
+    named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    _draw(out / CHART, rows, diverged, f"{title}, {named}")
     say(f"{out / CHART}, {out / TABLE}, {out / METRICS}")
 
 
 def _draw(
-    path: Path, rows: dict[Key, dict[int, list[Row]]], diverged: dict[Key, dict[int, int]]
+    path: Path,
+    rows: dict[Key, dict[int, list[Row]]],
+    diverged: dict[Key, dict[int, int]],
+    title: str,
 ) -> None:
     """Draws means over the seeds that haven't diverged, and the range of their figures."""
     lost = {key for key, runs in rows.items() if len(diverged[key]) == len(runs)}
@@ -193,7 +201,7 @@ def _draw(
         if len(runs) > 1
     }
     image = io.BytesIO()
-    draw_comparison(means, image, lost, ranges)
+    draw_comparison(means, image, lost, ranges, title)
     checkpoint.write_atomically(path, lambda file: file.write(image.getvalue()) and None)
 
 

@@ -73,6 +73,10 @@ class RunFolder:
         read: tuple[int, int] | None = None,
     ) -> None:
         self.path = path
+        self._title = (
+            f"{options.model} on {options.data}, {options.impl} {options.optimizer},"
+            f" seed {options.seed}"
+        )
         if path != options.resume:
             require_free(path)
         self._lock = lock(path, "run")
@@ -109,11 +113,11 @@ class RunFolder:
         _add_scalars(self._events, rows[-1])
         self._events.flush()
 
-    def close(self, rows: Sequence[Row]) -> None:
-        """Draws the chart, and lets go of the folder."""
+    def close(self, rows: Sequence[Row], best: int | None = None) -> None:
+        """Draws the chart, with a mark at the best epoch, and lets go of the folder."""
         if rows:
             image = io.BytesIO()
-            draw_run(rows, image)
+            draw_run(rows, image, self._title, best)
             write_atomically(self.path / CHART, lambda file: file.write(image.getvalue()) and None)
             write_csv(self.path / METRICS, rows)
         self._events.close()
