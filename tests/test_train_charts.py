@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib", reason="the training script needs fusedopt[train]")
 
 from fusedopt.train import charts
+from fusedopt.train.confusion import draw_confusion
 from fusedopt.train.state import Row
 
 # Such as 2.19 or 1e-08, and not 2.18964 × 10^0.
@@ -146,3 +149,10 @@ def test_runs_that_diverged(axes: list[Any]) -> None:
     assert handles == ["torch sgd (diverged)", "torch adam", "fusedopt adam (diverged)"]
     assert [len(line.get_xdata()) for line in axes[0].get_lines()] == [1, 3, 0]
     charts.draw_comparison({("sgd", "torch"): []}, io.BytesIO(), {("sgd", "torch")})
+
+
+def test_names_that_the_font_lacks_print_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        charts.draw_run(rows(2), io.BytesIO(), "lenet on folder:\u72d7")
+        draw_confusion(np.eye(2, dtype=int), ["\u72d7", "cat"], "\u72d7", io.BytesIO())

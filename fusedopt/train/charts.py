@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Container, Mapping, Sequence
 from typing import Any, BinaryIO
 
@@ -20,6 +21,13 @@ def _figure(width: float, height: float) -> Any:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def save(figure: Any, file: BinaryIO) -> None:
+    """Writes a figure as a PNG; a name in a script that the font lacks is drawn as boxes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from font")
+        figure.savefig(file, format="png", dpi=120)
 
 
 def _finish_epochs(axis: Any, epochs: int) -> None:
@@ -84,7 +92,7 @@ def draw_run(rows: Sequence[Row], file: BinaryIO, title: str, best: int | None =
             axis.axvline(best, color="gray", linestyle=":", zorder=0, label=f"best epoch: {best}")
         if name != "lr":
             axis.legend()
-    figure.savefig(file, format="png", dpi=120)
+    save(figure, file)
 
 
 def draw_comparison(
@@ -139,4 +147,4 @@ def draw_comparison(
             _finish_values(axis, name.split()[1])
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
-    figure.savefig(file, format="png", dpi=120)
+    save(figure, file)
