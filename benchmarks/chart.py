@@ -73,7 +73,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     for axis, (workload, rows) in zip(axes, by_workload.items(), strict=False):
         title = WORKLOADS[workload].title if workload in WORKLOADS else workload
         axis.set_title(title if len(dtypes) > 1 else f"{title}, {dtypes[0]}", fontsize=10)
-        _bars(axis, rows, one_dtype=len(dtypes) == 1)
+        _bars(axis, rows)
     for axis in axes[len(by_workload) :]:
         axis.set_visible(False)
     _finish(figure, dtypes, result, int(size[0] * 20))
@@ -89,14 +89,17 @@ def _finish(figure: Any, dtypes: Sequence[str], result: dict[str, Any], width: i
                     fontsize=11)  # fmt: skip
     patches = [Patch(color=_COLORS[dtype], label=dtype) for dtype in dtypes]
     if len(dtypes) == 1:
-        patches = [Patch(color=_COLORS[dtypes[0]], label="faster"),
-                   Patch(color=_SLOWER, label="slower")]  # fmt: skip
+        patches[0].set_label("faster, or within 2 %")
+    slower = any(
+        row["ratio"]["median"] < _EQUAL for rows in panels(result["rows"]).values() for row in rows
+    )
+    patches += [Patch(color=_SLOWER, label="slower")] * slower
     source = "\n".join(textwrap.wrap(setting(result), width))
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8,
                   title=source, title_fontsize=7, frameon=False)  # fmt: skip
 
 
-def _bars(axis: Any, rows: Sequence[Row], one_dtype: bool) -> None:
+def _bars(axis: Any, rows: Sequence[Row]) -> None:
     """Bars on a logarithmic axis, with 10th and 90th percentile; an optimizer's stand together."""
     rows = sorted(rows, key=lambda row: (_index(OPTIMIZERS, row["optimizer"]), place(row)))
     names = [row["optimizer"] for row in rows]
@@ -108,7 +111,7 @@ def _bars(axis: Any, rows: Sequence[Row], one_dtype: bool) -> None:
     spread = [[ratio["median"] - ratio["p10"] for ratio in ratios],
               [ratio["p90"] - ratio["median"] for ratio in ratios]]  # fmt: skip
     slower = [ratio["median"] < _EQUAL for ratio in ratios]
-    colors = [_SLOWER if less and one_dtype else _COLORS[row["dtype"]]
+    colors = [_SLOWER if less else _COLORS[row["dtype"]]
               for row, less in zip(rows, slower, strict=True)]  # fmt: skip
     widths = [ratio["median"] - 1 for ratio in ratios]  # from torch's 1 to the right, or left
     axis.barh(places, widths, left=1, color=colors, xerr=spread, ecolor="#444444", capsize=2)
@@ -131,6 +134,7 @@ def _scale(axis: Any, ends: Sequence[float]) -> None:
     steps = (1, 2, 5) if high < 60 * low else (1,)
     ticks = [step * 10.0**power for power in range(-2, 4) for step in steps]
     axis.set_xticks([tick for tick in ticks if low <= tick <= high])
+    axis.set_xlabel("torch's time / ours", fontsize=8)
     axis.axvline(1, color=_LINE, linewidth=2, zorder=0)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
     axis.minorticks_off()

@@ -51,18 +51,14 @@ def draw(paths: Paths, curves: Curves, folder: Path) -> Iterable[str]:
         figure, axes = _figure(3, 3)
         for axis, name in zip(axes, DESCENTS, strict=True):
             _trajectory(axis, function, name, paths)
-        figure.suptitle(f"{function.formula}: {_steps(paths)} steps in float64")
+        figure.suptitle(f"{function.name}, {function.formula}: {_steps(paths)} steps in float64")
         yield _save(figure, folder, f"trajectories-{function.name}.png", paths=True)
     figure, axes = _figure(len(FUNCTIONS), len(RANGES), width=5.0)
     places = [(function, end) for function in FUNCTIONS.values() for end in RANGES[::-1]]
     for axis, (function, end) in zip(axes, places, strict=True):
         _tolerance(axis, function, end, TOLERANCES, curves)
     rates = len(next(iter(curves.values()))[0])
-    figure.suptitle(
-        f"{rates} learning rates a curve, each a parameter group of one optimizer;\n"
-        f"less than {_SMALLEST:g} and more than {_LARGEST:g} are drawn at the edges",
-        fontsize=10,
-    )
+    figure.suptitle(f"{rates} learning rates a curve, each a parameter group of one optimizer")
     yield _save(figure, folder, "tolerance.png", lines=TOLERANCES)
     for file, names in PAGES.items():
         yield _page(file, names, paths, curves, folder)
@@ -127,8 +123,8 @@ def _trajectory(axis: Any, function: Function, name: str, paths: Paths) -> None:
     axis.plot(*ours.T.tolist(), color=_OURS, linewidth=0.8, marker=".", markersize=3)
     axis.plot(*ours[-1].tolist(), color=_END, marker="*", markersize=9)
     axis.set(xlim=(-_SIDE, _SIDE), ylim=(-_SIDE, _SIDE), xticks=(-2, 0, 2), yticks=(-2, 0, 2))
-    rate = f"learning rate {DESCENTS[name].lr[function.name]:g}"
-    axis.set_title(f"{name}, {function.name}, {rate}", fontsize=8)
+    rate = f"$\\gamma$ = {DESCENTS[name].lr[function.name]:g}"
+    axis.set_title(f"{name} on the {function.name}, {rate}", fontsize=9)
     axis.set_xlabel("x", fontsize=8)
     axis.set_ylabel("y", fontsize=8)
     axis.tick_params(labelsize=7)
@@ -147,7 +143,7 @@ def _tolerance(
 ) -> None:
     for name in names:
         _curve(axis, curves[function.name, end, name], _COLORS[name])
-    _losses(axis, f"{function.formula}, learning rates to {end:g}", end)
+    _losses(axis, f"{function.name}, {function.formula}, learning rates to {end:g}", end)
 
 
 def _curve(
@@ -162,8 +158,9 @@ def _curve(
 
 
 def _losses(axis: Any, title: str, end: float) -> None:
+    axis.set_xscale("log")
     axis.set_yscale("log")
-    axis.set(xlim=(0, end), ylim=(_SMALLEST / 2, _LARGEST * 2))
+    axis.set(xlim=(end / 1000, end), ylim=(_SMALLEST / 2, _LARGEST * 2))
     axis.set_title(title, fontsize=9)
     axis.set_xlabel("learning rate", fontsize=8)
     axis.set_ylabel("last step, above the minimum", fontsize=8)

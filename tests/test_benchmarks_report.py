@@ -210,6 +210,18 @@ def test_the_readmes_tables_match_the_result_files(readme: Path) -> None:
     assert report.update(text) == text, "run python -m benchmarks.report"
 
 
+def test_what_is_slower_has_a_colour_of_its_own() -> None:
+    """Also 0.9, and beside bars of several dtypes."""
+    figure = pytest.importorskip("matplotlib.figure")
+    axis = figure.Figure().subplots()
+    ratios = [{"median": ratio, "p10": ratio, "p90": ratio} for ratio in (0.9, 1.1)]
+    rows = [our_row("1", ratio=ratio) for ratio in ratios]
+    rows[1]["dtype"] = "float64"
+    chart._bars(axis, rows)
+    colours = {bar.get_facecolor() for bar in axis.patches}
+    assert len(colours) == 2 and axis.get_xlabel() == "torch's time / ours"
+
+
 def test_a_chart_is_drawn(example: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     result = results.load(example / "step.json")

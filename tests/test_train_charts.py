@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib", reason="the training script needs fusedopt[train]")
 
 from fusedopt.train import charts
+from fusedopt.train.confusion import draw_confusion
 from fusedopt.train.state import Row
 
 # Such as 2.19 or 1e-08, and not 2.18964 × 10^0.
@@ -80,13 +83,15 @@ def check(axes: list[Any], epochs: int) -> None:
 
 @pytest.mark.parametrize(("epochs", "decay"), [(1, 0.9), (2, 0.05), (9, 0.7), (100, 0.9)])
 def test_a_runs_chart(axes: list[Any], epochs: int, decay: float) -> None:
-    best = (epochs + 1) // 2
-    charts.draw_run(rows(epochs, decay), io.BytesIO(), "lenet on digits", best)
-    assert len(axes) == 3
-    assert axes[0].figure.get_suptitle() == "lenet on digits"
-    for axis in axes:
-        (mark,) = [lines for lines in axis.collections if lines.get_label() == "best epoch"]
-        assert {x for x, _ in mark.get_segments()[0]} == {best}
+    charts.draw_run(rows(epochs, decay), io.BytesIO(), "lenet on digits, seed 1", epochs)
+    assert [axis.get_ylabel() for axis in axes] == ["loss", "accuracy", "learning rate"]
+    assert axes[0].figure.get_suptitle() == "lenet on digits, seed 1"
+    marks = [axis.get_lines()[-1] for axis in axes[:2]]
+    assert [mark.get_label() for mark in marks] == [f"best epoch: {epochs}"] * 2
+    assert all(list(mark.get_xdata()) == [epochs] * 2 for mark in marks)
+    for axis in axes[:2]:
+        axis.get_lines()[-1].remove()  # the others are checked as in a comparison
+
     for axis in axes[:2]:
         check([axis], epochs)
     assert axes[0].get_yscale() == ("log" if decay**epochs < 0.1 else "linear")
@@ -105,6 +110,9 @@ def test_a_comparisons_chart(axes: list[Any], epochs: int) -> None:
     if epochs < 30:  # both are seen where they are the same
         ours, torchs = axes[0].get_lines()[:2]
         assert (ours.get_marker(), torchs.get_marker()) == ("o", "x")
+    else:  # a narrow line on a broad one
+        ours, torchs = axes[0].get_lines()[:2]
+        assert ours.get_linewidth() > torchs.get_linewidth()
 
 
 def test_the_range_over_seeds_is_drawn(axes: list[Any]) -> None:
@@ -129,7 +137,7 @@ def test_noise_is_not_drawn_as_a_curve(axes: list[Any]) -> None:
 
 
 def test_losses_and_accuracies_of_0(axes: list[Any]) -> None:
-    charts.draw_run(rows(2, 0.5, 0.0, 0.0), io.BytesIO())
+    charts.draw_run(rows(2, 0.5, 0.0, 0.0), io.BytesIO(), "")
     check(axes[:2], 2)
 
 
@@ -141,3 +149,10 @@ def test_runs_that_diverged(axes: list[Any]) -> None:
     assert handles == ["torch sgd (diverged)", "torch adam", "fusedopt adam (diverged)"]
     assert [len(line.get_xdata()) for line in axes[0].get_lines()] == [1, 3, 0]
     charts.draw_comparison({("sgd", "torch"): []}, io.BytesIO(), {("sgd", "torch")})
+
+
+def test_names_that_the_font_lacks_print_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        charts.draw_run(rows(2), io.BytesIO(), "lenet on folder:\u72d7")
+        draw_confusion(np.eye(2, dtype=int), ["\u72d7", "cat"], "\u72d7", io.BytesIO())

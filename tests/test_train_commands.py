@@ -188,7 +188,7 @@ def test_compare_over_seeds(
     assert lrs == [0.2, 0.001, 1e-3]
     assert "mean ± standard deviation over the seeds 4 and 5" in capsys.readouterr().out
     (rows, _, _, ranges, title), key = drawn[0], ("sgd", "fusedopt")
-    assert title == "lenet on digits: means, least and greatest over the seeds 4 and 5"
+    assert title == "lenet on digits, seeds 4, 5"
     assert [row["train_loss"] for row in rows[key]][-1] == pytest.approx(mean)
     assert [row["train_loss"] for row in ranges[key][0]][-1] == min(losses)
     assert [row["train_loss"] for row in ranges[key][1]][-1] == max(losses)

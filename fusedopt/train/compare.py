@@ -89,7 +89,8 @@ def compare(arguments: argparse.Namespace) -> None:
                 rows[key][seed] = state.rows
                 if step is not None:
                     diverged[key][seed] = step
-        _write(out, rows, diverged, f"{options.model} on {options.data}")
+        some = next(iter(runs.values()))[0]
+        _write(out, rows, diverged, f"{some.model} on {some.data}")
 
 
 def _make_runs(given: dict[str, Any], out: Path, seeds: range) -> dict[Key, list[Options]]:
@@ -153,19 +154,18 @@ def _splits(runs: list[Options]) -> Splits:
 
 
 def _write(
-    out: Path, rows: dict[Key, dict[int, list[Row]]], diverged: dict[Key, dict[int, int]], what: str
+    out: Path,
+    rows: dict[Key, dict[int, list[Row]]],
+    diverged: dict[Key, dict[int, int]],
+    title: str,
 ) -> None:
-    """Prints and writes the table, and writes all figures and the chart, whose title is `what`."""
+    """Prints and writes the table, and writes all figures and the chart."""
     lines = [table_line(key, rows[key], diverged[key]) for key in rows]
     print_table(lines)
     seeds = list(next(iter(rows.values())))
     if len(seeds) > 1:
         *first, last = map(str, seeds)
-        over = f"the seeds {', '.join(first)} and {last}"
-        say(f"mean ± standard deviation over {over}")
-        title = f"{what}: means, least and greatest over {over}"
-    else:
-        title = f"{what}, seed {seeds[0]}"
+        say(f"mean ± standard deviation over the seeds {', '.join(first)} and {last}")
     for (optimizer, impl), steps in diverged.items():
         for seed, step in steps.items():
             say(f"{optimizer}, {impl}, seed {seed}: diverged at step {step}")
@@ -177,7 +177,8 @@ def _write(
         for row in own
     ]
     write_csv(out / METRICS, figures)
-    _draw(out / CHART, rows, diverged, title)
+    named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    _draw(out / CHART, rows, diverged, f"{title}, {named}")
     say(f"{out / CHART}, {out / TABLE}, {out / METRICS}")
 
 

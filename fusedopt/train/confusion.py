@@ -39,4 +39,4 @@ def draw_confusion(matrix: np.ndarray, classes: Sequence[str], title: str, file:
         for i, j in zip(*matrix.nonzero(), strict=True):
             colour = "white" if shares[i, j] > 0.5 else "black"
             axis.text(j, i, matrix[i, j], ha="center", va="center", color=colour, fontsize=8)
-    figure.savefig(file, format="png", dpi=120)
+    charts.save(figure, file)

@@ -15,7 +15,6 @@ from fusedopt.train.charts import draw_run
 from fusedopt.train.checkpoint import BESIDE, CHECKPOINT, MODEL, stamp, write_atomically
 from fusedopt.train.claim import LOCK, lock, require_own
 from fusedopt.train.options import Options, UserError
-from fusedopt.train.report import class_name
 from fusedopt.train.state import Row
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ class RunFolder:
     ) -> None:
         self.path = path
         self._title = (
-            f"{options.model} on {options.data}, {class_name(options, options.impl)},"
+            f"{options.model} on {options.data}, {options.impl} {options.optimizer},"
             f" seed {options.seed}"
         )
         if path != options.resume:
@@ -114,8 +113,8 @@ class RunFolder:
         _add_scalars(self._events, rows[-1])
         self._events.flush()
 
-    def close(self, rows: Sequence[Row], best: int) -> None:
-        """Draws the chart, the best epoch marked, and lets go of the folder."""
+    def close(self, rows: Sequence[Row], best: int | None = None) -> None:
+        """Draws the chart, with a mark at the best epoch, and lets go of the folder."""
         if rows:
             image = io.BytesIO()
             draw_run(rows, image, self._title, best)

@@ -128,7 +128,7 @@ def open_folder(
         raise OneProcessError(f"{user_error(error, options)}{then}") from error
     finally:
         if folder is not None:
-            folder.close(state.rows, state.stopping.epoch)
+            folder.close(state.rows, state.stopping.epoch or None)
 
 
 def train(options: Options, splits: Splits, state: TrainingState, folder: RunFolder | None) -> None:
