@@ -105,7 +105,7 @@ sanitize: $(TOOLED)
 
 # The extension under both sanitizers, in programs that are hostile but legal; then the stress test.
 # Without Python's own allocator, of which the sanitizer knows nothing.
-HOSTILE := $(addprefix tests/test_,$(addsuffix .py,threads reentry overrides users_code users_tensors \
+HOSTILE := $(addprefix tests/test_,$(addsuffix .py,threads dicts reentry overrides users_code users_tensors \
   shared_memory memory numbers edits unchanged robustness errors odd_tensors hooks layouts fallback amp \
   clip max_grad_norm swa_utils swa_utils_torchs swa_utils_objects zero_grad))
 SANITIZED = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
