@@ -186,7 +186,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert process.exitcode == 130
     assert lines == [
         "stopping after this step; Ctrl-C again stops at once",
-        "interrupted after 1 epochs and 2 batches; to go on: "
+        "interrupted after 1 epoch and 2 batches; to go on: "
         f"python -m fusedopt.train --resume {parts}",
     ]
     assert (read(parts)["epoch"], read(parts)["batch"]) == (1, 2)
@@ -201,9 +201,7 @@ def test_ctrl_c_without_a_folder(
     handler = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(loop, "_show", lambda *_: signal.raise_signal(signal.SIGINT))
     line = error_of(capsys, *SMALL, code=130)
-    assert line == (
-        "interrupted after 0 epochs and 1 batches; nothing is kept without --out FOLDER"
-    )
+    assert line == "interrupted after 0 epochs and 1 batch; nothing is kept without --out FOLDER"
     assert signal.getsignal(signal.SIGINT) is handler
 
 

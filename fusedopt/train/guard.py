@@ -108,7 +108,7 @@ class Guard:
         )
 
     def _how_to_go_on(self) -> str:
-        done = f"interrupted after {self._state.epoch} epochs and {self._state.batch} batches"
+        done = f"interrupted after {self._state.done}"
         if self._path is None:
             return f"{done}; nothing is kept without --out FOLDER"
         return f"{done}; to go on: python -m fusedopt.train --resume {self._path}"

@@ -54,7 +54,7 @@ def print_setup(options: Options, state: TrainingState, splits: Splits) -> None:
     if options.sampler:
         say("training images are drawn with replacement, all classes equally often")
     if state.epoch or state.batch:
-        say(f"continues after {state.epoch} epochs and {state.batch} batches")
+        say(f"continues after {state.done}")
 
 
 def _data(options: Options, splits: Splits) -> str:

@@ -115,6 +115,12 @@ class TrainingState:
     rows: list[Row] = field(default_factory=list)
 
     @property
+    def done(self) -> str:
+        """What has been trained so far, in words."""
+        epochs, batches = "s" * (self.epoch != 1), "es" * (self.batch != 1)
+        return f"{self.epoch} epoch{epochs} and {self.batch} batch{batches}"
+
+    @property
     def averaged(self) -> nn.Module:
         """The network to validate and test: the moving average where there is one."""
         return self.model if self.ema is None else self.ema.module
