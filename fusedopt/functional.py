@@ -112,13 +112,15 @@ class Functional:
         if gradients is None:
             self.optimizer.step()
             return
-        params = [param for group in self.param_groups for param in group["params"]]
-        if len(params) != len(gradients):
-            raise ValueError(f"gradients: {len(gradients)} were given for {len(params)} parameters")
-        given = [(i, grad) for i, grad in enumerate(gradients) if grad is not None]
-        if given:
-            key = tuple(i for i, _ in given)
-            self._step(key, [params[i] for i in key], [grad for _, grad in given])
+        groups = enumerate(self.param_groups)
+        places = [(i, param) for i, group in groups for param in group["params"]]
+        if len(places) != len(gradients):
+            raise ValueError(f"gradients: {len(gradients)} were given for {len(places)} parameters")
+        both = zip(places, gradients, strict=True)
+        given = [(i, param, grad) for (i, param), grad in both if grad is not None]
+        if given:  # by objects, which a part keeps: places are others once a parameter has joined
+            key = tuple((i, id(param)) for i, param, _ in given)
+            self._step(key, [param for _, param, _ in given], [grad for *_, grad in given])
 
     def _step(self, key: Hashable, params: list[Tensor], grads: list[Tensor]) -> None:
         """Steps these by an optimizer of their own, which has state and options of the one of all.

@@ -112,6 +112,16 @@ def test_a_step_that_raises_changes_nothing(bad: Tensor) -> None:
     functional.step(grads_of(params, 1))
 
 
+def test_a_parameter_that_joins_shifts_the_places_of_others() -> None:
+    first, second, new = (torch.nn.Parameter(torch.zeros(2)) for _ in range(3))
+    functional = Functional(fusedopt.SGD, [first], lr=1.0)
+    functional.optimizer.add_param_group({"params": [second]})
+    functional.step([torch.ones(2), torch.ones(2)])
+    functional.step_param(new, torch.ones(2))  # the first group's second
+    functional.step([torch.ones(2), torch.ones(2), None])
+    assert [p[0].item() for p in (first, second, new)] == [-2.0, -1.0, -2.0]
+
+
 def test_options_and_state_are_the_optimizers() -> None:
     """Whatever is changed there counts from the next step on."""
     params, others = make_params(), make_params()
