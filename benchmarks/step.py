@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import itertools
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from benchmarks.measure import CASE, DTYPES, KEY, Case, run_case
 from benchmarks.optimizers import OPTIMIZERS
 from benchmarks.results import Record
 from benchmarks.workloads import WORKLOADS, Workload, from_model
+from fusedopt.train.parsers import too_many_threads
 
 DESCRIPTION = """\
 Times optimizer.step() of fusedopt, torch's fused, foreach and for-loop paths, and of other
@@ -107,9 +107,8 @@ def _thread_counts(values: Sequence[str], device: str) -> list[int]:
     counts = [torch.get_num_threads() if value == "all" else int(value) for value in values]
     if min(counts) < 1:
         raise ValueError("--threads: at least 1")
-    cpus = os.cpu_count() or 1
-    if max(counts) > max(4 * cpus, 64):
-        raise ValueError(f"--threads: {max(counts)} are too many for {cpus} CPUs")
+    if reason := too_many_threads(max(counts)):
+        raise ValueError(f"--threads: {max(counts)} {reason}")
     return list(dict.fromkeys(counts))
 
 

@@ -22,6 +22,7 @@ from fusedopt.train.state import TrainingState
 CHECKPOINT = "checkpoint.pt"  # in a run's folder: all that continuing it needs
 MODEL = "model.pt"  # the network that came out
 BESIDE = {"best": "last.pt", "last": "best.pt"}  # by --keep: the network that wasn't chosen
+EXPORTED = "model.pt2"  # the program of torch.export
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:

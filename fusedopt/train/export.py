@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fusedopt.train import checkpoint
-from fusedopt.train.checkpoint import MODEL, write_atomically
+from fusedopt.train.checkpoint import EXPORTED, MODEL, write_atomically
 from fusedopt.train.options import Failed
 from fusedopt.train.trained import load_network
-
-EXPORTED = "model.pt2"  # in a run's folder
 
 
 class _FromPixels(nn.Module):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusedopt.train.charts import draw_run
-from fusedopt.train.checkpoint import BESIDE, CHECKPOINT, MODEL, stamp, write_atomically
+from fusedopt.train.checkpoint import BESIDE, CHECKPOINT, EXPORTED, MODEL, stamp, write_atomically
 from fusedopt.train.claim import LOCK, lock, require_own
 from fusedopt.train.options import Options, UserError
 from fusedopt.train.state import Row
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 CONFIG, METRICS, RESULT, CHART, EVENTS = (
     "config.json", "metrics.csv", "result.json", "curves.png", "tensorboard"
 )  # fmt: skip
-_WRITTEN = (CONFIG, METRICS, RESULT, CHART, CHECKPOINT, MODEL, *BESIDE.values(), "model.pt2")
+_WRITTEN = (CONFIG, METRICS, RESULT, CHART, CHECKPOINT, MODEL, *BESIDE.values(), EXPORTED)
 # What there may be before the first checkpoint, when nothing can be lost yet.
 _BEGUN = (LOCK, CONFIG, f"{CONFIG}.part", EVENTS, f"{CHECKPOINT}.part")
 # At the end of the names of a run's files for TensorBoard, which may have others beside them.

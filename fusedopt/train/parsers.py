@@ -48,12 +48,17 @@ def classes(text: str) -> tuple[int, ...]:
     return tuple(chosen)
 
 
+def too_many_threads(count: float) -> str | None:
+    """Says why so many can't be meant, or returns None."""
+    cpus = os.cpu_count() or 1
+    return f"are too many for {cpus} CPUs" if count > max(4 * cpus, 64) else None
+
+
 def threads(text: str) -> float:
     """Parses a number of threads that the system can be asked for."""
-    cpus = os.cpu_count() or 1
     count = number(int, 1)(text)
-    if count > max(4 * cpus, 64):
-        raise argparse.ArgumentTypeError(f"{text} threads are too many for {cpus} CPUs")
+    if reason := too_many_threads(count):
+        raise argparse.ArgumentTypeError(f"{text} threads {reason}")
     return count
 
 
