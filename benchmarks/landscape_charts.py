@@ -58,7 +58,11 @@ def draw(paths: Paths, curves: Curves, folder: Path) -> Iterable[str]:
     for axis, (function, end) in zip(axes, places, strict=True):
         _tolerance(axis, function, end, TOLERANCES, curves)
     rates = len(next(iter(curves.values()))[0])
-    figure.suptitle(f"{rates} learning rates a curve, each a parameter group of one optimizer")
+    figure.suptitle(
+        f"{rates} learning rates a curve, each a parameter group of one optimizer;\n"
+        f"less than {_SMALLEST:g} and more than {_LARGEST:g} are drawn at the edges",
+        fontsize=10,
+    )
     yield _save(figure, folder, "tolerance.png", lines=TOLERANCES)
     for file, names in PAGES.items():
         yield _page(file, names, paths, curves, folder)
