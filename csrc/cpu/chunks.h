@@ -9,6 +9,7 @@
 #endif
 
 #include "cpu/kernel.h"
+#include "engine/table.h"
 #include "engine/tuning.h"
 
 namespace fusedopt::cpu {
@@ -29,13 +30,15 @@ inline FloatMode float_mode() {
 inline void set_float_mode(FloatMode mode) { asm volatile("msr fpcr, %0" : : "r"(mode)); }
 #endif
 
-// Calls body(begin, end) for disjoint ranges that cover [0, elements), on this thread alone if
-// there are few. Where caches hold all, each thread begins with the same part in every step, and
-// then helps the others; else all threads go through memory side by side.
+// Calls body(begin, end) for disjoint ranges that cover [0, elements), cut at multiples of
+// kGranularity, on this thread alone if there are few. Where caches hold all, each thread begins
+// with the same part in every step, and then helps the others; else all threads go through memory
+// side by side.
 template <typename Body>
 void for_each_chunk(int64_t elements, Parallel parallel, const Body& body) {
   if (elements < kParallelElements) return body(int64_t{0}, elements);
   const int64_t largest = std::max(kChunkElements, elements / kMaxChunks + 1);
+  const int64_t chunk = std::clamp(elements / 16, kSmallestChunk, largest);
   struct Shared {
     const Body& body;
     int64_t elements;
@@ -43,7 +46,7 @@ void for_each_chunk(int64_t elements, Parallel parallel, const Body& body) {
     int64_t chunks;
     FloatMode mode;
     std::atomic<bool> taken[kMaxChunks] = {};
-  } shared{body, elements, std::clamp(elements / 16, kSmallestChunk, largest), 0, float_mode()};
+  } shared{body, elements, round_to_granularity(chunk), 0, float_mode()};
   shared.chunks = (elements + shared.chunk - 1) / shared.chunk;
   parallel(
       shared.chunks,

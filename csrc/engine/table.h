@@ -27,7 +27,7 @@ struct Layout {
 struct TensorEntry {
   // By role. After the last state: the parameter's remainder, if its format is kSplitFloat32.
   void* operands[kMaxOperands];
-  int64_t start;        // elements in the tensors before this one
+  int64_t start;        // in the work list; see `append`
   int64_t numel;        // never 0
   int32_t rule = 0;     // index into the table's rules
   int32_t layout = -1;  // index into the table's layouts; -1: all operands are dense and alike
@@ -53,6 +53,21 @@ struct Table {
   const uint64_t* keys = nullptr;   // of noise, by rule; null: no format needs any
   double clip = 1;  // rules see gradients multiplied by this; memory keeps them as they are
 };
+
+// Work is shared out in multiples of so many elements of a tensor: as many as a vector register
+// holds of the smallest format, whose blocks (cpu/blocks.inl) then have no rest where work was cut.
+// A format may keep that many together; noise is drawn for two.
+inline constexpr int64_t kGranularity = 32;
+
+constexpr int64_t round_to_granularity(int64_t elements) {
+  return (elements + kGranularity - 1) / kGranularity * kGranularity;
+}
+
+// Puts an entry of which all else is set at the end of a work list, which is so many elements long.
+inline void append(TensorEntry& entry, int64_t& elements) {
+  entry.start = elements;
+  elements += round_to_granularity(entry.numel);
+}
 
 // What a rule sees of a gradient is its product with this: negative, to maximize.
 template <typename Compute>

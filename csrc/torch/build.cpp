@@ -149,9 +149,9 @@ void cut_into_runs(const Reading& reading, int slot, Bucket& bucket) {
           is_remainder(reading.group_of(slot), k) ? kRemainderBytes : item_bytes(work.formats[k]);
       part.operands[k] = static_cast<char*>(part.operands[k]) + run.start * item;
     }
-    part.start += run.start;
     part.numel = run.numel;
     part.origin = run.origin;
+    append(part, bucket.elements);
   }
 }
 
@@ -201,15 +201,17 @@ void build(const Reading& reading, Tables& tables) {
     for (int k = 0; k < operands; ++k) {
       entry.operands[k] = const_cast<char*>(work.operands[k].address);
     }
-    entry.start = bucket->elements;
     entry.numel = work.numel;
     entry.rule = bucket->rule_count - 1;
     entry.layout = layout;
     entry.maximize = group.maximize;
     entry.position = static_cast<uint32_t>(ready[i]);
     entry.origin = 0;
-    if (work.cut != 0 && bucket->noisy) cut_into_runs(reading, ready[i], *bucket);
-    bucket->elements += work.numel;
+    if (work.cut != 0 && bucket->noisy) {
+      cut_into_runs(reading, ready[i], *bucket);
+    } else {
+      append(entry, bucket->elements);
+    }
   }
 }
 

@@ -86,10 +86,9 @@ void add_pair(const Pair& pair, PairBucket& bucket, std::deque<LayoutBuffer>& la
   TensorEntry& entry = bucket.tensors.emplace_back();
   entry.operands[kParam] = const_cast<char*>(address_of(target));
   entry.operands[kGrad] = const_cast<char*>(address_of(source));
-  entry.start = bucket.elements;
   entry.numel = target.numel();
   entry.layout = -1;
-  bucket.elements += entry.numel;
+  append(entry, bucket.elements);
   if (target.is_non_overlapping_and_dense() && same_strides(target, source)) return;
   const auto sizes = target.sizes();
   layouts.push_back(make_layout(static_cast<int>(sizes.size()), sizes.data(),

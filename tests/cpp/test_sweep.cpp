@@ -8,6 +8,7 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -282,6 +283,37 @@ void test_sharing_among_threads() {
   for (const float value : large[0]) CHECK(value == large[0].front());
 }
 
+std::vector<std::pair<int64_t, int64_t>> swept;
+
+// Threads get multiples of kGranularity of a tensor, whatever the sizes of the tensors before it.
+void test_cuts() {
+  for (const int64_t large : {kParallelElements + 1, kMaxChunks * kChunkElements + 12345}) {
+    std::vector<TensorEntry> tensors;
+    int64_t elements = 0;
+    for (const int64_t size : {int64_t{1}, large, int64_t{33}, large, int64_t{31}}) {
+      TensorEntry& tensor = tensors.emplace_back();
+      tensor.numel = size;
+      append(tensor, elements);
+    }
+    Kernel kernel{};
+    for (auto& sweep : kernel.sweep) {
+      sweep[0] = [](const Table&, int64_t begin, int64_t end) { swept.emplace_back(begin, end); };
+    }
+    const Table table{tensors.data(), 5, nullptr, nullptr, false, 1};
+    swept.clear();
+    cpu::run(kernel, Dtype::kFloat32, table,
+             [](int64_t, void (*task)(int64_t, void*), void* context) { task(0, context); });
+    CHECK(swept.size() > 8 && swept.front().first == 0);
+    CHECK(swept.back().second == tensors.back().start + tensors.back().numel);
+    for (size_t i = 1; i < swept.size(); ++i) {
+      const int64_t cut = swept[i].first;
+      CHECK(cut == swept[i - 1].second);
+      const TensorEntry& tensor = tensors[find_tensor(table, cut)];
+      CHECK(cut < tensor.start + tensor.numel && (cut - tensor.start) % kGranularity == 0);
+    }
+  }
+}
+
 void test_choosing_an_instruction_set() {
   CHECK(cpu::select_isa("baseline").empty());
   CHECK(cpu::active_isa() == 0);
@@ -299,4 +331,5 @@ int main() {
   test_gradient_scale();
   test_neighbours_are_left_alone();
   test_sharing_among_threads();
+  test_cuts();
 }
