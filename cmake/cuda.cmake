@@ -67,7 +67,7 @@ endif()
 
 set(architectures ${FUSEDOPT_CUDA_ARCHITECTURES})
 if(NOT architectures)
-  set(architectures 75 80 86 89 90)
+  set(architectures 75 80 86 90)  # sm_89 runs sm_86's: ptxas makes the same code for both
   if(cuda_version VERSION_GREATER_EQUAL 12.8)
     list(APPEND architectures 100 120)
   endif()

@@ -6,6 +6,11 @@ template <Dtype kDtype>
 struct AllOf {
   static constexpr bool kNoisy = false;
   static constexpr bool kSplit = false;
+#if defined(FUSEDOPT_AVX512)
+  static constexpr bool kTwoPerTurn = false;
+#else
+  static constexpr bool kTwoPerTurn = true;
+#endif
   static constexpr int item(int) { return 2; }
 #if defined(FUSEDOPT_BLOCKS)
   static void load(int, float* values, const Piece& piece, int i) {
@@ -25,6 +30,7 @@ struct Formatted {
   static constexpr bool kWide = kParamFormat == Format::kFloat32;
   static constexpr bool kSplit = kParamFormat == Format::kSplitFloat32;
   static constexpr bool kNoisy = kStateFormat == Format::kNoisyBFloat16;
+  static constexpr bool kTwoPerTurn = true;
   static constexpr Format of(int k) {
     constexpr Format kGradFormat = kWide ? Format::kFloat32 : Format::kBFloat16;
     return k == kParam ? kParamFormat : k == kGrad ? kGradFormat : kStateFormat;
@@ -69,6 +75,41 @@ struct Formatted {
 #endif
 };
 
+#if defined(FUSEDOPT_BLOCKS)
+template <typename Rule>
+inline constexpr int kBlock = kBlockGroups<Rule::kStates> * kGroup;
+
+// One block: the first elements of the pieces, which then begin behind it.
+template <typename Rule, typename Stored>
+inline __attribute__((always_inline)) void step_block(const Rule& rule, float factor, Piece* at) {
+  constexpr int kOperands = kFirstState + Rule::kStates;
+  constexpr int kElements = kBlock<Rule>;
+  alignas(64) float values[kOperands][kElements];
+  if (Stored::kSplit) __builtin_prefetch(at[kParam].remainder + kBlockBytesAhead, 1);
+  for (int k = 0; k < kOperands; ++k) {
+    for (int i = 0; i < Stored::item(k) * kElements; i += 64) {
+      __builtin_prefetch(at[k].at + kBlockBytesAhead + i, 1);
+    }
+    for (int i = 0; i < kElements; i += kGroup) Stored::load(k, values[k] + i, at[k], i);
+  }
+  float* states[Rule::kStates + 1];
+  for (int k = 0; k < Rule::kStates; ++k) states[k] = values[kFirstState + k];
+  FUSEDOPT_VECTORIZE
+  for (int i = 0; i < kElements; ++i) {
+    step_element<Plain<float>>(rule, values[kParam], factor * values[kGrad][i], states, i);
+  }
+  for (int i = 0; i < kElements; i += kGroup) {
+    const auto noise = Stored::noise(at[kParam], i);
+    for (int k = 0; k < kOperands; ++k) {
+      if (k != kGrad) Stored::store(k, values[k] + i, at[k], i, noise);
+    }
+  }
+  for (int k = 0; k < kOperands; ++k) at[k].at += Stored::item(k) * kElements;
+  at[kParam].index += kElements;
+  if (Stored::kSplit) at[kParam].remainder += 2 * kElements;
+}
+#endif
+
 // 16-bit floats in one dense layout, by blocks so short that the conversions of one overlap the
 // divisions of another. Returns where the rest begins. See tuning.h for the gain.
 template <typename Rule, typename Stored>
@@ -77,36 +118,18 @@ __attribute__((noinline)) int64_t blocks([[maybe_unused]] const Rule& of,
                                          [[maybe_unused]] const Piece* pieces, int64_t begin,
                                          [[maybe_unused]] int64_t end) {
 #if defined(FUSEDOPT_BLOCKS)
-  constexpr int kOperands = kFirstState + Rule::kStates;
-  constexpr int kBlock = kBlockGroups<Rule::kStates> * kGroup;
   const Rule rule = of;
-  Piece at[kOperands];
-  for (int k = 0; k < kOperands; ++k) at[k] = pieces[k];
-#pragma GCC unroll 2  // 3 % less for two states in bfloat16
-  for (; begin + kBlock <= end; begin += kBlock) {
-    alignas(64) float values[kOperands][kBlock];
-    if (Stored::kSplit) __builtin_prefetch(at[kParam].remainder + kBlockBytesAhead, 1);
-    for (int k = 0; k < kOperands; ++k) {
-      for (int i = 0; i < Stored::item(k) * kBlock; i += 64) {
-        __builtin_prefetch(at[k].at + kBlockBytesAhead + i, 1);
-      }
-      for (int i = 0; i < kBlock; i += kGroup) Stored::load(k, values[k] + i, at[k], i);
+  Piece at[kFirstState + Rule::kStates];
+  for (int k = 0; k < kFirstState + Rule::kStates; ++k) at[k] = pieces[k];
+  if constexpr (Rule::kStates <= 2 && Stored::kTwoPerTurn) {
+#pragma GCC unroll 2
+    for (; begin + kBlock<Rule> <= end; begin += kBlock<Rule>) {
+      step_block<Rule, Stored>(rule, factor, at);
     }
-    float* states[Rule::kStates + 1];
-    for (int k = 0; k < Rule::kStates; ++k) states[k] = values[kFirstState + k];
-    FUSEDOPT_VECTORIZE
-    for (int i = 0; i < kBlock; ++i) {
-      step_element<Plain<float>>(rule, values[kParam], factor * values[kGrad][i], states, i);
+  } else {
+    for (; begin + kBlock<Rule> <= end; begin += kBlock<Rule>) {
+      step_block<Rule, Stored>(rule, factor, at);
     }
-    for (int i = 0; i < kBlock; i += kGroup) {
-      const auto noise = Stored::noise(at[kParam], i);
-      for (int k = 0; k < kOperands; ++k) {
-        if (k != kGrad) Stored::store(k, values[k] + i, at[k], i, noise);
-      }
-    }
-    for (int k = 0; k < kOperands; ++k) at[k].at += Stored::item(k) * kBlock;
-    at[kParam].index += kBlock;
-    if (Stored::kSplit) at[kParam].remainder += 2 * kBlock;
   }
 #endif
   return begin;
