@@ -81,7 +81,7 @@ bool has_the_cpus_bits(const c10::Device& device) {
   for (const double order : {2.0, 1.0, double(INFINITY), -double(INFINITY)}) {
     NormOf norm;
     for (const at::Tensor& tensor : on_host) {
-      Dtype dtype;
+      Dtype dtype{};
       to_dtype(*tensor.unsafeGetTensorImpl(), dtype);
       norm.add(*tensor.unsafeGetTensorImpl(), dtype);
     }

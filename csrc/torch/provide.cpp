@@ -152,13 +152,10 @@ at::Tensor exchange_gradient(const at::Tensor& param, const at::Tensor& gradient
   const auto node = torch::autograd::impl::try_get_grad_accumulator(param);
   std::unique_lock<std::mutex> locked;
   if (node) {
-    locked = std::unique_lock<std::mutex>(Accumulating::lock_of(*node), std::try_to_lock);
-    for (int i = 0; i < 100 && !locked.owns_lock(); ++i) {
-      {
-        const py::gil_scoped_release release;  // a hook may wait for it under the lock
-        std::this_thread::sleep_for(std::chrono::microseconds(100));
-      }
-      locked.try_lock();
+    locked = std::unique_lock<std::mutex>(Accumulating::lock_of(*node), std::defer_lock);
+    for (int i = 0; !locked.try_lock() && i < 100; ++i) {
+      const py::gil_scoped_release release;  // a hook may wait for it under the lock
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
     }
   }
   return std::exchange(param.mutable_grad(), gradient);
