@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -96,15 +96,20 @@ def _clipped(groups: Iterable[dict[str, Any]], clip: float | Tensor | None) -> I
         unclipped = [value.clone() for value in values]
     done = 0
     try:
-        with torch.no_grad():
-            for value in values:
+        for value in values:
+            with _writable(value):
                 value.mul_(clip)
-                done += 1
+            done += 1
         yield
     finally:
-        with torch.no_grad():
-            for value, before in zip(values[:done], unclipped, strict=False):
+        for value, before in zip(values[:done], unclipped, strict=False):
+            with _writable(value):
                 value.copy_(before)
+
+
+def _writable(value: Tensor) -> AbstractContextManager[Any]:
+    """Where a gradient is written; an inference tensor is elsewhere, too, before torch raises."""
+    return torch.inference_mode() if value.is_inference() else torch.no_grad()
 
 
 def _groups(optimizer: Optimizer, places: Places) -> list[dict[str, Any]]:

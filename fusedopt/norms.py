@@ -15,6 +15,11 @@ from fusedopt import _C
 
 _EPS = 1e-6  # what torch adds to a norm before it divides by it
 
+# Sums of squares below and above which float64's have no room in float64, and what elements are
+# multiplied by then; csrc/torch/norm.cpp has the same.
+_TINY = 2.0**-900
+_SCALE = 2.0**600
+
 
 def placed_norm(tensors: Any, order: float, error_if_nonfinite: bool) -> Tensor | None:
     """Computes the norm of tensors of which some are DTensors, as one vector of all ranks.
@@ -48,17 +53,17 @@ def placed_norm(tensors: Any, order: float, error_if_nonfinite: bool) -> Tensor 
         return None
     if not all(tensor.dtype.is_floating_point for tensor in tensors):
         return None
-    with torch.no_grad():
-        total, meshes = _total(tensors, order)
-    if order == 2:
-        total = math.sqrt(total)
     wide = any(tensor.dtype == torch.float64 for tensor in tensors)
+    with torch.no_grad():
+        plain, by_mesh = _sorted(tensors)
+        total = _norm(plain, by_mesh, order, wide)
+    wide = wide or torch.finfo(torch.float32).max < total < math.inf
     dtype = torch.float64 if wide else torch.float32
     norm = torch.tensor(total, dtype=dtype, device=tensors[0].device)
     if error_if_nonfinite and not math.isfinite(float(norm)):
         _C.refuse_nonfinite(order)
-    if len(meshes) == 1 and all(type(tensor) is DTensor for tensor in tensors):
-        return _replicated(norm, meshes[0])
+    if len(by_mesh) == 1 and not plain:
+        return _replicated(norm, next(iter(by_mesh)))
     return norm
 
 
@@ -156,11 +161,10 @@ def _whole(norm: Tensor) -> Tensor:
     return norm if full is None else full()
 
 
-def _total(tensors: Sequence[Any], order: float) -> tuple[float, list[Any]]:
-    """Returns the sum of squares, or of magnitudes, or the extreme of all; and the meshes."""
+def _sorted(tensors: Sequence[Any]) -> tuple[list[Any], dict[Any, list[Any]]]:
+    """Returns the tensors that are no DTensors, and the others by their meshes, summands added."""
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
-    plain = [tensor for tensor in tensors if type(tensor) is not DTensor]
     by_mesh: dict[Any, list[Any]] = {}
     for tensor in tensors:
         if type(tensor) is DTensor:
@@ -168,16 +172,32 @@ def _total(tensors: Sequence[Any], order: float) -> tuple[float, list[Any]]:
                 whole = [Replicate() if p.is_partial() else p for p in tensor.placements]
                 tensor = tensor.redistribute(placements=whole)
             by_mesh.setdefault(tensor.device_mesh, []).append(tensor)
-    parts = [_partial(plain, order)] if plain else []
-    parts += [_of_mesh(mesh, pieces, order) for mesh, pieces in by_mesh.items()]
+    return [tensor for tensor in tensors if type(tensor) is not DTensor], by_mesh
+
+
+def _norm(plain: list[Any], by_mesh: dict[Any, list[Any]], order: float, wide: bool) -> float:
+    """Returns the norm of all; `wide`: some are in float64, whose squares may have no room."""
+    total = _total(plain, by_mesh, order, 1.0)
+    if order != 2:
+        return total
+    scale = _SCALE if total < _TINY else 1 / _SCALE if total == math.inf else 1.0
+    if wide and scale != 1:
+        return math.sqrt(_total(plain, by_mesh, order, scale)) / scale
+    return math.sqrt(total)
+
+
+def _total(plain: list[Any], by_mesh: dict[Any, list[Any]], order: float, scale: float) -> float:
+    """Returns the sum of squares, of elements times `scale`, or of magnitudes, or the extreme."""
+    parts = [_partial(plain, order, scale)] if plain else []
+    parts += [_of_mesh(mesh, pieces, order, scale) for mesh, pieces in by_mesh.items()]
     if order == math.inf:
-        return _extreme(parts, max), list(by_mesh)
+        return _extreme(parts, max)
     if order == -math.inf:
-        return _extreme(parts, min), list(by_mesh)
-    return sum(parts), list(by_mesh)
+        return _extreme(parts, min)
+    return sum(parts)
 
 
-def _of_mesh(mesh: Any, pieces: list[Any], order: float) -> float:
+def _of_mesh(mesh: Any, pieces: list[Any], order: float, scale: float) -> float:
     """Returns a mesh's part: each shard counts, and each replica once."""
     cut = {d for t in pieces for d, p in enumerate(t.placements) if not p.is_replicate()}
     coordinate = mesh.get_coordinate()
@@ -189,7 +209,7 @@ def _of_mesh(mesh: Any, pieces: list[Any], order: float) -> float:
         if math.isinf(order)
         or all(coordinate[d] == 0 for d in cut if tensor.placements[d].is_replicate())
     ]
-    part = _partial(mine, order)
+    part = _partial(mine, order, scale)
     value = torch.tensor(part, dtype=torch.float64, device=pieces[0].device)
     operation = {math.inf: dist.ReduceOp.MAX, -math.inf: dist.ReduceOp.MIN}
     for d in sorted(cut):
@@ -197,9 +217,11 @@ def _of_mesh(mesh: Any, pieces: list[Any], order: float) -> float:
     return float(value)
 
 
-def _partial(tensors: Iterable[Tensor], order: float) -> float:
+def _partial(tensors: Iterable[Tensor], order: float, scale: float) -> float:
     """Returns the part of this process, as `_total`."""
     tensors = [tensor for tensor in tensors if tensor.numel() != 0]
+    if scale != 1:  # one after another, because each is copied
+        return float(sum(_partial([tensor.double() * scale], order, 1.0) for tensor in tensors))
     part = _C.norm_part(tensors, order)
     if part is not None:
         return part
@@ -208,7 +230,7 @@ def _partial(tensors: Iterable[Tensor], order: float) -> float:
         return _extreme(norms, max)
     if order == -math.inf:
         return _extreme(norms, min)
-    return float(sum(norm**order for norm in norms))
+    return float(sum(norm * norm if order == 2 else norm for norm in norms))
 
 
 def _extreme(values: list[float], choose: Callable[..., float]) -> float:

@@ -120,6 +120,25 @@ def norms_are_the_wholes() -> None:
             assert len(set(norms)) == 1, norms
 
 
+def no_square_overflows() -> None:
+    """Nor float32's range; also where torch computes a part, that of a tensor negated lazily."""
+    for makers, _, _ in lists():
+        for size, narrow in ((1e200, 1e30), (1e-200, 0.0)):
+            sizes = [torch.tensor(size, dtype=torch.float64) for _ in SHAPES]
+            sizes[2] = torch.tensor(narrow)  # in float32
+            values = [w.to(s.dtype) * s for w, s in zip(wholes(), sizes, strict=True)]
+            tensors = [make(value) for make, value in zip(makers, values, strict=True)]
+            negated = torch.full((3,), size * 1j, dtype=torch.complex128).conj().imag
+            for extra in ([], [negated]):
+                norm = fusedopt.get_total_norm([*tensors, *extra])
+                expected = math.hypot(*(x for v in [*values, *extra] for x in v.flatten().tolist()))
+                assert math.isclose(float(full(norm)), expected, rel_tol=1e-7)
+        largest = [make(torch.full(s, 3e38)) for make, s in zip(makers, SHAPES, strict=True)]
+        norm = full(fusedopt.get_total_norm(largest))
+        elements = sum(math.prod(shape) for shape in SHAPES)
+        assert math.isclose(float(norm), 3e38 * math.sqrt(elements), rel_tol=1e-6)
+
+
 def clipping_is_the_wholes() -> None:
     for makers, _, _ in lists():
         params = []
@@ -186,6 +205,7 @@ def clipped_training_equals_one_process() -> None:
 
 ALL = (
     norms_are_the_wholes,
+    no_square_overflows,
     clipping_is_the_wholes,
     one_bad_gradient_is_every_ranks,
     clipped_training_equals_one_process,

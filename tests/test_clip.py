@@ -99,6 +99,24 @@ def test_no_square_overflows(dtype: torch.dtype, value: float) -> None:
     torch.testing.assert_close(norm, expected, rtol=1e-7, atol=0)
 
 
+@pytest.mark.parametrize("others", [0.0, 1.0, 1e30, -math.inf, math.nan])
+@pytest.mark.parametrize("value", [1e200, 1e-200])
+@over(DTYPES, "dtype")
+def test_no_square_overflows_beside_other_dtypes(
+    dtype: torch.dtype, value: float, others: float
+) -> None:
+    wide = torch.full((5000,), value, dtype=torch.float64)
+    grads = [wide, torch.full((5000,), others).to(dtype)]
+    norm = fusedopt.get_total_norm(grads)
+    torch.testing.assert_close(
+        norm,
+        torch.tensor(exact_norm(grads), dtype=torch.float64),
+        rtol=1e-7,
+        atol=0,
+        equal_nan=True,
+    )
+
+
 @over(DTYPES, "dtype")
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 @over((2.0, 1.0, math.inf), "order")

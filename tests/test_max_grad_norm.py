@@ -334,6 +334,18 @@ def test_a_gradient_that_torchs_step_broadcasts_or_converts() -> None:
         assert float(param.detach().float().mean()) < 1
 
 
+def test_a_gradient_that_is_an_inference_tensor() -> None:
+    """Which torch writes and then refuses: nothing is left of that."""
+    for fused in (None, False):
+        with torch.inference_mode():
+            grad = torch.full((3,), 4.0)
+        param = Parameter(torch.ones(3))
+        param.grad = grad
+        fusedopt.SGD([param], lr=0.1, max_grad_norm=1.0, fused=fused).step()
+        torch.testing.assert_close(param.detach(), torch.full((3,), 1 - 0.1 / math.sqrt(3)))
+        assert_identical(param.grad.clone(), torch.full((3,), 4.0))
+
+
 def test_names_of_a_subclasss_own() -> None:
     class Own(fusedopt.SGD):
         @property

@@ -85,7 +85,9 @@ void of_range(Norm kind, double scale, const NormEntry& entry, int64_t begin, in
     const int64_t n = std::min(kNormBlock, entry.numel - at);
     double lanes[kNormLanes];
     of(entry.at + at * item_bytes(entry.dtype), n, scale, lanes);
-    results[entry.blocks + block] = reduce_norms(kind, lanes, kNormLanes);
+    double& result = results[entry.blocks + block];
+    result = reduce_norms(kind, lanes, kNormLanes);
+    if (kind == Norm::kSquares && entry.dtype != Dtype::kFloat64) result = result * scale * scale;
   }
 }
 

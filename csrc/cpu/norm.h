@@ -9,8 +9,9 @@
 
 namespace fusedopt::cpu {
 
-// The sum of all elements' squares or magnitudes, or their largest or smallest magnitude. Those in
-// float64 are first multiplied by `scale`. `results` gets the same for each block.
+// The sum of all elements' squares or magnitudes, or their largest or smallest magnitude, of
+// elements multiplied by `scale`, which is another number than 1 only for squares. `results` gets
+// the same for each block.
 FUSEDOPT_API double norm(Norm kind, double scale, const NormEntry* entries, int64_t count,
                          double* results, Parallel parallel);
 

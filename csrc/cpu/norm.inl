@@ -53,7 +53,7 @@ FUSEDOPT_HD void add(Doubles& sum, Doubles x) {
   if constexpr (kNorm == Norm::kSmallest) sum = (size < sum) | (x != x) ? size : sum;
 }
 
-// Only float64 has squares for which double has no room.
+// Only float64 has squares for which double has no room; a block's sum is scaled of the others.
 template <Dtype kDtype>
 FUSEDOPT_HD Doubles scaled(Doubles x, double scale) {
   return kDtype == Dtype::kFloat64 ? x * scale : x;
