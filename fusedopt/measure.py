@@ -28,10 +28,10 @@ def measure(
     """Tells what share of a loop's time the optimizer phase takes, and what another would take.
 
     To be called once in each step of the loop, after the backward pass and before the optimizer's
-    step. In a library's loop a hook does that:
-    ``optimizer.register_step_pre_hook(lambda optimizer, *_: fusedopt.measure(optimizer))``. Where
-    `step` gets a closure that makes the gradients, the closure's end is the place; in Lightning the
-    hook ``on_before_optimizer_step`` is called there.
+    step. In a library's loop a hook does that, ``optimizer.register_step_pre_hook(hook)``, which
+    must not return the answer. (With any step hook a GradScaler unscales before fusedopt's step,
+    instead of in it.) Where `step` gets a closure that makes the gradients, the closure's end is
+    the place; in Lightning the hook ``on_before_optimizer_step`` is called there.
 
     The first calls note how long the loop takes from one to the next. Each further call steps and
     times a copy of the optimizer: as its own class steps, as fusedopt's or torch.optim's of that
