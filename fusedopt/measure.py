@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
 
@@ -20,6 +21,15 @@ _MOST = 20  # samples of each median
 _LEAST = 3  # of slow loops and large models
 
 _watches: dict[int, _Watch] = {}  # by the optimizer's id
+
+
+class _Here(threading.local):
+    """What a thread has spent in `measure`, for whatever optimizer."""
+
+    seconds = 0.0
+
+
+_here = _Here()
 
 
 def measure(
@@ -96,6 +106,8 @@ class _Watch:
         self._devices: list[torch.device] = []
         self._began: float | None = None
         self._returned = 0.0  # when the last call did
+        self._thread: int | None = None  # that made it
+        self._spent = 0.0  # by that thread in all loops' calls
         self._intervals: list[float] = []
         self._comparison: Comparison | None = None
 
@@ -103,24 +115,33 @@ class _Watch:
         """Does what comes next; nothing if another thread is at it."""
         if self.answer is not None or not self._lock.acquire(blocking=False):
             return self.answer
+        began = clock()
         try:
             with torch.inference_mode(False):
                 self.answer = self._go_on(optimizer, limit, seconds)
         finally:
             self._returned = clock()
+            _here.seconds += self._returned - began
+            self._thread, self._spent = threading.get_ident(), _here.seconds
             self._lock.release()
         if self.answer is not None:
-            print(self.answer)
+            _say(self.answer)
         return self.answer
+
+    def _interval(self) -> float:
+        """Returns how long the loop took from the last call to this one, other calls left out."""
+        passed = clock(self._devices) - self._returned
+        is_same_thread = self._thread == threading.get_ident()
+        return passed - (_here.seconds - self._spent if is_same_thread else 0.0)
 
     def _go_on(
         self, optimizer: Optimizer, limit: float | None, seconds: float
     ) -> Measurement | None:
         if self._began is None:
             return self._begin(optimizer)
-        now = clock(self._devices)
+        interval = self._interval()
         if self._comparison is None and len(self._intervals) < _WARM_UP + _MOST:
-            self._intervals.append(now - self._returned)
+            self._intervals.append(interval)
         noted = len(self._intervals) - _WARM_UP
         if not is_enough(noted, _MOST, _LEAST, self._began, seconds):
             return None
@@ -146,7 +167,7 @@ class _Watch:
             )
         self._devices, self._began = devices, clock(devices)
         calls = 1 + _WARM_UP + _MOST + copies * _MOST // (ROW - 1) * ROW
-        print(f"fusedopt.measure watches the loop, and answers within {calls} calls, one in a step")
+        _say(f"fusedopt.measure watches the loop, and answers within {calls} calls, one in a step")
         return None
 
     def _compare(
@@ -168,6 +189,12 @@ class _Watch:
             comparison.turns.turn()
         self._comparison = None
         return _answer(comparison, median(self._intervals[_WARM_UP:]))
+
+
+def _say(what: object) -> None:
+    """Prints; an output that is full or closed is no reason to end training."""
+    with contextlib.suppress(OSError, ValueError):
+        print(what)
 
 
 def _answer(comparison: Comparison, loop: float) -> Measurement:
