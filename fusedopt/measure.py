@@ -9,6 +9,7 @@ import weakref
 import torch
 from torch.optim import Optimizer
 
+from fusedopt import _load
 from fusedopt.comparison import ROW, Comparison, describe_error
 from fusedopt.constructors import checked_limit
 from fusedopt.copies import Refused, refuse_group
@@ -156,6 +157,8 @@ class _Watch:
     def _begin(self, optimizer: Optimizer) -> Measurement | None:
         """Looks whether there is something to measure, and says so."""
         try:
+            if _load.why_not:
+                raise Refused(f"no kernels ({_load.why_not}), so there is nothing to compare with")
             copies = len(implementations(optimizer))
             devices = _devices_of(optimizer)
         except Refused as error:
