@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--workload", nargs="+", choices=[CALL, *NETWORKS], default=[CALL, *NETWORKS]
     )
     parser.add_argument(
-        "--threads", type=runs.number(int, 1), default=torch.get_num_threads(), help="(all)"
+        "--threads", type=runs.threads, default=torch.get_num_threads(), help="(all)"
     )
     parser.add_argument(
         "--seconds", type=runs.number(float, 0), default=20.0, help="for each workload (20)"

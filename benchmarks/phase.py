@@ -304,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="(mlp 1000x64 resnet50 gpt2)",
     )
     parser.add_argument(
-        "--threads", nargs="+", type=runs.number(int, 1), default=[torch.get_num_threads()]
+        "--threads", nargs="+", type=runs.threads, default=[torch.get_num_threads()]
     )
     parser.add_argument(
         "--seconds", type=runs.number(float, 0), default=10.0, help="for each workload (10)"

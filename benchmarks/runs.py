@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import Record, Row, load
+from fusedopt.train.parsers import too_many_threads
 
 
 def repeat(
@@ -61,6 +63,29 @@ def number(kind: Callable[[str], float], least: float, below: float = 1e9) -> Ca
         return value
 
     return parse
+
+
+def threads(text: str) -> int:
+    """A type for argparse: a number of threads that the system can be asked for."""
+    count = number(int, 1)(text)
+    if reason := too_many_threads(count):
+        raise argparse.ArgumentTypeError(f"{text} {reason}")
+    return count
+
+
+def png(text: str) -> Path:
+    """A type for argparse: a chart's file that can be written, rather than after a measurement."""
+    path = Path(text)
+    if importlib.util.find_spec("matplotlib") is None:
+        raise argparse.ArgumentTypeError("needs matplotlib: pip install matplotlib")
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is no name of a PNG file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):  # root's rights say nothing in /proc
+            return path
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"can't write {text}: {error}") from None
 
 
 def merge(runs: Sequence[Sequence[Row]], key: Sequence[str]) -> list[Row]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import torch
 
@@ -89,7 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="rename --json's file, to FILE.old, if it is of another build or machine",
     )
     parser.add_argument(
-        "--chart", type=Path, metavar="FILE", help="draw a chart as PNG (needs matplotlib)"
+        "--chart", type=runs.png, metavar="FILE", help="draw a chart as PNG (needs matplotlib)"
     )
     return parser
 
@@ -142,8 +140,6 @@ def _check_options(parser: argparse.ArgumentParser, options: argparse.Namespace)
     """Ends what would fail after a long measurement, before it."""
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device")
-    if options.chart and importlib.util.find_spec("matplotlib") is None:
-        parser.error("--chart needs matplotlib: pip install matplotlib")
     if options.targets and (options.json is None or options.device != "cpu"):
         parser.error("--targets needs --json, and is for the CPU")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -112,9 +113,12 @@ class Comparison:
 
 
 def describe_error(error: Exception) -> str:
-    """Says why something couldn't be measured: in the first line of an exception's message."""
+    """Says why something couldn't be measured: in the first line of an exception's message.
+
+    torch's may be of 2,000 characters: for a missing operator it names all devices that have it.
+    """
     text = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
-    return text.splitlines()[0]
+    return textwrap.shorten(text.splitlines()[0], 200, placeholder=" ...")
 
 
 def _run_phase(optimizer: Optimizer, params: list[Tensor], limit: float | None) -> None:

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from fusedopt.optimizer import FusedOptimizer
 
-# Some parameters' optimizer; and they, by the number of their group.
-_Part = tuple[FusedOptimizer, list[tuple[int, list[Tensor]]]]
+_Places = Sequence[tuple[int, Tensor]]  # parameters, each with the number of its group
 
 _MAP = "torch.distributed.optim.utils"
 # What torch's functional Adagrad takes, too, and makes no use of.
@@ -60,7 +59,9 @@ class Functional:
         params = list(params)
         self.optimizer = self._make([{"params": params}] if _allow_empty_param_list else params)
         _refuse_what_needs_all(self.optimizer)
-        self._parts: dict[Hashable, _Part] = {}
+        self._parts: dict[Hashable, FusedOptimizer] = {}
+        # Group and place, which may have changed since.
+        self._found = {param: (0, k) for k, param in enumerate(self.param_groups[0]["params"])}
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -83,6 +84,8 @@ class Functional:
     def step_param(self, param: Tensor, grad: Tensor | None) -> None:
         """Steps one parameter; where it is new, it joins the first group.
 
+        One that somebody has taken out of its group isn't stepped any more.
+
         Args:
             param: The parameter.
             grad: What is taken for its gradient. None: nothing is stepped.
@@ -91,13 +94,9 @@ class Functional:
             ValueError: If the optimizer has an option that is for all parameters at once by now;
                 and what its `step` raises.
         """
-        groups = self.param_groups
-        if param not in self._parts and not any(
-            param is other for group in groups for other in group["params"]
-        ):
-            groups[0]["params"].append(param)
-        if grad is not None:
-            self._step(param, [param], [grad])
+        group = self._group_of(param)
+        if group is not None and grad is not None:
+            self._step(param, [(group, param)], [grad])
 
     def step(self, gradients: Sequence[Tensor | None] | None = None) -> None:
         """Steps some or all parameters.
@@ -117,24 +116,48 @@ class Functional:
         if len(places) != len(gradients):
             raise ValueError(f"gradients: {len(gradients)} were given for {len(places)} parameters")
         both = zip(places, gradients, strict=True)
-        given = [(i, param, grad) for (i, param), grad in both if grad is not None]
+        given = [(place, grad) for place, grad in both if grad is not None]
         if given:  # by objects, which a part keeps: places are others once a parameter has joined
-            key = tuple((i, id(param)) for i, param, _ in given)
-            self._step(key, [param for _, param, _ in given], [grad for *_, grad in given])
+            key = tuple(id(param) for (_, param), _ in given)
+            self._step(key, [place for place, _ in given], [grad for _, grad in given])
 
-    def _step(self, key: Hashable, params: list[Tensor], grads: list[Tensor]) -> None:
+    def _group_of(self, param: Tensor) -> int | None:
+        """Returns the number of its group: where it was last, unless somebody has changed that."""
+        groups = self.param_groups
+        i, k = self._found.get(param, (0, 0))
+        if i < len(groups) and k < len(groups[i]["params"]) and groups[i]["params"][k] is param:
+            return i
+        places = (
+            (i, k)
+            for i, group in enumerate(groups)
+            for k, other in enumerate(group["params"])
+            if other is param
+        )
+        found = next(places, None)
+        if found is None and param in self._found:
+            return None
+        if found is None:
+            groups[0]["params"].append(param)
+            found = 0, len(groups[0]["params"]) - 1
+        self._found[param] = found
+        return found[0]
+
+    def _step(self, key: Hashable, places: _Places, grads: list[Tensor]) -> None:
         """Steps these by an optimizer of their own, which has state and options of the one of all.
 
         No other parameter is touched: the next one's gradient may be accumulating meanwhile.
         """
         _refuse_what_needs_all(self.optimizer)
-        part = self._parts.get(key)
-        if part is None:
-            part = self._parts.setdefault(key, self._part(params))
-        optimizer, places = part
+        params = [param for _, param in places]
+        optimizer = self._parts.get(key)
+        if optimizer is None:
+            optimizer = self._parts.setdefault(key, self._part(params))
+        by_group: dict[int, list[Tensor]] = {}
+        for i, param in places:
+            by_group.setdefault(i, []).append(param)
         groups = self.param_groups
         optimizer.state = self.state
-        optimizer.param_groups = [{**groups[i], "params": some} for i, some in places]
+        optimizer.param_groups = [{**groups[i], "params": some} for i, some in by_group.items()]
         before = [param.grad for param in params]
         try:
             for param, grad in zip(params, grads, strict=True):
@@ -147,16 +170,11 @@ class Functional:
             for param, own in zip(params, before, strict=True):
                 param.grad = own
 
-    def _part(self, params: list[Tensor]) -> _Part:
+    def _part(self, params: list[Tensor]) -> FusedOptimizer:
         optimizer = self._make(params)
         for param, made in optimizer.state.items():  # Adagrad's constructor makes it
             self.state.setdefault(param, made)
-        wanted = set(params)
-        places = [
-            (i, [param for param in group["params"] if param in wanted])
-            for i, group in enumerate(self.param_groups)
-        ]
-        return optimizer, [(i, some) for i, some in places if some]
+        return optimizer
 
 
 def _refuse_what_needs_all(optimizer: FusedOptimizer) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
 
 import torch
 from torch.optim import Optimizer
 
+from fusedopt import _load
 from fusedopt.comparison import ROW, Comparison, describe_error
 from fusedopt.constructors import checked_limit
 from fusedopt.copies import Refused, refuse_group
@@ -22,16 +24,25 @@ _LEAST = 3  # of slow loops and large models
 _watches: dict[int, _Watch] = {}  # by the optimizer's id
 
 
+class _Here(threading.local):
+    """What a thread has spent in `measure`, for whatever optimizer."""
+
+    seconds = 0.0
+
+
+_here = _Here()
+
+
 def measure(
     optimizer: Optimizer, *, max_grad_norm: float | None = None, seconds: float = 10.0
 ) -> Measurement | None:
     """Tells what share of a loop's time the optimizer phase takes, and what another would take.
 
     To be called once in each step of the loop, after the backward pass and before the optimizer's
-    step. In a library's loop a hook does that:
-    ``optimizer.register_step_pre_hook(lambda optimizer, *_: fusedopt.measure(optimizer))``. Where
-    `step` gets a closure that makes the gradients, the closure's end is the place; in Lightning the
-    hook ``on_before_optimizer_step`` is called there.
+    step. In a library's loop a hook does that, ``optimizer.register_step_pre_hook(hook)``, which
+    must not return the answer. (With any step hook a GradScaler unscales before fusedopt's step,
+    instead of in it.) Where `step` gets a closure that makes the gradients, the closure's end is
+    the place; in Lightning the hook ``on_before_optimizer_step`` is called there.
 
     The first calls note how long the loop takes from one to the next. Each further call steps and
     times a copy of the optimizer: as its own class steps, as fusedopt's or torch.optim's of that
@@ -96,6 +107,8 @@ class _Watch:
         self._devices: list[torch.device] = []
         self._began: float | None = None
         self._returned = 0.0  # when the last call did
+        self._thread: int | None = None  # that made it
+        self._spent = 0.0  # by that thread in all loops' calls
         self._intervals: list[float] = []
         self._comparison: Comparison | None = None
 
@@ -103,24 +116,33 @@ class _Watch:
         """Does what comes next; nothing if another thread is at it."""
         if self.answer is not None or not self._lock.acquire(blocking=False):
             return self.answer
+        began = clock()
         try:
             with torch.inference_mode(False):
                 self.answer = self._go_on(optimizer, limit, seconds)
         finally:
             self._returned = clock()
+            _here.seconds += self._returned - began
+            self._thread, self._spent = threading.get_ident(), _here.seconds
             self._lock.release()
         if self.answer is not None:
-            print(self.answer)
+            _say(self.answer)
         return self.answer
+
+    def _interval(self) -> float:
+        """Returns how long the loop took from the last call to this one, other calls left out."""
+        passed = clock(self._devices) - self._returned
+        is_same_thread = self._thread == threading.get_ident()
+        return passed - (_here.seconds - self._spent if is_same_thread else 0.0)
 
     def _go_on(
         self, optimizer: Optimizer, limit: float | None, seconds: float
     ) -> Measurement | None:
         if self._began is None:
             return self._begin(optimizer)
-        now = clock(self._devices)
+        interval = self._interval()
         if self._comparison is None and len(self._intervals) < _WARM_UP + _MOST:
-            self._intervals.append(now - self._returned)
+            self._intervals.append(interval)
         noted = len(self._intervals) - _WARM_UP
         if not is_enough(noted, _MOST, _LEAST, self._began, seconds):
             return None
@@ -135,6 +157,8 @@ class _Watch:
     def _begin(self, optimizer: Optimizer) -> Measurement | None:
         """Looks whether there is something to measure, and says so."""
         try:
+            if _load.why_not:
+                raise Refused(f"no kernels ({_load.why_not}), so there is nothing to compare with")
             copies = len(implementations(optimizer))
             devices = _devices_of(optimizer)
         except Refused as error:
@@ -146,7 +170,7 @@ class _Watch:
             )
         self._devices, self._began = devices, clock(devices)
         calls = 1 + _WARM_UP + _MOST + copies * _MOST // (ROW - 1) * ROW
-        print(f"fusedopt.measure watches the loop, and answers within {calls} calls, one in a step")
+        _say(f"fusedopt.measure watches the loop, and answers within {calls} calls, one in a step")
         return None
 
     def _compare(
@@ -168,6 +192,12 @@ class _Watch:
             comparison.turns.turn()
         self._comparison = None
         return _answer(comparison, median(self._intervals[_WARM_UP:]))
+
+
+def _say(what: object) -> None:
+    """Prints; an output that is full or closed is no reason to end training."""
+    with contextlib.suppress(OSError, ValueError):
+        print(what)
 
 
 def _answer(comparison: Comparison, loop: float) -> Measurement:

@@ -91,6 +91,21 @@ def fused_ddp_of_some_parameters() -> None:
     assert_close(*results)
 
 
+def fused_ddp_steps_unused_parameters_by_zeros() -> None:
+    """As with torch's own class; the loop leaves them as they are."""
+    for cls in (fusedopt.AdamW, torch.optim.AdamW):
+        net = make_model()
+        net.append(nn.Linear(3, 3).double())
+        net.forward = lambda x, used=net[:-1]: used(x)  # type: ignore[method-assign]
+        model = DistributedDataParallel(net, find_unused_parameters=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model._register_fused_optim(cls, lr=0.5, weight_decay=0.1)
+        before = net[-1].weight.detach().clone()
+        backward(model)
+        assert_close([net[-1].weight.detach()], [before * 0.95**STEPS])
+
+
 def overlapped(model: DistributedDataParallel) -> Any:
     """Registers MAIN's class, and returns the functional optimizer, which knows all parameters."""
     from torch.distributed.algorithms._optimizer_overlap import _as_overlapped_optim
@@ -296,6 +311,7 @@ def remote_steps_are_as_before() -> None:
 ALL = (
     fused_ddp_equals_ddp,
     fused_ddp_of_some_parameters,
+    fused_ddp_steps_unused_parameters_by_zeros,
     state_of_fused_ddp,
     overlapping_zero_equals_ddp,
     hooks_on_fsdp_equal_the_loop,

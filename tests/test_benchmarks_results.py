@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import results, step  # noqa: E402
+from benchmarks.programs import __main__ as programs  # noqa: E402
 
 
 def small_result(path: Path, rows: list[dict[str, Any]], command: str = "") -> results.Record:
@@ -110,3 +112,39 @@ def test_a_file_that_is_no_result_file_is_left_alone(
         step.main(["--workload", "1", "--json", str(path)])
     assert "is no result file" in capsys.readouterr().err
     assert path.read_text() == text
+
+
+@pytest.mark.parametrize("module", [step, programs])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--chart", "."], "is no name of a PNG file"),
+        (["--chart", "chart.pdf"], "is no name of a PNG file"),
+        (["--chart", "file/chart.png"], "can't write"),
+        (["--threads", "1000000"], "are too many"),
+    ],
+)
+def test_what_would_fail_after_the_measurement_is_refused_before(
+    module: Any,
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(results, "recording", lambda *_: pytest.fail("it would have measured"))
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="2"):
+        module.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_a_chart_without_matplotlib(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
+    monkeypatch.setattr(results, "recording", lambda *_: pytest.fail("it would have measured"))
+    with pytest.raises(SystemExit, match="2"):
+        step.main(["--chart", "chart.png"])
+    assert "argument --chart: needs matplotlib" in capsys.readouterr().err

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cases import CLASS_CASES, Case, case, over
-from helpers import assert_identical, contents, make_params, random, set_grads
+from helpers import all_params, assert_identical, contents, make_params, random, set_grads
 from test_threads import run_threads
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -120,6 +121,63 @@ def test_a_parameter_that_joins_shifts_the_places_of_others() -> None:
     functional.step_param(new, torch.ones(2))  # the first group's second
     functional.step([torch.ones(2), torch.ones(2), None])
     assert [p[0].item() for p in (first, second, new)] == [-2.0, -1.0, -2.0]
+
+
+def reverse_groups(groups: list[Any]) -> None:
+    groups.reverse()
+
+
+def reverse_params(groups: list[Any]) -> None:
+    groups[0]["params"].reverse()
+
+
+def move_to_another(groups: list[Any]) -> None:
+    groups[1]["params"].append(groups[0]["params"].pop(0))
+
+
+def merge(groups: list[Any]) -> None:
+    groups[0]["params"] += groups.pop()["params"]
+
+
+def take_out(groups: list[Any]) -> None:
+    groups[0]["params"].pop(1)
+
+
+def split(groups: list[Any]) -> None:
+    groups.insert(0, {**groups[0], "params": [groups[0]["params"].pop(0)], "lr": 0.5})
+
+
+CHANGES = [reverse_groups, reverse_params, move_to_another, merge, take_out, split]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_groups_that_are_changed_between_steps(
+    change: Callable[[list[Any]], None], one_by_one: bool
+) -> None:
+    """What counts is the group in which a parameter is by now."""
+    each, found = case("AdamW-all"), []
+    for is_functional in (True, False):
+        params = make_params()
+        functional = make(each, params[:3])
+        functional.optimizer.add_param_group({"params": params[3:], "lr": 0.3, "betas": (0.5, 0.7)})
+        optimizer = functional.optimizer
+        for t in range(STEPS):
+            if t == 1:
+                change(optimizer.param_groups)
+            grads = dict(zip(params, grads_of(params, t), strict=True))
+            if not is_functional:
+                for p, grad in grads.items():
+                    p.grad = grad
+                optimizer.step()
+            elif one_by_one:
+                for p, grad in grads.items():
+                    functional.step_param(p, grad)
+            else:
+                functional.step([grads[p] for p in all_params(optimizer)])
+        optimizer.zero_grad()
+        found.append([[p.detach(), dict(optimizer.state[p])] for p in params])
+    assert_identical(*found)
 
 
 def test_options_and_state_are_the_optimizers() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import types
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +16,7 @@ from loops import ADAMS, BOTH, CALLS, adamw, few_samples, names, notes, train  #
 from torch.optim import Optimizer
 
 import fusedopt
+from fusedopt import comparison
 
 # --- Training keeps its bits.
 
@@ -210,3 +213,49 @@ def test_threads() -> None:
         thread.join()
     assert failed == []
     assert all(len(fusedopt.measure(optimizer).timings) == 3 for optimizer in (*own, shared))
+
+
+# --- Where something fails.
+
+
+def test_what_fails_ends_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of\nluck")
+
+    monkeypatch.setattr(comparison, "_run_phase", fail)
+    assert str(train(adamw())) == "fusedopt.measure: RuntimeError: out of"
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError, ValueError])
+def test_an_output_that_is_closed_ends_no_training(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: str) -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "stdout", types.SimpleNamespace(write=refuse))
+    assert len(train(adamw()).timings) == 3
+
+
+def test_a_long_error_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no luck " * 1000)
+
+    monkeypatch.setattr(comparison, "_run_phase", fail)
+    assert len(str(train(adamw()))) < 250
+
+
+def test_after_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It begins the comparison again."""
+    optimizer, run, calls = adamw(), comparison._run_phase, []
+
+    def interrupted(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        run(*args)
+
+    monkeypatch.setattr(comparison, "_run_phase", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(optimizer)
+    assert train(optimizer).steps == 4

@@ -153,6 +153,7 @@ def test_the_loaders_workers_change_nothing() -> None:
         (["--batch-size", "0"], "argument --batch-size: must be a whole number, at least 1, not 0"),
         (["--accumulate", "0"], "argument --accumulate: must be a whole number, at least 1"),
         (["--threads", "10000"], "argument --threads: 10000 threads are too many for "),
+        (["--workers", "10000"], "argument --workers: 10000 workers are too many for "),
         (["--image-size", "100000"], "--image-size: 100000x100000 pixels need "),
         (["--threads", "-1"], "argument --threads: must be a whole number, at least 1, not -1"),
         (["--workers", "-1"], "argument --workers: must be a whole number, at least 0, not -1"),

@@ -194,3 +194,11 @@ def test_functions_are_torchs() -> None:
             with torch.no_grad():
                 next(net.parameters()).add_(1.0)
     assert same(*(average.state_dict() for average in averages))
+
+
+@pytest.mark.parametrize("module", [fusedopt, torch.optim])
+def test_measure_says_that_there_is_nothing_to_compare_with(module: Any) -> None:
+    net = model()
+    optimizer = module.AdamW(net.parameters())
+    backward(net, 0)
+    assert "no kernels (FUSEDOPT_KERNELS=0)" in str(fusedopt.measure(optimizer))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -26,14 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--repeats", type=runs.number(int, 1), default=3, help="seeds of each (default: 3)"
     )
-    parser.add_argument(
-        "--threads", type=runs.number(int, 1), help="(default: as many as torch takes)"
-    )
+    parser.add_argument("--threads", type=runs.threads, help="(default: as many as torch takes)")
     parser.add_argument(
         "--quick", action="store_true", help="a tenth of each program, once: does it run?"
     )
     parser.add_argument(
-        "--chart", type=Path, metavar="PNG", help="draw when it pays, of all the file has"
+        "--chart", type=runs.png, metavar="PNG", help="draw when it pays, of all the file has"
     )
     results.add_json(parser)
     options = parser.parse_args(arguments)

@@ -23,7 +23,7 @@ from fusedopt.train.data.splits import Part
 from fusedopt.train.folder import write_csv, write_json
 from fusedopt.train.loop import autocast
 from fusedopt.train.options import Options, UserError
-from fusedopt.train.parsers import number
+from fusedopt.train.parsers import workers
 from fusedopt.train.source import find_splits, user_error
 from fusedopt.train.trained import load_network
 from fusedopt.train.world import say
@@ -48,7 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--data", metavar="SPEC", help="where a folder of images is now (default: where it was)")
     add("--data-dir", type=Path, metavar="PATH", help="where data sets lie (default: as trained)")
     add("--device", help="cpu, cuda or cuda:N (default: as trained)")
-    add("--workers", type=number(int, 0), metavar="N", help="processes that load")
+    add("--workers", type=workers, metavar="N", help="processes that load")
     return parser
 
 

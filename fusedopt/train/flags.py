@@ -17,6 +17,7 @@ from fusedopt.train.parsers import (
     pair,
     some_of,
     threads,
+    workers,
 )
 from fusedopt.train.strategy import STRATEGIES
 
@@ -73,7 +74,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         help="draw training images with replacement, all classes equally often")  # fmt: skip
     add("--skip-bad-images", action="store_true",
         help="train without the files of a folder that can't be read, and list them")  # fmt: skip
-    add("--workers", type=number(int, 0), default=0, metavar="N", help="processes that load")
+    add("--workers", type=workers, default=0, metavar="N", help="processes that load")
 
 
 def _add_optimizer(parser: argparse.ArgumentParser, several: bool) -> None:

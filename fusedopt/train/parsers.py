@@ -56,9 +56,17 @@ def too_many_threads(count: float) -> str | None:
 
 def threads(text: str) -> float:
     """Parses a number of threads that the system can be asked for."""
-    count = number(int, 1)(text)
+    return _not_too_many("threads", number(int, 1)(text))
+
+
+def workers(text: str) -> float:
+    """Parses a number of processes that load, which the system can be asked for."""
+    return _not_too_many("workers", number(int, 0)(text))
+
+
+def _not_too_many(what: str, count: float) -> float:
     if reason := too_many_threads(count):
-        raise argparse.ArgumentTypeError(f"{text} threads {reason}")
+        raise argparse.ArgumentTypeError(f"{count} {what} {reason}")
     return count
 
 
