@@ -13,6 +13,7 @@ int main() {
   using namespace fusedopt;
   const int device = 1000;  // no machine has so many
   TensorEntry tensor{};
+  tensor.start = 0;
   tensor.numel = 1;
   tensor.layout = -1;
   const char rule[64] = {};

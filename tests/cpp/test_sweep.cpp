@@ -244,6 +244,7 @@ void test_neighbours_are_left_alone() {
         std::vector<std::vector<char>> bytes(kMaxOperands, std::vector<char>(300 * size, 0x3c));
         TensorEntry tensor{};
         for (int k = 0; k < kMaxOperands; ++k) tensor.operands[k] = bytes[k].data() + 10 * size;
+        tensor.start = 0;
         tensor.numel = 277;
         tensor.layout = -1;
         std::vector<double> rule(64);
@@ -267,6 +268,7 @@ void test_sharing_among_threads() {
   for (auto& operand : large) operand.assign(kParallelElements + 5, 0.5f);
   TensorEntry tensor{};
   for (int k = 0; k < 4; ++k) tensor.operands[k] = large[k].data();
+  tensor.start = 0;
   tensor.numel = kParallelElements + 5;
   tensor.layout = -1;
   std::vector<double> rule(64);
