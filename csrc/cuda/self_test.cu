@@ -52,9 +52,9 @@ struct Formats {
   bool mixed;
 
   Formats(Dtype dtype, bool several) : mixed(several) {
-    constexpr Format kSeveral[kMaxOperands] = {Format::kSplitFloat32,  Format::kFloat16,
-                                               Format::kNoisyBFloat16, Format::kFloat32,
-                                               Format::kBFloat16,      Format::kBFloat16};
+    constexpr Format kSeveral[] = {Format::kSplitFloat32, Format::kFloat16,  Format::kNoisyBFloat16,
+                                   Format::kFloat32,      Format::kBFloat16, Format::kBFloat16};
+    static_assert(std::size(kSeveral) == kMaxOperands);
     for (int k = 0; k < kMaxOperands; ++k) all[k] = mixed ? kSeveral[k] : format_of(dtype);
   }
   const Format* in_table() const { return mixed ? all : nullptr; }

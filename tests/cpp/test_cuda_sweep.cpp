@@ -125,7 +125,9 @@ struct Memory {
       if (lie == Lie::kStrided) {
         const int64_t shape[] = {size, 2};
         const int64_t rows[] = {2, 1}, columns[] = {1, size}, gaps[] = {4, 2};
-        buffers.push_back(make_layout(2, shape, {rows, columns, gaps, rows, gaps}));
+        std::vector<const int64_t*> strides = {rows, columns};
+        for (int k = 0; k < kMaxStates; ++k) strides.push_back(k % 2 == 0 ? gaps : rows);
+        buffers.push_back(make_layout(2, shape, strides));
         tensor.layout = static_cast<int32_t>(buffers.size()) - 1;
       }
       start += tensor.numel;
