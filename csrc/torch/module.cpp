@@ -65,15 +65,22 @@ py::dict optimizers() {
 std::string why_not_variant(const Optimizer& optimizer, const Variant& variant) {
   const cpu::Kernel& host = *variant.cpu;
   const size_t scalars = optimizer.scalars.size();  // the step count, and those of the rule
-  if (host.options > static_cast<size_t>(optimizer.numbers)) return "its options";
-  if (static_cast<size_t>(host.states) > optimizer.states.size()) return "its states";
+  if (host.options > static_cast<size_t>(optimizer.numbers)) {
+    return "its options fill fewer numbers than the rule's Options have";
+  }
+  if (static_cast<size_t>(host.states) > optimizer.states.size()) {
+    return "the rule has more states than the table";
+  }
   const int* keys = variant.keys;
   for (int k = 0; k < host.states; ++k) {
     const bool known = keys[k] >= 0 && keys[k] < static_cast<int>(optimizer.states.size());
-    if (!known || std::count(keys, keys + host.states, keys[k]) != 1) return "its states' keys";
+    if (!known || std::count(keys, keys + host.states, keys[k]) != 1)
+      return "a Variant's keys aren't one for each state of its rule";
   }
   if (variant.lerp < -1 || variant.lerp >= host.states) return "the state that torch's lerp_ takes";
-  if (static_cast<size_t>(host.scalars) != (scalars == 0 ? 0 : scalars - 1)) return "its numbers";
+  if (static_cast<size_t>(host.scalars) != (scalars == 0 ? 0 : scalars - 1)) {
+    return "the table's single numbers and the rule's kScalars differ";
+  }
   if (variant.cuda == nullptr) return "";
   const cuda::Kernel& device = *variant.cuda;
   const bool same = device.states == host.states && device.scalars == host.scalars &&
@@ -84,7 +91,9 @@ std::string why_not_variant(const Optimizer& optimizer, const Variant& variant) 
 
 // Why an optimizer's kernels don't agree with its table, for any choice of its options; or empty.
 std::string why_not_table(const Optimizer& optimizer) {
-  if (Keys(optimizer.name).entries.size() > kMaxEntries) return "its state";
+  if (Keys(optimizer.name).entries.size() > kMaxEntries) {
+    return "its state has more entries than kMaxEntries (torch/reading.h)";
+  }
   unsigned reached = 0;  // which of its states any kernel has
   for (unsigned choice = 0; choice < 1u << optimizer.numbers; ++choice) {
     Numbers numbers = {};

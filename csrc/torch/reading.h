@@ -30,8 +30,9 @@ struct Slot {
   bool is_tensor;  // by the object's type, and not by what the object says
 };
 
-// The most Keys::entries that an optimizer may have; module.cpp compares.
-inline constexpr int kMaxEntries = 5;
+// The most Keys::entries that an optimizer may have: all states, a step count and a remainder, or
+// fewer states and more numbers. module.cpp compares.
+inline constexpr int kMaxEntries = kMaxStates + 2;
 
 // The addresses of a slot's other objects. The next step only prefetches from them, because they
 // may be stale; the state's aren't while the state's dict is as it was.
