@@ -75,8 +75,9 @@ __attribute__((cold, noinline)) void refuse_invalid(const Reading& reading, int 
        << ": ";
   for (const Option& option : reading.keys.optimizer->options) {
     if (option.kind == Option::kFlag) continue;
-    text << option.key << " " << of.numbers[option.at];
-    if (option.kind == Option::kPair) text << " and " << of.numbers[option.second];
+    for (int k = 0; k < option.count(); ++k) {
+      text << (k == 0 ? option.key : " and") << " " << of.numbers[option.at[k]];
+    }
     text << ", ";
   }
   text << "step " << step;

@@ -135,7 +135,7 @@ __attribute__((noinline)) Counts first_counts(const Optimizer& optimizer, const 
     counts.before[k - 1] = scalar.value;
     for (const Option& option : optimizer.options) {
       if (scalar.from_group == nullptr || std::strcmp(option.key, scalar.from_group) != 0) continue;
-      counts.before[k - 1] = group.numbers[option.at];
+      counts.before[k - 1] = group.numbers[option.at[0]];
     }
   }
   return counts;

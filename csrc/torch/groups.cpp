@@ -131,7 +131,7 @@ class Reader {
   template <typename Name>
   void read_option(PyObject* value, Group& group, int at, const Name& name);
   template <typename Name>
-  py::object read_pair(PyObject* value, const Name& name);
+  py::object read_several(PyObject* value, int count, const Name& name);
   void read_numbers(int index, Group& group);
 
   const Keys& keys_;
@@ -177,24 +177,24 @@ void Reader::read_option(PyObject* value, Group& group, int at, const Name& name
 }
 
 template <typename Name>
-py::object Reader::read_pair(PyObject* value, const Name& name) {
-  py::object pair;
+py::object Reader::read_several(PyObject* value, int count, const Name& name) {
+  py::object several;
   if (is_plain_sequence(value)) {
-    pair = py::reinterpret_borrow<py::object>(value);
+    several = py::reinterpret_borrow<py::object>(value);
   } else {
     const auto read = [&](const auto& sequence) { return sequence.first.ptr() == value; };
     const auto found = std::find_if(sequences_.begin(), sequences_.end(), read);
     if (found != sequences_.end()) return found->second;
     if (PyIter_Check(value)) throw Whole{"an option is an iterator"};
     const auto held = py::reinterpret_borrow<py::object>(value);
-    pair = py::reinterpret_steal<py::object>(PySequence_Tuple(value));
-    if (!pair) PyErr_Clear();
-    if (pair) sequences_.emplace_back(held, pair);
+    several = py::reinterpret_steal<py::object>(PySequence_Tuple(value));
+    if (!several) PyErr_Clear();
+    if (several) sequences_.emplace_back(held, several);
   }
-  if (!pair || PySequence_Fast_GET_SIZE(pair.ptr()) != 2) {
-    throw py::type_error(name() + " must be a pair");
+  if (!several || PySequence_Fast_GET_SIZE(several.ptr()) != count) {
+    throw py::type_error(name() + " must be " + (count == 2 ? "a pair" : "a triple"));
   }
-  return pair;
+  return several;
 }
 
 void Reader::read_numbers(int index, Group& group) {
@@ -202,20 +202,19 @@ void Reader::read_numbers(int index, Group& group) {
     const Option& option = keys_.optimizer->options[i];
     PyObject* value = look_up(group.dict, keys_.options[i]);
     if (option.kind == Option::kFlag) {
-      group.on_device[option.at] = nullptr;
-      group.numbers[option.at] = is_true(value);
+      group.on_device[option.at[0]] = nullptr;
+      group.numbers[option.at[0]] = is_true(value);
       continue;
     }
     const auto name = [&] { return group_name(index) + "['" + option.key + "']"; };
     if (value == nullptr) throw py::key_error(group_name(index) + " has no '" + option.key + "'");
     if (option.kind == Option::kNumber) {
-      read_option(value, group, option.at, name);
+      read_option(value, group, option.at[0], name);
       continue;
     }
-    const py::object pair = read_pair(value, name);
-    for (int k = 0; k < 2; ++k) {
-      read_option(PySequence_Fast_GET_ITEM(pair.ptr(), k), group,
-                  k == 0 ? option.at : option.second,
+    const py::object several = read_several(value, option.count(), name);
+    for (int k = 0; k < option.count(); ++k) {
+      read_option(PySequence_Fast_GET_ITEM(several.ptr(), k), group, option.at[k],
                   [&] { return name() + "[" + std::to_string(k) + "]"; });
     }
   }

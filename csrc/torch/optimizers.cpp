@@ -60,12 +60,20 @@ consteval int number_at(size_t offset) {
   return static_cast<int>(offset / sizeof(double));
 }
 
+consteval Option option_of(const char* key, Option::Kind kind, auto... at) {
+  return {key, kind, {at...}};
+}
+
 #define FUSEDOPT_AT(Group, member) number_at<decltype(Group::member)>(offsetof(Group, member))
-#define FUSEDOPT_NUMBER(Group, name) {#name, Option::kNumber, FUSEDOPT_AT(Group, rule.name)}
+#define FUSEDOPT_NUMBER(Group, name) \
+  option_of(#name, Option::kNumber, FUSEDOPT_AT(Group, rule.name))
 #define FUSEDOPT_PAIR(Group, name, first, second) \
-  {#name, Option::kPair, FUSEDOPT_AT(Group, rule.first), FUSEDOPT_AT(Group, rule.second)}
-#define FUSEDOPT_FLAG(Group, name) {#name, Option::kFlag, FUSEDOPT_AT(Group, rule.name)}
-#define FUSEDOPT_CHOICE(Group, name) {#name, Option::kFlag, FUSEDOPT_AT(Group, name)}
+  option_of(#name, Option::kPair, FUSEDOPT_AT(Group, rule.first), FUSEDOPT_AT(Group, rule.second))
+#define FUSEDOPT_TRIPLE(Group, name, first, second, third)          \
+  option_of(#name, Option::kTriple, FUSEDOPT_AT(Group, rule.first), \
+            FUSEDOPT_AT(Group, rule.second), FUSEDOPT_AT(Group, rule.third))
+#define FUSEDOPT_FLAG(Group, name) option_of(#name, Option::kFlag, FUSEDOPT_AT(Group, rule.name))
+#define FUSEDOPT_CHOICE(Group, name) option_of(#name, Option::kFlag, FUSEDOPT_AT(Group, name))
 
 constexpr Option kSgdOptions[] = {
     FUSEDOPT_NUMBER(SgdGroup, lr),        FUSEDOPT_NUMBER(SgdGroup, momentum),
@@ -145,8 +153,7 @@ consteval int filled_by(const Option (&options)[kCount]) {
   static_assert(kNumbers <= kMaxOptions);
   int times[kNumbers] = {};
   for (const Option& option : options) {
-    ++times[option.at];
-    if (option.kind == Option::kPair) ++times[option.second];
+    for (int k = 0; k < option.count(); ++k) ++times[option.at[k]];
   }
   for (const int n : times) {
     if (n != 1) throw "a number is filled by no option, or by two";

@@ -14,11 +14,12 @@ using Numbers = double[kMaxOptions];
 
 // A key of a parameter group, and which of the numbers it fills.
 struct Option {
-  enum Kind { kNumber, kPair, kFlag };  // a flag is true or false
+  enum Kind { kNumber, kPair, kTriple, kFlag };  // a flag is true or false
   const char* key;
   Kind kind;
-  int at;
-  int second = -1;  // of a pair
+  int at[3];
+
+  constexpr int count() const { return kind == kTriple ? 3 : kind == kPair ? 2 : 1; }
 };
 
 // How a group's options select a kernel, and which state it then has.
