@@ -37,7 +37,7 @@ def stub(name: str) -> str:
             "",
             f"class {name}({ours.__name__}, optim.{torchs.__name__}):",
             "    def __init__(",
-            *(f"        {parameter}," for parameter in _parameters(cls)),
+            *(line for parameter in _parameters(cls) for line in _lines(parameter)),
             "    ) -> None: ...\n",
         ]
     )
@@ -51,6 +51,19 @@ def _parameters(cls: type) -> list[str]:
             found.append("*")
         found.append(str(parameter).replace(inspect.formatannotation(ParamsT), "ParamsT"))
     return found
+
+
+def _lines(parameter: str) -> list[str]:
+    """Returns a parameter's lines: where one is too long, a tuple has its values apart."""
+    line = f"        {parameter},"
+    if len(line) <= 100 or " = (" not in line:
+        return [line]
+    start, values = parameter.removesuffix(")").split(" = (")
+    return [
+        f"        {start} = (",
+        *(f"            {value}," for value in values.split(", ")),
+        "        ),",
+    ]
 
 
 if __name__ == "__main__":
