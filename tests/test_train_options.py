@@ -67,7 +67,6 @@ def test_learning_rates_are_those_of_model_and_optimizer(
 
 def test_every_option_of_every_optimizer_has_a_flag() -> None:
     """Which reaches its constructor; flags and ranges come from the one description."""
-    text = {float: "0.25", int: "0.25", tuple: "0.25,0.5"}
     for optimizer, name in CLASSES.items():
         known = set(_C.optimizers()[name]["options"]) & set(
             inspect.signature(getattr(fusedopt, name)).parameters
@@ -75,10 +74,11 @@ def test_every_option_of_every_optimizer_has_a_flag() -> None:
         assert known - {"lr"} <= set(OPTIONS[optimizer])
         for option, default in OPTIONS[optimizer].items():
             flag = f"--{option.replace('_', '-')}"
-            value = [] if isinstance(default, bool) else [text[type(default)]]
+            several = (0.25, 0.5, 0.75)[: len(default)] if isinstance(default, tuple) else ()
+            value = [",".join(map(str, several)) or "0.25"] if default is not False else []
             more = ["--dampening", "0"] if option == "nesterov" else []
             options = options_of("--optimizer", optimizer, flag, *value, *more)
-            wanted = {"0.25": 0.25, "0.25,0.5": (0.25, 0.5)}[value[0]] if value else True
+            wanted = (several or 0.25) if value else True
             assert options.optimizer_kwargs()[option] == wanted
             if option == "etas":
                 continue  # this one must lie around 1
@@ -104,6 +104,7 @@ def test_options_are_kept_and_resumed(tmp_path: Path, capsys: pytest.CaptureFixt
     ("options", "message"),
     [
         (("--betas", "0.9"), "argument --betas: '0.9' is not of the form 0.9,0.999"),
+        (("--betas", "0.9,0.99,0.999"), "--betas: adamw takes 2 numbers, as (0.9, 0.999)"),
         (("--betas", "0.9,1.5"), "--optimizer adamw: Invalid beta parameter at index 1: 1.5"),
         (("--eps", "nan"), "argument --eps: must be a number, at least 0, not nan"),
         (("--nesterov",), "--nesterov: adamw has none; sgd does"),

@@ -14,7 +14,7 @@ from fusedopt.train.parsers import (
     key_value,
     lr_of_some,
     number,
-    pair,
+    numbers,
     some_of,
     threads,
     workers,
@@ -107,7 +107,7 @@ def _kind(option: str) -> dict[str, Any]:
     if isinstance(default, bool):
         return {"action": "store_true"}
     if isinstance(default, tuple):
-        return {"type": pair, "metavar": "A,B"}
+        return {"type": numbers, "metavar": "A,B"}
     return {"type": number(float, 0), "metavar": "NUMBER"}
 
 
@@ -116,8 +116,8 @@ def _of_which(option: str) -> str:
     defaults: dict[str, list[str]] = {}
     for optimizer in having(option):
         default = default_of(optimizer, option)
-        pair = isinstance(default, tuple)
-        text = ",".join(f"{value:g}" for value in default) if pair else f"{default:g}"
+        values = default if isinstance(default, tuple) else (default,)
+        text = ",".join(f"{value:g}" for value in values)
         text = "off" if default is False else text
         defaults.setdefault(text, []).append(optimizer)
     return "of " + "; ".join(f"{', '.join(names)}: {text}" for text, names in defaults.items())

@@ -14,6 +14,7 @@ from fusedopt.train import world
 from fusedopt.train.optimizers import (
     ALL_OPTIONS,
     DEFAULTS,
+    default_of,
     has_option,
     having,
     learning_rate,
@@ -205,6 +206,10 @@ def _settle_optimizer(values: dict[str, Any]) -> None:
         if value is not None and not has_option(optimizer, name):
             raise no_option(name, f"{optimizer} has none")
         if value is not None:
+            default = default_of(optimizer, name)
+            if isinstance(default, tuple) and len(value) != len(default):
+                flag = f"--{name.replace('_', '-')}"
+                raise UserError(f"{flag}: {optimizer} takes {len(default)} numbers, as {default}")
             own[name] = value
     own.pop("lr")
     values["settings"] = own

@@ -123,11 +123,8 @@ def lr_of_some(text: str) -> dict[str | None, float]:
     return rates
 
 
-def pair(text: str) -> tuple[float, float]:
-    """Parses "0.9,0.999"."""
-    parse = number(float, 0)
-    try:
-        first, second = text.split(",")
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 0.9,0.999") from None
-    return parse(first), parse(second)
+def numbers(text: str) -> tuple[float, ...]:
+    """Parses "0.9,0.999", or more numbers; options.py knows how many the optimizer takes."""
+    if "," not in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 0.9,0.999")
+    return tuple(map(number(float, 0), text.split(",")))
