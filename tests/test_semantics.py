@@ -139,7 +139,7 @@ def test_options_changed_between_steps(case: Case) -> None:
             group[key] = value
             step(optimizer, t)
         if "betas" in case.options:
-            group["betas"] = [0.5, torch.tensor(0.6, dtype=torch.float64)]
+            group["betas"] = [0.5, *(double(0.6) for _ in group["betas"][1:])]
             step(optimizer, 20)
         return optimizer
 
