@@ -35,7 +35,10 @@ def test_examples_run(page: Path) -> None:
 
 @pytest.mark.parametrize("name", fusedopt._C.optimizers())
 def test_every_optimizer_is_described(name: str) -> None:
-    assert re.search(rf"^## {name}$", (ROOT / "docs" / "optimizers.md").read_text(), re.MULTILINE)
+    page = (ROOT / "docs" / "optimizers.md").read_text()
+    assert re.search(rf"^## {name}$", page, re.MULTILINE)
+    assert f"| [{name}](#{name.lower()}) |" in page
+    assert f"`{name}`" in (ROOT / "CHANGELOG.md").read_text()
     assert f"`{name}`" in (fusedopt.__doc__ or "")
     assert re.search(rf"\b{name}\b", (ROOT / "README.md").read_text())
 

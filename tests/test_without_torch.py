@@ -9,12 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CLASS_CASES, Case, over
-from helpers import assert_identical, make_params, random, set_grads
+from cases import CLASS_CASES, NAMES, Case, over
+from helpers import (
+    assert_identical,
+    assert_unchanged,
+    contents,
+    make_params,
+    random,
+    set_grads,
+)
 from torch import Tensor
 from torch.nn import Parameter
 
 import fusedopt
+from fusedopt.optimizer import FusedOptimizer
 
 OWN = [case for case in CLASS_CASES if not case.has_fallback]
 
@@ -23,6 +31,27 @@ OWN = [case for case in CLASS_CASES if not case.has_fallback]
 def test_is_no_class_of_torchs(case: Case) -> None:
     assert case.name in fusedopt.__all__
     assert isinstance(case.make(make_params()), torch.optim.Optimizer)
+
+
+def test_each_class_has_the_kernels_of_its_name() -> None:
+    """The tests' cases come from the table, so that of a class without an entry there is none."""
+    ours = (cls for cls in vars(fusedopt).values() if isinstance(cls, type))
+    kernels = {cls.__name__: cls._kernels for cls in ours if issubclass(cls, FusedOptimizer)}
+    assert kernels == {name: name for name in NAMES}
+
+
+@over(OWN, "case")
+def test_a_learning_rate_beyond_the_dtype(case: Case) -> None:
+    """The rule's `valid` says so, which for other optimizers is compared with torch's errors."""
+    params = make_params([(3,), (2,)], torch.float32)
+    optimizer = case.make([{"params": params[:1]}, {"params": params[1:]}])
+    set_grads(params, 0)
+    optimizer.step()
+    optimizer.param_groups[1].update(lr=1e39, weight_decay=0.0)
+    before = contents(optimizer)
+    with pytest.raises(RuntimeError, match=r"param_groups\[1\].*lr 1e\+39"):
+        optimizer.step()
+    assert_unchanged(optimizer, before)
 
 
 def test_lions_defaults() -> None:
