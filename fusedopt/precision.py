@@ -54,14 +54,19 @@ def set_precision(optimizer: Any, given: Mapping[str, Any]) -> None:
 
 
 def _convert_state(optimizer: Any, group: Mapping[str, Any]) -> None:
-    """Makes state anew that torch's constructor has made, as Adagrad's does: 0.3 isn't bfloat16."""
-    dtype = group.get("state_dtype")
+    """Makes state anew that torch's constructor has made, as Adagrad's does: 0.3 isn't bfloat16.
+
+    And remainders, since torch.distributed.checkpoint takes such state for all that there is.
+    """
+    dtype, halves = group.get("state_dtype"), group.get("master_weights")
     described = _C.optimizers()[optimizer._kernels]
-    for param in group["params"] if dtype is not None else ():
+    for param in group["params"] if dtype is not None or halves else ():
         state = optimizer.state.get(param, {})
         for key, option in described["filled_early"].items():
-            if key in state:
+            if key in state and dtype is not None:
                 state[key] = torch.full_like(state[key], optimizer.defaults[option], dtype=dtype)
+            if key in state and halves and param.dtype == torch.bfloat16:
+                state[REMAINDER] = torch.zeros_like(state[key], dtype=torch.int16)
 
 
 def check_precision(group: Mapping[str, Any], name: str) -> None:

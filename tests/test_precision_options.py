@@ -11,6 +11,11 @@ import pytest
 import torch
 from helpers import assert_identical, assert_unchanged, contents, kernels
 from test_precision import HALVES, NAMES, ROUNDED, make_params, run, set_grads, values
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.nn import Parameter
 
 import fusedopt
@@ -152,6 +157,20 @@ def test_state_made_by_the_constructor(value: float, dtype: torch.dtype) -> None
     made = optimizer.state[p]["sum"]
     assert made.stride() == p.stride()
     assert torch.equal(made, torch.full((4, 3), value, dtype=wanted))
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_checkpoints_by_the_keys_that_are_there(name: str, flatten: bool) -> None:
+    """torch.distributed.checkpoint loads nothing for which an optimizer of its own has no key."""
+    options = StateDictOptions(flatten_optimizer_state_dict=flatten)
+    model = torch.nn.ParameterList(make_params())
+    optimizer = run(getattr(fusedopt, name)(model, lr=0.01, master_weights=True))
+    saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer, options=options))
+    other = copy.deepcopy(model)
+    resumed = getattr(fusedopt, name)(other, lr=0.01, master_weights=True)
+    set_optimizer_state_dict(other, resumed, saved, options=options)
+    assert_identical(values(resumed), values(optimizer))
 
 
 def test_a_checkpoint_that_cannot_be_loaded() -> None:

@@ -125,6 +125,17 @@ def test_kinds_of_gradients(kind: str, foreach: bool | None, set_to_none: bool) 
     assert found[0] == found[1]
 
 
+def test_a_view_that_may_not_be_written() -> None:
+    """As of a leaf that requires a gradient: torch refuses, and nothing is zeroed."""
+    for optimizer in both(lambda: [Parameter(torch.ones(3))]):
+        leaf = torch.ones(6, requires_grad=True)
+        with torch.no_grad():
+            optimizer.param_groups[0]["params"][0].grad = leaf[:3]
+        with pytest.raises(RuntimeError, match="no_grad mode"):
+            optimizer.zero_grad(False)
+        assert_identical(leaf.detach(), torch.ones(6))
+
+
 def test_large_gradients() -> None:
     p = Parameter(torch.zeros(1_100_000))
     optimizer = fusedopt.SGD([p, q := Parameter(torch.zeros(3))], lr=0.1)

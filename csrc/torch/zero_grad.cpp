@@ -158,10 +158,11 @@ bool drop_gradients(const py::object& attributes) {
   return true;
 }
 
-// May a gradient be zeroed as it lies in memory?
+// May a gradient be zeroed as it lies in memory? Of a view of what requires a gradient autograd may
+// forbid it.
 bool is_plain_gradient(const at::Tensor& grad) {
   return is_covered(grad) && grad.unsafeGetTensorImpl()->is_non_overlapping_and_dense() &&
-         grad.grad_fn() == nullptr;
+         grad.grad_fn() == nullptr && !(grad.requires_grad() && grad.is_view());
 }
 
 void zero(at::Tensor& grad) {
