@@ -176,6 +176,8 @@ def _refuse(
     for param in group["params"] if group.get("fused") else ():
         if param.device.type != "cpu" or param.grad is None:
             continue
+        if param.grad.layout != torch.strided:  # torch's step says so itself
+            continue
         if implementation.cls.__name__ == "SGD" and param.dtype in _HALVES:
             raise Refused(f"{label} doesn't step all elements of 16-bit parameters")
         tensors = [param, param.grad, *state.get(param, {}).values()]

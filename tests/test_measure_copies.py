@@ -157,6 +157,7 @@ def test_sparse_gradients(module: Any) -> None:
     answer = answer_of(module.SGD(layer.parameters(), lr=0.1))
     assert {t.name for t in answer.timings} == {"fusedopt.SGD", "torch.optim.SGD"}
     assert "torch.optim.SGD, fused=True" in answer.notes[0]
+    assert "sparse gradients" in answer.notes[0]
     assert layer.weight.grad is before and not before.is_coalesced()
 
 

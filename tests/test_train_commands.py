@@ -69,6 +69,33 @@ def test_a_runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [event.step for event in events.Scalars("lr")] == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (OSError(28, "No space left on device"), 2, "error: cannot print: No space left on device"),
+        (BrokenPipeError(32, "Broken pipe"), 1, ""),
+    ],
+)
+def test_an_output_that_takes_no_more(
+    error: OSError,
+    code: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """It is no fault of the data, whose description is the first that is printed."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("builtins.print", refuse)
+    monkeypatch.setattr(cli.os, "dup2", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        command(*SMALL)
+    assert ended.value.code == code
+    assert capfd.readouterr().err.strip().endswith(message)
+
+
 def test_the_header_says_what_is_trained(capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--per-class", 5, "--batch-size", 16, "--no-cost", "--epochs", 2)
     train(*options, "--accumulate", 2, "--warmup", 1, "--augment", "crop,flip")

@@ -121,6 +121,8 @@ def _data_errors(options: Options) -> Iterator[None]:
         raise Failed(f"--data {options.data}: {error}") from error
     except DataError as error:
         raise user_error(error, options) from error
+    except BrokenPipeError:  # of what was printed meanwhile
+        raise
     except OSError as error:
         name = error.filename or "a file"
         raise UserError(f"--data {options.data}: cannot read {name}: {error.strerror}") from error

@@ -49,10 +49,22 @@ def say(text: str) -> None:
 
     Names of files and classes may have letters that the terminal doesn't know, or bytes that are
     none; those are written as escapes.
+
+    Raises:
+        BrokenPipeError: nobody reads on.
+        UserError: the output takes no more for another reason.
     """
-    if rank() == 0:
-        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    from fusedopt.train.options import UserError  # which needs this module
+
+    if rank() > 0:
+        return
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
         print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(f"cannot print: {error.strerror}") from error
 
 
 @contextlib.contextmanager
