@@ -31,6 +31,11 @@ FUSEDOPT_INLINE bool lies_as_before(const c10::TensorImpl& tensor, const Operand
          address_of(tensor) == before.address;
 }
 
+FUSEDOPT_INLINE void prefetch_operand(const Operand& operand) {
+  prefetch<16, sizeof(c10::TensorImpl)>(operand.tensor);
+  prefetch<16, 62>(operand.storage);  // up to the flag that StorageImpl::data() reads
+}
+
 }  // namespace
 
 // Of Python's objects a look reads the type and what follows; of torch's, what follows the
@@ -39,10 +44,11 @@ void prefetch_objects(const Group& group, const Slot& slot, const Work& last) {
   prefetch<8, 24>(slot.param);
   prefetch<8, sizeof(PyDictObject)>(slot.state);
   prefetch<0, 1>(last.traces.grad);
-  for (int k = 0; k < group.held; ++k) {
-    if (k >= kFirstState) prefetch<8, 24>(last.traces.state[group.entries[k]]);
-    prefetch<16, sizeof(c10::TensorImpl)>(last.operands[k].tensor);
-    prefetch<16, 62>(last.operands[k].storage);  // up to the flag that StorageImpl::data() reads
+  prefetch_operand(last.operands[kParam]);
+  prefetch_operand(last.operands[kGrad]);
+  for (int k = kFirstState; k < group.held; ++k) {
+    prefetch<8, 24>(last.traces.state[group.entries[k]]);
+    prefetch_operand(last.operands[k]);
   }
 }
 
