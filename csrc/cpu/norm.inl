@@ -53,7 +53,8 @@ FUSEDOPT_HD void add(Doubles& sum, Doubles x) {
   if constexpr (kNorm == Norm::kSmallest) sum = (size < sum) | (x != x) ? size : sum;
 }
 
-// Only float64 has squares for which double has no room; a block's sum is scaled of the others.
+// Only float64 has squares for which double has no room. Of other dtypes norm.cpp scales each
+// block's sum, and not each element.
 template <Dtype kDtype>
 FUSEDOPT_HD Doubles scaled(Doubles x, double scale) {
   return kDtype == Dtype::kFloat64 ? x * scale : x;

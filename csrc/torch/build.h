@@ -31,7 +31,7 @@ struct Bucket {
   const Work* work = nullptr;
   Counts counts = {};
   double rounding = 0;   // the count on which the rule's noise depends
-  int64_t elements = 0;  // of all tensors
+  int64_t elements = 0;  // in the work list: `append`
 };
 
 // The tables of one step. The next step uses the same memory.
