@@ -114,7 +114,8 @@ class FusedOptimizer(Optimizer):
         plan: Any = own.get(self._plan_key) or plan_of(self)
         scaler = own.get("grad_scale"), own.get("found_inf")
         limit: Any = own.get("max_grad_norm")
-        stepped_by_torch = clip = norm = None
+        stepped_by_torch: Any = None
+        clip = norm = None
         # None: the kernels have stepped all but `stepped_by_torch`.
         try:
             while (rest := plan.step(self, scaler, stepped_by_torch, limit, clip)) is not None:
@@ -124,7 +125,7 @@ class FusedOptimizer(Optimizer):
                 step_by_torch(self, rest, *scaler, clip)
                 if rest is True:
                     break
-                stepped_by_torch = rest
+                stepped_by_torch = [*(stepped_by_torch or ()), *rest]
         except BaseException:
             for key in SCALERS:  # a GradScaler takes them away only after a step that succeeds
                 self.__dict__.pop(key, None)

@@ -207,6 +207,7 @@ void refuse_inference(const Reading& reading, const Slot& slot, const std::strin
 }
 
 void look(Reading& reading, PyObject* state, const Places& done, bool all) {
+  const WithoutCollections borrowing;
   read_slots(reading);
   const bool dict = is_plain_or_default_dict(state);
   if (!dict && is_data(state)) {
@@ -218,7 +219,7 @@ void look(Reading& reading, PyObject* state, const Places& done, bool all) {
   if (reading.needs.to_learn() || reading.whole != nullptr) return;
   find_overlaps(reading, suspects);
   if (all || reading.whole != nullptr) return;
-  if (done.empty() && reading.any_for_torch) {
+  if (reading.any_for_torch) {
     if (reading.patient) find_shared(reading);
     return;
   }

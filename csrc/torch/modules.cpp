@@ -167,6 +167,7 @@ bool has_own_members(PyObject* module) {
 }
 
 bool gather(PyObject* module, Members& members) {
+  const WithoutCollections borrowing;
   return has_own_members(module) && Walk(members).visit(module, 0);
 }
 

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 #include <unordered_set>
@@ -22,17 +23,26 @@ namespace {
 
 // How often a step looks again before it gives up, because its objects don't stay as they are.
 constexpr int kMostRounds = 20;
+constexpr const char* kChangedByTorch = "the optimizer changed while torch's own step ran: ";
 // How often a step provides what is missing before it leaves the parameters to torch's own step.
 constexpr int kPatience = 2;
 
 Places places_of(const py::object& list) { return list.is_none() ? Places() : list.cast<Places>(); }
 
-// The parameters that torch's own step has to take.
-Places places_for_torch(const Reading& reading) {
+// The parameters that torch's own step has to take: those with a reason, or all that it hasn't
+// `done`.
+Places places_for_torch(const Reading& reading, const Places& done) {
   Places places;
+  const auto is_done = [&](const Slot& slot) {
+    return std::any_of(done.begin(), done.end(), [&](const auto& place) {
+      const std::vector<int>& indices = place.second;
+      return place.first == slot.group &&
+             std::find(indices.begin(), indices.end(), slot.index) != indices.end();
+    });
+  };
   for (size_t i = 0; i < reading.slots().size(); ++i) {
-    if (reading.works()[i].reason == nullptr) continue;
     const Slot& slot = reading.slots()[i];
+    if (reading.whole != nullptr ? is_done(slot) : reading.works()[i].reason == nullptr) continue;
     if (places.empty() || places.back().first != slot.group) places.push_back({slot.group, {}});
     places.back().second.push_back(slot.index);
   }
@@ -163,6 +173,7 @@ const char* Plan::read(Call& call) {
 Plan::Outcome Plan::look_once(Call& call, bool patient) {
   if (const char* whole = read(call)) {
     if (call.explain) call.add_rows(whole);
+    if (!call.done.empty()) throw std::runtime_error(kChangedByTorch + std::string(whole));
     return Outcome::kAllForTorch;
   }
   const auto locked = lock();
@@ -175,13 +186,13 @@ Plan::Outcome Plan::look_once(Call& call, bool patient) {
     return Outcome::kDone;
   }
   if (call.scaler.overflow) return Outcome::kDone;
-  if (reading.whole != nullptr) return Outcome::kAllForTorch;
+  if (reading.whole != nullptr && call.done.empty()) return Outcome::kAllForTorch;
   if (reading.any_for_torch && call.max_grad_norm) return Outcome::kForNorm;
   if (call.needs.to_provide()) return Outcome::kAgain;
-  if (call.done.empty() && reading.any_for_torch) {
-    build(reading, tables_);  // refuses before torch changes anything
-    call.for_torch = places_for_torch(reading);
-    return Outcome::kForTorch;
+  if (reading.whole != nullptr || reading.any_for_torch) {
+    if (reading.whole == nullptr) build(reading, tables_);  // refuses before torch changes anything
+    call.for_torch = places_for_torch(reading, call.done);
+    return call.for_torch.empty() ? Outcome::kDone : Outcome::kForTorch;
   }
   if (call.max_grad_norm) {
     call.norm = grad_norm(reading);

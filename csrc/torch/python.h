@@ -17,6 +17,26 @@ inline PyObject* intern(const char* text) {
   return string;
 }
 
+// Keeps Python from collecting garbage. Up to 3.11 any new object may start a collection, even the
+// empty dict that a tensor gets when its dict is asked for; and a collection runs finalisers, which
+// may give the interpreter's lock to other threads. From 3.12 on Python collects between two of its
+// own instructions only.
+class WithoutCollections {
+ public:
+#if PY_VERSION_HEX < 0x030C0000
+  WithoutCollections() : enabled_(PyGC_Disable()) {}
+  ~WithoutCollections() {
+    if (enabled_ != 0) PyGC_Enable();
+  }
+
+ private:
+  int enabled_;
+#else
+  WithoutCollections() {}
+#endif
+  WithoutCollections(const WithoutCollections&) = delete;
+};
+
 // The number that says which state a class is in; 0: the class has none at the moment.
 inline unsigned version_of_class(PyTypeObject* type) {
 #if PY_VERSION_HEX < 0x030C0000
