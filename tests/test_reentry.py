@@ -117,6 +117,27 @@ def test_finalisers_of_what_a_step_lets_go(case: Case, action: str) -> None:
     optimizer.step()
 
 
+@over([c for c in CLASS_CASES if "betas" in c.options], "case")
+def test_a_number_that_empties_its_list(case: Case) -> None:
+    """All numbers of a list are those that it had when the step came to it."""
+
+    class Emptying:
+        def __float__(self) -> float:
+            betas.clear()
+            return 0.9
+
+    optimizer, expected = case.make(make_params()), case.make(make_params())
+    for each in (optimizer, expected):
+        step(each, 0)
+    betas: list[Any] = [Emptying(), 0.99]
+    optimizer.param_groups[0]["betas"] = betas
+    expected.param_groups[0]["betas"] = (0.9, 0.99)
+    for each in (optimizer, expected):
+        step(each, 1)
+    assert not betas
+    assert_identical(contents(optimizer)[1:], contents(expected)[1:])
+
+
 @over(with_torch(STATEFUL), "case")
 def test_a_step_from_the_hash_of_a_parameter(case: Case) -> None:
     """Making state looks a parameter up, which is Python code: as good a place as any to step."""

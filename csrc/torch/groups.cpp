@@ -180,7 +180,9 @@ template <typename Name>
 py::object Reader::read_several(PyObject* value, int count, const Name& name) {
   py::object several;
   if (is_plain_sequence(value)) {
-    several = py::reinterpret_borrow<py::object>(value);
+    // A list's numbers may shorten the list while they are read.
+    several = PyList_Check(value) ? py::reinterpret_steal<py::object>(PyList_AsTuple(value))
+                                  : py::reinterpret_borrow<py::object>(value);
   } else {
     const auto read = [&](const auto& sequence) { return sequence.first.ptr() == value; };
     const auto found = std::find_if(sequences_.begin(), sequences_.end(), read);
