@@ -135,6 +135,20 @@ void check_build() {
   }
 }
 
+void define_plan(py::module_& module) {
+  py::class_<Plan>(module, "Plan")
+      .def(py::init<const std::string&>(), py::arg("optimizer"))
+      // So that C++'s exceptions become torch's, such as OutOfMemoryError.
+      // No more arguments: with `self`, pybind11 takes memory from the heap for more than six.
+      .def("step", torch::wrap_pybind_function(&Plan::step))
+      .def("explain", torch::wrap_pybind_function(&Plan::explain))
+      // A copied or unpickled optimizer starts with a plan that has seen nothing yet.
+      .def("__reduce__", [](const py::object& self) {
+        return py::make_tuple(py::type::of(self),
+                              py::make_tuple(self.cast<const Plan&>().optimizer()));
+      });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -177,17 +191,7 @@ PYBIND11_MODULE(_C, module) {
   });
   module.def("stream", &stream, py::arg("read"), py::arg("updated"));
   module.def("stream_read", &stream_read);
-  py::class_<Plan>(module, "Plan")
-      .def(py::init<const std::string&>(), py::arg("optimizer"))
-      // So that C++'s exceptions become torch's, such as OutOfMemoryError.
-      // No more arguments: with `self`, pybind11 takes memory from the heap for more than six.
-      .def("step", torch::wrap_pybind_function(&Plan::step))
-      .def("explain", torch::wrap_pybind_function(&Plan::explain))
-      // A copied or unpickled optimizer starts with a plan that has seen nothing yet.
-      .def("__reduce__", [](const py::object& self) {
-        return py::make_tuple(py::type::of(self),
-                              py::make_tuple(self.cast<const Plan&>().optimizer()));
-      });
+  define_plan(module);
 }
 
 }  // namespace fusedopt
