@@ -23,7 +23,7 @@ class Plan:
         stepped_by_torch: Any,
         max_grad_norm: float | None = None,
         clip: Any = None,
-    ) -> list[tuple[int, list[int]]] | bool | None:
+    ) -> list[Any] | bool | None:
         """Asks for the gradients' norm first, then for torch's step, and then for nothing."""
         if stepped_by_torch is not None:
             return None
@@ -35,14 +35,14 @@ class Plan:
         return [(i, k, _load.why_not) for i, group in groups for k in range(len(group["params"]))]
 
 
-def _everything(optimizer: Any) -> list[tuple[int, list[int]]] | Literal[True]:
-    """Returns the places of all parameters, or True where a user's class has part in the step."""
+def _everything(optimizer: Any) -> list[Any] | Literal[True]:
+    """Returns the parts of all groups, or True where a user's class has part in the step."""
     groups = optimizer.param_groups
     if not type(optimizer).__module__.startswith("fusedopt.") or type(groups) is not list:
         return True
     if not all(type(group) is dict and type(group["params"]) is list for group in groups):
         return True
-    return [(i, list(range(len(group["params"])))) for i, group in enumerate(groups)]
+    return [(i, group, list(enumerate(group["params"]))) for i, group in enumerate(groups)]
 
 
 def optimizers() -> dict[str, dict[str, Any]]:

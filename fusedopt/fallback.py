@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -13,15 +13,15 @@ from torch.optim import Optimizer
 
 from fusedopt.precision import describe
 
-# What torch's own step takes: per group its index and the indices of its parameters.
-Places = list[tuple[int, list[int]]]
+# What torch's own step takes: of each group its index, itself, and parameters with their indices.
+Parts = list[tuple[int, dict[str, Any], list[tuple[int, Tensor]]]]
 
 SCALERS = ("grad_scale", "found_inf")  # what a GradScaler puts on an optimizer
 
 
 def step_by_torch(
     optimizer: Optimizer,
-    places: Places | Literal[True],
+    parts: Parts | Literal[True],
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
     clip: float | Tensor | None = None,
@@ -31,8 +31,8 @@ def step_by_torch(
     Args:
         optimizer: Nothing of it is replaced meanwhile that other threads or hooks may see, but what
             a GradScaler has put there, which torch's step doesn't expect.
-        places: The parameters, by their places in the optimizer's groups; or True: the optimizer
-            as it is, since its step runs code of the user's.
+        parts: The parameters, in parts of the optimizer's groups; or True: the optimizer as it is,
+            since its step runs code of the user's.
         grad_scale: What a GradScaler has multiplied the loss by, if it leaves that to `step`.
         found_inf: One number; if it isn't 0, nothing is done.
         clip: What torch's step sees gradients multiplied by; they keep their values.
@@ -40,18 +40,18 @@ def step_by_torch(
     Raises:
         RuntimeError: If torch has no such optimizer, or a group has options of precision.
     """
-    _refuse_precision(optimizer, places)
+    _refuse_precision(optimizer, parts)
     if found_inf is not None and float(found_inf):
         return
     cls = torch_class(type(optimizer))
     if cls is None:
-        raise RuntimeError(_why_not(optimizer, places))
-    if places is True:
+        raise RuntimeError(_why_not(optimizer, parts))
+    if parts is True:
         groups = optimizer.param_groups
         with _unscaled(groups, grad_scale), _clipped(groups, clip):
             _step_as_it_is(optimizer, cls)
     else:
-        groups = _groups(optimizer, places)
+        groups = [_part(optimizer, group, params) for _, group, params in parts]
         with _unscaled(groups, grad_scale), _clipped(groups, clip):
             _step(optimizer, cls, groups)
 
@@ -63,48 +63,78 @@ def _unscaled(groups: Iterable[dict[str, Any]], grad_scale: Tensor | None) -> It
         yield
         return
     scale = float(grad_scale)
-    inverse = 1.0 / scale if scale else math.inf
-    params = {id(param): param for group in groups for param in group["params"]}.values()
-    grads = [param.grad for param in params if param.grad is not None]
-    values = [grad._values() if grad.is_sparse else grad for grad in grads]
-    with torch.no_grad():
-        scaled = [value.clone() for value in values]
-        for value in values:
-            value.mul_(inverse)
-    try:
+    with ExitStack() as undo:
+        _multiply(_gradients(groups), 1.0 / scale if scale else math.inf, undo)
         yield
-    except BaseException:
-        with torch.no_grad():
-            for value, before in zip(values, scaled, strict=True):
-                value.copy_(before)
-        raise
+        undo.pop_all()
 
 
 @contextmanager
 def _clipped(groups: Iterable[dict[str, Any]], clip: float | Tensor | None) -> Iterator[None]:
-    """Multiplies gradients in place, as clip_grad_norm_ does; afterwards they are as they were.
-
-    A gradient that several parameters have is multiplied for each of them, as there.
-    """
+    """Multiplies the gradients of these groups' parameters; afterwards they are as they were."""
     if clip is None:
         yield
         return
-    params = [param for group in groups for param in group["params"]]
-    grads = [param.grad for param in params if param.grad is not None]
-    values = [grad._values() if grad.is_sparse else grad for grad in grads]
-    with torch.no_grad():
-        unclipped = [value.clone() for value in values]
-    done = 0
-    try:
-        for value in values:
-            with _writable(value):
-                value.mul_(clip)
-            done += 1
+    with ExitStack() as undo:
+        _multiply(_gradients(groups), clip, undo, restores=True)
         yield
-    finally:
-        for value, before in zip(values[:done], unclipped, strict=False):
-            with _writable(value):
-                value.copy_(before)
+
+
+def _gradients(groups: Iterable[dict[str, Any]]) -> list[tuple[Tensor, Tensor, bool]]:
+    """Returns parameters, each once, their gradients, and whether the step is differentiable."""
+    found = {
+        id(p): (p, bool(group.get("differentiable"))) for group in groups for p in group["params"]
+    }
+    return [(p, p.grad, differs) for p, differs in found.values() if p.grad is not None]
+
+
+def _multiply(
+    grads: list[tuple[Tensor, Tensor, bool]],
+    factor: float | Tensor,
+    undo: ExitStack,
+    restores: bool = False,
+) -> None:
+    """Multiplies gradients in place; `undo` gives them their values back.
+
+    Elements that several gradients have are multiplied once. Expanded gradients can't be written:
+    they are replaced by copies. So are, if they will get their values back (`restores`), those that
+    a differentiable step reads, because autograd keeps them.
+    """
+    with torch.no_grad():
+        before = [_values(grad).clone() for _, grad, _ in grads]
+    for (param, grad, differentiable), unmultiplied in zip(grads, before, strict=True):
+        value = _values(grad)
+        if _is_expanded(value) or (restores and differentiable):
+            with torch.set_grad_enabled(grad.requires_grad):
+                copy = grad.clone()
+            undo.callback(_replace_gradient, param, copy, grad)
+            param.grad = copy
+            value = _values(copy)
+        else:
+            undo.callback(_write, value, unmultiplied)
+        with torch.no_grad():
+            multiplied = unmultiplied.clone().mul_(factor)
+        _write(value, multiplied)
+
+
+def _values(grad: Tensor) -> Tensor:
+    return grad._values() if grad.is_sparse else grad
+
+
+def _is_expanded(value: Tensor) -> bool:
+    return value.layout == torch.strided and any(
+        stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True)
+    )
+
+
+def _replace_gradient(param: Tensor, gradient: Tensor, other: Tensor) -> None:
+    if param.grad is gradient:
+        param.grad = other
+
+
+def _write(value: Tensor, numbers: Tensor) -> None:
+    with _writable(value):
+        value.copy_(numbers)
 
 
 def _writable(value: Tensor) -> AbstractContextManager[Any]:
@@ -112,26 +142,34 @@ def _writable(value: Tensor) -> AbstractContextManager[Any]:
     return torch.inference_mode() if value.is_inference() else torch.no_grad()
 
 
-def _groups(optimizer: Optimizer, places: Places) -> list[dict[str, Any]]:
-    """Returns groups like the optimizer's, with the parameters and options that torch's step gets.
+class _Part(dict[str, Any]):
+    """A group of which some entries are others; the rest is read when torch's step asks for it.
 
-    They are the optimizer's own where nothing is to be changed.
+    By then a user's code that runs in that step, such as a factory of state, may have changed it.
     """
-    every = list(optimizer.param_groups)
-    return [_group(optimizer, every[index], params) for index, params in places]
+
+    def __init__(self, group: dict[str, Any], own: dict[str, Any]) -> None:
+        super().__init__({**group, **own})
+        self._group, self._own = group, own
+
+    def __getitem__(self, key: str) -> Any:
+        return self._own[key] if key in self._own else self._group[key]
 
 
-def _group(optimizer: Optimizer, group: dict[str, Any], places: list[int]) -> dict[str, Any]:
-    listed = list(group["params"])
-    taken = [listed[i] for i in places]
-    changes: dict[str, Any] = {}
-    if len(taken) != len(listed):
-        changes["params"] = taken
+def _part(
+    optimizer: Optimizer, group: dict[str, Any], params: list[tuple[int, Tensor]]
+) -> dict[str, Any]:
+    """Returns a group like the optimizer's, with the parameters and options that torch's step gets.
+
+    The list is another one, so that torch steps no parameter that joins meanwhile.
+    """
+    taken = [param for _, param in params]
+    own: dict[str, Any] = {"params": taken}
     if group.get("fused") and not all(_fits_fused(optimizer, param) for param in taken):
-        changes["fused"] = None
+        own["fused"] = None
     if group.get("nesterov") and group.get("foreach") is not False:
-        changes["foreach"] = False  # torch's foreach path overwrites the gradients
-    return {**group, **changes} if changes else group
+        own["foreach"] = False  # torch's foreach path overwrites the gradients
+    return _Part(group, own)
 
 
 def _fits_fused(optimizer: Optimizer, param: Tensor) -> bool:
@@ -179,22 +217,22 @@ def torch_class(cls: type) -> type[Optimizer] | None:
     return None
 
 
-def _why_not(optimizer: Any, places: Places | Literal[True]) -> str:
+def _why_not(optimizer: Any, parts: Parts | Literal[True]) -> str:
     """Says which parameter no kernel takes, of an optimizer that torch doesn't have."""
-    first = (0, 0) if places is True else (places[0][0], places[0][1][0])
+    first = (0, 0) if parts is True else (parts[0][0], parts[0][2][0][0])
     return (
         f"param_groups[{first[0]}]['params'][{first[1]}]: {type(optimizer).__name__} has kernels"
         f" only, and torch.optim no step in their place ({_reason(optimizer, first)})"
     )
 
 
-def _refuse_precision(optimizer: Any, places: Places | Literal[True]) -> None:
+def _refuse_precision(optimizer: Any, parts: Parts | Literal[True]) -> None:
     """Raises if torch's own step would ignore how a group's numbers are to be stored."""
     groups = optimizer.param_groups
-    if places is True:
+    if parts is True:
         every = [] if isinstance(groups, Iterator) else [(i, 0, g) for i, g in enumerate(groups)]
     else:
-        every = [(index, params[0], groups[index]) for index, params in places]
+        every = [(index, params[0][0], group) for index, group, params in parts]
     for index, first, group in every:
         named = describe(group) if isinstance(group, Mapping) else ""
         if named and _has_params(group):

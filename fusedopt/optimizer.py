@@ -125,7 +125,8 @@ class FusedOptimizer(Optimizer):
                 step_by_torch(self, rest, *scaler, clip)
                 if rest is True:
                     break
-                stepped_by_torch = [*(stepped_by_torch or ()), *rest]
+                stepped_by_torch = stepped_by_torch or []
+                stepped_by_torch += [param for *_, params in rest for _, param in params]
         except BaseException:
             for key in SCALERS:  # a GradScaler takes them away only after a step that succeeds
                 self.__dict__.pop(key, None)

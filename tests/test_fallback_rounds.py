@@ -1,4 +1,4 @@
-"""What changes while torch's own step runs: other parameters become ones for torch, too.
+"""What changes while torch's own step runs: who is for torch, and what the groups hold.
 
 A factory of missing state is code that runs there; so do finalisers and other threads.
 """
@@ -55,13 +55,42 @@ def all_in_turn(optimizer: Optimizer, params: list[Parameter]) -> None:
     optimizer.state.default_factory = factory  # type: ignore[attr-defined]
 
 
+def without_the_first(optimizer: Optimizer, params: list[Parameter]) -> None:
+    """The others have moved up in the list when the kernels come."""
+    optimizer.param_groups[0]["params"] = params[1:]
+
+
+def the_other_way_round(optimizer: Optimizer, params: list[Parameter]) -> None:
+    optimizer.param_groups[0]["params"] = params[::-1]
+
+
+def joined_by_one(optimizer: Optimizer, params: list[Parameter]) -> None:
+    """In the list that torch's step goes through."""
+    params.append(Parameter(random((3,), 5)))
+    params[-1].grad = random((3,), 11)
+    optimizer.param_groups[0]["params"].append(params[-1])
+
+
+def groups_exchanged(optimizer: Optimizer, params: list[Parameter]) -> None:
+    optimizer.param_groups = optimizer.param_groups[::-1]
+
+
+def at_another_rate(optimizer: Optimizer, params: list[Parameter]) -> None:
+    """That torch's SGD reads after it has asked for the state."""
+    optimizer.param_groups[0]["lr"] = 0.5
+
+
 def stepped(
-    module: ModuleType, act: Callable[[Optimizer, list[Parameter]], None]
+    module: ModuleType, act: Callable[[Optimizer, list[Parameter]], None], first: int = 4
 ) -> tuple[Optimizer, list[Parameter]]:
-    """An optimizer whose first parameter torch steps, and what acts when torch asks for state."""
+    """An optimizer whose first parameter torch steps, and what acts when torch asks for state.
+
+    The first group has as many parameters as `first` says, and the second one the others.
+    """
     complex_one = torch.complex(random((3,), 0), random((3,), 1))
     params = [Parameter(complex_one), *(Parameter(random((3,), i)) for i in (2, 3, 4))]
-    optimizer = module.SGD(params, lr=0.1, momentum=0.9)
+    groups = [{"params": params[:first]}, {"params": params[first:]}]
+    optimizer = module.SGD(groups, lr=0.1, momentum=0.9)
     acted = False
 
     def factory() -> dict[str, Any]:
@@ -79,10 +108,25 @@ def stepped(
 
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")
-@pytest.mark.parametrize("act", [sparse, shared, of_users_class, all_in_turn])
-def test_each_parameter_is_stepped_once(act: Callable[[Optimizer, list[Parameter]], None]) -> None:
-    _, ours = stepped(fusedopt, act)
-    _, theirs = stepped(torch.optim, act)
+@pytest.mark.parametrize(
+    ("act", "first"),
+    [
+        (sparse, 4),
+        (shared, 4),
+        (of_users_class, 4),
+        (all_in_turn, 4),
+        (without_the_first, 4),
+        (the_other_way_round, 4),
+        (joined_by_one, 1),
+        (groups_exchanged, 2),
+        (at_another_rate, 4),
+    ],
+)
+def test_each_parameter_is_stepped_once(
+    act: Callable[[Optimizer, list[Parameter]], None], first: int
+) -> None:
+    _, ours = stepped(fusedopt, act, first)
+    _, theirs = stepped(torch.optim, act, first)
     for i, (p, q) in enumerate(zip(ours, theirs, strict=True)):
         torch.testing.assert_close(p.detach(), q.detach(), msg=lambda m, i=i: f"{i}: {m}")
 

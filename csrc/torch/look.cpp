@@ -4,7 +4,6 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
-#include <set>
 #include <stdexcept>
 
 #include "engine/tuning.h"
@@ -94,11 +93,7 @@ FUSEDOPT_INLINE void look_at(Reading& reading, int index, const Group* groups, c
 }
 
 // Looks at all parameters but those that torch has `done`. Returns the suspects.
-std::vector<int> look_at_all(Reading& reading, bool dict, const Places& done, bool all) {
-  std::set<std::pair<int, int>> left_out;
-  for (const auto& [group, indices] : done) {
-    for (const int index : indices) left_out.emplace(group, index);
-  }
+std::vector<int> look_at_all(Reading& reading, bool dict, Done done, bool all) {
   Cache& cache = reading.cache;
   const auto count = static_cast<int>(cache.slots.size());
   bool known =
@@ -120,7 +115,7 @@ std::vector<int> look_at_all(Reading& reading, bool dict, const Places& done, bo
     const bool was_ready = work.ready;
     work.reason = nullptr;
     work.ready = work.moved = false;
-    if (left_out.empty() || left_out.count({slot.group, slot.index}) == 0) {
+    if (done.empty() || !done.take(slot.param)) {
       try {
         look_at(reading, i, groups, slot, work, dict, all, suspects);
       } catch (const std::exception& error) {
@@ -206,7 +201,7 @@ void refuse_inference(const Reading& reading, const Slot& slot, const std::strin
                            " is an inference tensor: it can only be changed in inference mode");
 }
 
-void look(Reading& reading, PyObject* state, const Places& done, bool all) {
+void look(Reading& reading, PyObject* state, const Done& done, bool all) {
   const WithoutCollections borrowing;
   read_slots(reading);
   const bool dict = is_plain_or_default_dict(state);

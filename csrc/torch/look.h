@@ -7,10 +7,9 @@ namespace fusedopt {
 
 // Fills a reading: which parameters a kernel steps, where their tensors are, and what is needed
 // before that. Runs no Python code, changes nothing but the cache, and throws on what torch would
-// refuse. Parameters that torch has `done` are left out by their places in the lists, even if
-// others have these places by now. With `all`, parameters without a gradient are looked at too, and
-// errors are collected.
-void look(Reading& reading, PyObject* state, const Places& done, bool all);
+// refuse. Parameters that torch has `done` are left out. With `all`, parameters without a gradient
+// are looked at too, and errors are collected.
+void look(Reading& reading, PyObject* state, const Done& done, bool all);
 
 // slots.cpp: reads which parameters there are, and then the state of each.
 void read_slots(Reading& reading);

@@ -59,7 +59,9 @@ std::string why_not_this_torch() {
 std::string describe(const c10::TensorImpl& tensor) {
   std::ostringstream text;
   text << "shape " << tensor.sizes() << ", dtype " << c10::typeMetaToScalarType(tensor.dtype())
-       << ", device " << tensor.device() << (is_expanded(tensor) ? ", expanded" : "");
+       << ", device " << tensor.device();
+  if (tensor.layout() != c10::kStrided) text << ", layout " << tensor.layout();
+  if (is_expanded(tensor)) text << ", expanded";
   return text.str();
 }
 

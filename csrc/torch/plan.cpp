@@ -4,7 +4,6 @@
 #include <pybind11/stl.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <optional>
 #include <stdexcept>
 #include <unordered_set>
@@ -27,26 +26,30 @@ constexpr const char* kChangedByTorch = "the optimizer changed while torch's own
 // How often a step provides what is missing before it leaves the parameters to torch's own step.
 constexpr int kPatience = 2;
 
-Places places_of(const py::object& list) { return list.is_none() ? Places() : list.cast<Places>(); }
+Done done_of(const py::object& params) {
+  Done done;
+  if (params.is_none()) return done;
+  for (const py::handle param : params.cast<py::list>()) done.add(param.ptr());
+  return done;
+}
 
 // The parameters that torch's own step has to take: those with a reason, or all that it hasn't
 // `done`.
-Places places_for_torch(const Reading& reading, const Places& done) {
-  Places places;
-  const auto is_done = [&](const Slot& slot) {
-    return std::any_of(done.begin(), done.end(), [&](const auto& place) {
-      const std::vector<int>& indices = place.second;
-      return place.first == slot.group &&
-             std::find(indices.begin(), indices.end(), slot.index) != indices.end();
-    });
-  };
+std::vector<Part> parts_for_torch(const Reading& reading, Done done) {
+  std::vector<Part> parts;
   for (size_t i = 0; i < reading.slots().size(); ++i) {
     const Slot& slot = reading.slots()[i];
-    if (reading.whole != nullptr ? is_done(slot) : reading.works()[i].reason == nullptr) continue;
-    if (places.empty() || places.back().first != slot.group) places.push_back({slot.group, {}});
-    places.back().second.push_back(slot.index);
+    const bool left =
+        reading.whole != nullptr ? !done.take(slot.param) : reading.works()[i].reason != nullptr;
+    if (!left) continue;
+    if (parts.empty() || std::get<int>(parts.back()) != slot.group) {
+      PyObject* group = reading.groups[slot.group].dict;
+      parts.push_back({slot.group, py::reinterpret_borrow<py::object>(group), {}});
+    }
+    auto& params = std::get<2>(parts.back());
+    params.emplace_back(slot.index, py::reinterpret_borrow<py::object>(slot.param));
   }
-  return places;
+  return parts;
 }
 
 // May another thread run without the interpreter's lock, as autograd does, and replace gradients?
@@ -88,7 +91,7 @@ struct Plan::Row {
 // One call of step() or explain(): what it was given, and what it owns until its end.
 struct Plan::Call {
   const py::object& optimizer;
-  const Places done;
+  const Done done;
   bool explain;
   Scaler scaler;
   std::optional<double> max_grad_norm = {};
@@ -101,7 +104,7 @@ struct Plan::Call {
   Groups read = {};
   Needs needs = {};
   std::vector<Fresh> made = {};
-  Places for_torch = {};
+  std::vector<Part> for_torch = {};
   std::optional<GradNorm> norm = {};
   std::vector<Row> rows = {};
 
@@ -174,6 +177,7 @@ Plan::Outcome Plan::look_once(Call& call, bool patient) {
   if (const char* whole = read(call)) {
     if (call.explain) call.add_rows(whole);
     if (!call.done.empty()) throw std::runtime_error(kChangedByTorch + std::string(whole));
+    if (call.scaler.overflow) return Outcome::kDone;
     return Outcome::kAllForTorch;
   }
   const auto locked = lock();
@@ -191,7 +195,7 @@ Plan::Outcome Plan::look_once(Call& call, bool patient) {
   if (call.needs.to_provide()) return Outcome::kAgain;
   if (reading.whole != nullptr || reading.any_for_torch) {
     if (reading.whole == nullptr) build(reading, tables_);  // refuses before torch changes anything
-    call.for_torch = places_for_torch(reading, call.done);
+    call.for_torch = parts_for_torch(reading, call.done);
     return call.for_torch.empty() ? Outcome::kDone : Outcome::kForTorch;
   }
   if (call.max_grad_norm) {
@@ -211,7 +215,7 @@ Plan::Outcome Plan::look_once(Call& call, bool patient) {
 py::object Plan::step(const py::object& optimizer, const py::tuple& scaler,
                       const py::object& stepped_by_torch, const py::object& max_grad_norm,
                       const py::object& clip) {
-  Call call{optimizer, places_of(stepped_by_torch), false, read_scaler(scaler[0], scaler[1], clip)};
+  Call call{optimizer, done_of(stepped_by_torch), false, read_scaler(scaler[0], scaler[1], clip)};
   if (!max_grad_norm.is_none()) {
     call.max_grad_norm =
         to_number(max_grad_norm.ptr(), [] { return std::string("max_grad_norm"); });

@@ -22,14 +22,14 @@ class Plan {
   explicit Plan(const std::string& optimizer);
 
   // One step of all parameters that the kernels cover; None. If some are not covered, nothing is
-  // changed and those parameters are returned as a list of (group index, [parameter index]); the
-  // caller has torch step them and calls again, with all that torch has stepped so far as
-  // `stepped_by_torch`, which is None at first. True: the caller has torch step the whole optimizer
-  // as it is, since torch's step would run code of the user's, which may see and do anything.
-  // `scaler` is a GradScaler's grad_scale and found_inf, or None and None. With `max_grad_norm`,
-  // the step clips by the gradients' norm and sets the optimizer's attribute `grad_norm`; or it
-  // returns False: the caller computes the norm, and calls again with the factor of all gradients
-  // as `clip`.
+  // changed and those parameters are returned as a list of (group index, group, [(parameter index,
+  // parameter)]); the caller has torch step them and calls again, with a list of the parameters
+  // that torch has stepped so far as `stepped_by_torch`, which is None at first. True: the caller
+  // has torch step the whole optimizer as it is, since torch's step would run code of the user's,
+  // which may see and do anything. `scaler` is a GradScaler's grad_scale and found_inf, or None and
+  // None. With `max_grad_norm`, the step clips by the gradients' norm and sets the optimizer's
+  // attribute `grad_norm`; or it returns False: the caller computes the norm, and calls again with
+  // the factor of all gradients as `clip`.
   py::object step(const py::object& optimizer, const py::tuple& scaler,
                   const py::object& stepped_by_torch, const py::object& max_grad_norm,
                   const py::object& clip);

@@ -5,6 +5,8 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <string>
+#include <tuple>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -134,8 +136,26 @@ struct Owned {
   std::vector<c10::Storage> storages;
 };
 
-// What torch's code has stepped: groups, and the places of parameters in each group.
-using Places = std::vector<std::pair<int, std::vector<int>>>;
+// What torch's code has to step of a group: the group's number and dict, and parameters with their
+// places in its list. Objects, because a user's code may edit the lists before torch steps.
+using Part = std::tuple<int, py::object, std::vector<std::pair<int, py::object>>>;
+
+// How often torch's code has stepped each parameter. By the objects: while torch's step runs, a
+// user's code may edit the lists, and a place is another parameter's then.
+class Done {
+ public:
+  void add(const PyObject* param) { ++times_[param]; }
+  bool empty() const { return times_.empty(); }
+
+  // Is this one of the times? To be asked once for each place, in the lists' order.
+  bool take(const PyObject* param) {
+    const auto found = times_.find(param);
+    return found != times_.end() && found->second-- > 0;
+  }
+
+ private:
+  std::unordered_map<const PyObject*, int> times_;
+};
 
 struct Reading {
   const Keys& keys;
