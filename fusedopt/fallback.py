@@ -38,7 +38,8 @@ def step_by_torch(
         clip: What torch's step sees gradients multiplied by; they keep their values.
 
     Raises:
-        RuntimeError: If torch has no such optimizer, or a group has options of precision.
+        RuntimeError: If torch has no such optimizer, a group has options of precision, or a
+            gradient is sparse that torch's step doesn't take.
     """
     _refuse_precision(optimizer, parts)
     if found_inf is not None and float(found_inf):
@@ -51,6 +52,7 @@ def step_by_torch(
         with _unscaled(groups, grad_scale), _clipped(groups, clip):
             _step_as_it_is(optimizer, cls)
     else:
+        _refuse_sparse(optimizer, cls, parts)
         groups = [_part(optimizer, group, params) for _, group, params in parts]
         with _unscaled(groups, grad_scale), _clipped(groups, clip):
             _step(optimizer, cls, groups)
@@ -240,6 +242,21 @@ def _refuse_precision(optimizer: Any, parts: Parts | Literal[True]) -> None:
                 f"param_groups[{index}]['params'][{first}]: {named}, which torch's own step has"
                 f" not, and no kernel takes it ({_reason(optimizer, (index, first))})"
             )
+
+
+def _refuse_sparse(optimizer: Optimizer, cls: type[Optimizer], parts: Parts) -> None:
+    """Raises where torch's own step would, but before that has stepped other groups."""
+    takes = cls in (torch.optim.SGD, torch.optim.Adagrad)
+    for index, group, params in parts:
+        if takes and not group["weight_decay"]:
+            continue
+        for place, param in params:
+            if param.grad is not None and param.grad.is_sparse:
+                name = f"{type(optimizer).__name__}{' with weight_decay' if takes else ''}"
+                raise RuntimeError(
+                    f"param_groups[{index}]['params'][{place}]: {name} does not support sparse"
+                    " gradients"
+                )
 
 
 def _has_params(group: Mapping[str, Any]) -> bool:

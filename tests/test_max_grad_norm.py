@@ -320,6 +320,20 @@ def test_where_no_number_can_be_asked_for() -> None:
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.parametrize("first", ["cpu", "meta"])
+def test_a_factor_that_the_kernels_cant_know(first: str) -> None:
+    """The norm is where the first gradient is; without its value nobody is stepped unclipped."""
+    params = [Parameter(torch.ones(3)), Parameter(torch.ones(3, device="meta"))]
+    for param in params:
+        param.grad = torch.full_like(param, 4.0)
+    every = params if first == "cpu" else params[::-1]
+    optimizer = fusedopt.SGD(every, lr=0.1, max_grad_norm=1.0)
+    with pytest.raises(RuntimeError, match="meta tensor"):
+        optimizer.step()
+    assert_identical(params[0].detach(), torch.ones(3))
+    assert optimizer.grad_norm is None
+
+
 def test_a_gradient_that_torchs_step_broadcasts_or_converts() -> None:
     """It is clipped where it is, so that no assignment can refuse it, and is as it was after."""
     for change in (lambda p: p.data.half(), lambda p: torch.ones(2, 3)):

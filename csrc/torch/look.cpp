@@ -214,6 +214,10 @@ void look(Reading& reading, PyObject* state, const Done& done, bool all) {
   if (reading.needs.to_learn() || reading.whole != nullptr) return;
   find_overlaps(reading, suspects);
   if (all || reading.whole != nullptr) return;
+  if (reading.scaler.clip_elsewhere != nullptr && !reading.ready.empty()) {
+    reading.needs.numbers = true;  // known, or refused, before torch's step changes anything
+    return;
+  }
   if (reading.any_for_torch) {
     if (reading.patient) find_shared(reading);
     return;

@@ -71,7 +71,7 @@ void note_first_steps(Reading& reading, const std::vector<Fresh>& made) {
   if (made.empty()) return;
   std::unordered_set<const PyObject*> first;
   for (const Fresh& fresh : made) {
-    if (fresh.states) first.insert(fresh.param.ptr());
+    if (fresh.states && fresh.placed) first.insert(fresh.param.ptr());
   }
   for (const int slot : reading.ready) {
     Work& work = reading.cache.works[slot];

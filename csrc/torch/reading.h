@@ -114,7 +114,8 @@ struct Scaler {
   const c10::TensorImpl* scale_at = nullptr;
   const c10::TensorImpl* found_inf_at = nullptr;
   double clip = 1;
-  const c10::TensorImpl* clip_at = nullptr;  // a float64
+  const c10::TensorImpl* clip_at = nullptr;         // a float64
+  const c10::TensorImpl* clip_elsewhere = nullptr;  // where no kernel reads: fetched if one steps
 };
 
 // All that lives between steps: addresses, which a step compares before any use, and what was

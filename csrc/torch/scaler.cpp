@@ -17,6 +17,7 @@ void read_back(Scaler& scaler) {
   fetch(scaler.scale_at, scaler.scale);
   fetch(scaler.found_inf_at, found_inf);
   fetch(scaler.clip_at, scaler.clip);
+  fetch(scaler.clip_elsewhere, scaler.clip);
   scaler.overflow = found_inf != 0;
 }
 
@@ -30,8 +31,9 @@ Scaler read_scaler(const py::object& grad_scale, const py::object& found_inf,
   };
   Scaler scaler;
   scaler.clip_at = on_device(clip, Dtype::kFloat64);
-  // Nobody may ask for the value of another tensor, and torch steps all.
-  if (!clip.is_none() && !is_tensor(clip.ptr())) {
+  if (is_tensor(clip.ptr())) {
+    if (scaler.clip_at == nullptr) scaler.clip_elsewhere = &impl_of(clip.ptr());
+  } else if (!clip.is_none()) {
     scaler.clip = to_number(clip.ptr(), [] { return std::string("max_grad_norm"); });
   }
   scaler.scaled = !grad_scale.is_none();
