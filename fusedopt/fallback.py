@@ -252,11 +252,10 @@ def _refuse_sparse(optimizer: Optimizer, cls: type[Optimizer], parts: Parts) -> 
             continue
         for place, param in params:
             if param.grad is not None and param.grad.is_sparse:
-                name = f"{type(optimizer).__name__}{' with weight_decay' if takes else ''}"
-                raise RuntimeError(
-                    f"param_groups[{index}]['params'][{place}]: {name} does not support sparse"
-                    " gradients"
-                )
+                why = "weight_decay option is not compatible with sparse gradients"
+                if not takes:
+                    why = f"{type(optimizer).__name__} does not support sparse gradients"
+                raise RuntimeError(f"param_groups[{index}]['params'][{place}]: {why}")
 
 
 def _has_params(group: Mapping[str, Any]) -> bool:

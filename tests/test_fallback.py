@@ -61,8 +61,34 @@ def test_sparse_gradients(case: Case, flags: dict[str, Any]) -> None:
     assert kernels(ours) == {case.name.lower(), "torch"}
 
 
+@pytest.mark.parametrize("name", ["RMSprop", "Adadelta", "Adam", "AdamW"])
+def test_sparse_gradients_refused_as_torch_refuses(name: str) -> None:
+    dense, sparse = make_params([(3,), (4,)])
+    optimizer = getattr(fusedopt, name)([dense, sparse])
+    set_grads([dense, sparse], 0)
+    sparse.grad = sparse.grad.to_sparse()
+    start = [dense.detach().clone(), sparse.detach().clone()]
+    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
+        optimizer.step()
+    assert torch.equal(dense, start[0])
+    assert torch.equal(sparse, start[1])
+    # torch leaves an empty state for the parameter it stopped at
+    assert not any(dict(state) for state in optimizer.state.values())
+
+
+def test_sparse_with_weight_decay_is_torchs_error() -> None:
+    dense, sparse = make_params([(3,), (4,)])
+    optimizer = fusedopt.Adagrad([dense, sparse], weight_decay=0.1)
+    set_grads([dense, sparse], 0)
+    sparse.grad = sparse.grad.to_sparse()
+    start = dense.detach().clone()
+    with pytest.raises(RuntimeError, match="weight_decay option is not compatible"):
+        optimizer.step()
+    assert torch.equal(dense, start)
+
+
 @over(with_torch(CLASS_CASES), "case")
-def test_sparse_gradients_refused_as_torch_refuses(case: Case) -> None:
+def test_sparse_gradients_refused_before_torch_steps(case: Case) -> None:
     """Or with weight decay, as SGD's and Adagrad's case; before torch steps another group."""
     complex_one = Parameter(torch.complex(random((3,), 0), random((3,), 1)))
     dense, sparse = make_params([(3,), (4,)])
@@ -70,7 +96,7 @@ def test_sparse_gradients_refused_as_torch_refuses(case: Case) -> None:
     set_grads([complex_one, dense, sparse], 0)
     sparse.grad = sparse.grad.to_sparse()
     before = contents(optimizer)
-    refused = r"^param_groups\[1\]\['params'\]\[1\]: .* does not support sparse gradients"
+    refused = r"^param_groups\[1\]\['params'\]\[1\]: .* sparse gradients"
     with pytest.raises(RuntimeError, match=refused):
         optimizer.step()
     sparse.grad = before[-2] = sparse.grad.to_dense()
