@@ -113,6 +113,7 @@ struct Scaler {
   const c10::TensorImpl* found_inf_at = nullptr;
   double clip = 1;
   const c10::TensorImpl* clip_at = nullptr;  // a float64
+  std::vector<at::Tensor> held = {};         // those
 };
 
 // All that lives between steps: addresses, which a step compares before any use, and what was

@@ -22,13 +22,15 @@ void read_back(Scaler& scaler) {
 
 Scaler read_scaler(const py::object& grad_scale, const py::object& found_inf,
                    const py::object& clip) {
-  const auto on_device = [](const py::object& value, Dtype expected) -> const c10::TensorImpl* {
+  Scaler scaler;
+  const auto on_device = [&](const py::object& value, Dtype expected) -> const c10::TensorImpl* {
     if (!is_tensor(value.ptr())) return nullptr;
     const c10::TensorImpl& tensor = impl_of(value.ptr());
     Dtype dtype;
-    return is_number_on_device(tensor, dtype) && dtype == expected ? &tensor : nullptr;
+    if (!is_number_on_device(tensor, dtype) || dtype != expected) return nullptr;
+    scaler.held.push_back(THPVariable_Unpack(value.ptr()));
+    return &tensor;
   };
-  Scaler scaler;
   scaler.clip_at = on_device(clip, Dtype::kFloat64);
   // Nobody may ask for the value of another tensor, and torch steps all.
   if (!clip.is_none() && !is_tensor(clip.ptr())) {
