@@ -3,6 +3,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <vector>
+
 #include "cpu/stream.h"
 #include "torch/parallel.h"
 #include "torch/python.h"
