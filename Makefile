@@ -107,7 +107,7 @@ sanitize: $(TOOLED)
 # Without Python's own allocator, of which the sanitizer knows nothing.
 HOSTILE := $(addprefix tests/test_,$(addsuffix .py,threads dicts reentry overrides users_code users_tensors \
   shared_memory memory numbers edits unchanged robustness errors odd_tensors hooks layouts fallback \
-  fallback_rounds fallback_gradients collections amp \
+  fallback_rounds fallback_gradients collections borrowed amp \
   clip clip_lists clip_objects max_grad_norm swa_utils swa_utils_torchs swa_utils_objects zero_grad))
 SANITIZED = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
   ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 PYTHONMALLOC=malloc OMP_NUM_THREADS=1 \

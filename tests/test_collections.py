@@ -10,11 +10,13 @@ import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
+import pytest
 import torch
 from cases import CLASS_CASES, Case, case, over
 from helpers import assert_identical, contents, make_params, set_grads, step
 from torch import nn
 
+import fusedopt
 from fusedopt import swa_utils
 
 SHAPES = [(4,), (2, 3), (), (5,)] * 5
@@ -107,3 +109,21 @@ def test_parameters_replaced_while_an_average_walks() -> None:
             averaged.update_parameters(model)
         weights = [layer[0].weight.detach() for layer in averaged.module.layers]
         assert len({w.unique().item() for w in weights}) == 1
+
+
+def test_a_list_replaced_while_it_is_copied() -> None:
+    """Too long a list, so that Python has no such tuple in store, and makes one."""
+    optimizer = fusedopt.Rprop(make_params())
+    step(optimizer, 0)
+    group = optimizer.param_groups[0]
+
+    def replace() -> None:
+        group["etas"] = [0.5, 1.2]
+        group["step_sizes"] = [1e-6, 50.0] * 500
+
+    plan = optimizer._fusedopt_Rprop
+    for _ in range(5):
+        replace()
+        gc.collect()
+        with collecting(replace), pytest.raises(TypeError, match="step_sizes'. must be a pair"):
+            plan.step(optimizer, (None, None), None, None, None)

@@ -1,6 +1,7 @@
 // Averaging: reads modules, and writes averages, buffers and how many values there are.
 #include "torch/average.h"
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/core/InferenceMode.h>
 
 #include <initializer_list>
@@ -83,7 +84,7 @@ bool is_torchs(PyObject* averaged) {
 // An AveragedModel with the attributes that its constructor gives it.
 struct Averaged {
   py::object attributes;
-  PyObject* module;
+  py::object module;
   at::Tensor num_averaged;
   bool use_buffers;
 };
@@ -94,10 +95,14 @@ bool is_count(const at::Tensor& number) {
          tensor.dtype() == caffe2::TypeMeta::Make<int64_t>();
 }
 
+int64_t read_count(const at::Tensor& number) {
+  return *static_cast<const int64_t*>(number.const_data_ptr());
+}
+
 bool any_buffer_hook() {
-  static const py::object hooks =
-      py::module_::import("torch.nn.modules.module").attr("_global_buffer_registration_hooks");
-  return !PyDict_Check(hooks.ptr()) || PyDict_GET_SIZE(hooks.ptr()) != 0;
+  static PyObject* kept = nullptr;
+  PyObject* hooks = imported(kept, "torch.nn.modules.module", "_global_buffer_registration_hooks");
+  return !PyDict_Check(hooks) || PyDict_GET_SIZE(hooks) != 0;
 }
 
 bool read_averaged(PyObject* object, Averaged& averaged) {
@@ -114,19 +119,19 @@ bool read_averaged(PyObject* object, Averaged& averaged) {
   averaged.use_buffers = use_buffers == Py_True;
   // There must be nothing beside the module and the number, so that the average's parameters are
   // the module's.
-  const auto only = [&](PyObject* key, PyObject* name) -> PyObject* {
-    PyObject* dict = find(averaged.attributes, key);
-    if (dict == nullptr || !PyDict_CheckExact(dict) || PyDict_GET_SIZE(dict) != 1) return nullptr;
-    return PyDict_GetItemWithError(dict, name);
+  const auto only = [&](PyObject* key, PyObject* name) -> py::object {
+    const auto dict = py::reinterpret_borrow<py::object>(find(averaged.attributes, key));
+    if (!dict || !PyDict_CheckExact(dict.ptr()) || PyDict_GET_SIZE(dict.ptr()) != 1) return {};
+    return py::reinterpret_borrow<py::object>(find(dict, name));
   };
   averaged.module = only(all.modules, all.module);
-  PyObject* number = only(all.buffers, all.n_averaged);
+  const py::object number = only(all.buffers, all.n_averaged);
   PyObject* parameters = find(averaged.attributes, all.parameters_key);
-  if (averaged.module == nullptr || number == nullptr || !is_exact(number) ||
-      parameters == nullptr || !PyDict_CheckExact(parameters) || PyDict_GET_SIZE(parameters) != 0) {
+  if (!averaged.module || !number || !is_exact(number.ptr()) || parameters == nullptr ||
+      !PyDict_CheckExact(parameters) || PyDict_GET_SIZE(parameters) != 0) {
     return false;
   }
-  averaged.num_averaged = THPVariable_Unpack(number);
+  averaged.num_averaged = THPVariable_Unpack(number.ptr());
   return is_count(averaged.num_averaged);
 }
 
@@ -140,16 +145,26 @@ std::optional<double> weight_after(const py::object& num_averaged) {
     return {};
   }
   if (!is_exact(number) || !is_count(THPVariable_Unpack(number))) return {};
-  return reciprocal_after(
-      *static_cast<const int64_t*>(THPVariable_Unpack(number).const_data_ptr()));
+  return reciprocal_after(read_count(THPVariable_Unpack(number)));
 }
 
 void write(Pairs& pairs, Members& averages, Members& newest) {
   if (pairs.takes_long()) {
-    averages.own();
-    newest.own();
+    averages.freeze();
+    newest.freeze();
   }
   pairs.write();
+}
+
+// Other threads may have made something else of the number while the average was written.
+void count_up(at::Tensor& number) {
+  const at::AutoDispatchBelowADInplaceOrView below;
+  if (is_count(number)) {
+    ++*static_cast<int64_t*>(number.mutable_data_ptr());
+  } else {
+    number.add_(1);
+  }
+  number.unsafeGetTensorImpl()->bump_version();
 }
 
 bool gather_list(const py::object& list, Members& members) {
@@ -168,21 +183,22 @@ void note_averages() {
 }
 
 bool update_parameters(const py::object& averaged, const py::object& model) {
+  find_dtensor();
   Averaged target;
   if (!is_torchs(averaged.ptr()) || !read_averaged(averaged.ptr(), target)) return false;
+  const int64_t number = read_count(target.num_averaged);
+  const auto formula = formula_of(target.attributes, number);
+  if (number < 0 || !formula) return false;
   Members averages;
   Members newest;
   // torch calls the parameters() and buffers() of these.
-  if (!has_own_members(averaged.ptr()) || !gather(target.module, averages) ||
-      !gather(model.ptr(), newest)) {
+  if (!has_own_members(averaged.ptr()) || !gather(target.module.ptr(), averages) ||
+      !gather(model.ptr(), newest) || !averages.are_same() || !newest.are_same()) {
     return false;
   }
   Placements placements;
   placements.learn(averages, newest);
-  if (!is_count(target.num_averaged)) return false;
-  const int64_t number = *static_cast<const int64_t*>(target.num_averaged.const_data_ptr());
-  const auto formula = formula_of(target.attributes, number);
-  if (number < 0 || !formula) return false;
+  if (!is_count(target.num_averaged) || read_count(target.num_averaged) != number) return false;
   Pairs pairs(*formula, placements);
   const bool first = number == 0;
   if (averages.parameters.empty() || !pairs.add(averages.parameters, newest.parameters, first) ||
@@ -191,13 +207,13 @@ bool update_parameters(const py::object& averaged, const py::object& model) {
     return false;
   }
   write(pairs, averages, newest);
-  ++*static_cast<int64_t*>(target.num_averaged.mutable_data_ptr());
-  target.num_averaged.unsafeGetTensorImpl()->bump_version();
+  count_up(target.num_averaged);
   return true;
 }
 
 bool average_tensors(const py::object& function, const py::object& averages,
                      const py::object& newest, const py::object& num_averaged) {
+  find_dtensor();
   const auto known = function_of(function.ptr());
   if (!known || !known->multi || !is_torchs(averages.ptr())) return false;
   const auto rest = known->decay ? std::optional(1 - *known->decay) : weight_after(num_averaged);

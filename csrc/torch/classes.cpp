@@ -71,12 +71,15 @@ bool is_own_base(PyTypeObject* base) { return PyType_IsSubtype(kTensorType, base
 // Calls each(name) for every attribute of torch.Tensor's that the class has redefined.
 template <typename Each>
 void for_each_override(PyTypeObject* type, const Each& each) {
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(type->tp_mro); ++i) {
-    auto* const base = reinterpret_cast<PyTypeObject*>(PyTuple_GET_ITEM(type->tp_mro, i));
+  // Looking up may run Python code: that of a key which only equals a name.
+  const auto bases = py::reinterpret_borrow<py::tuple>(type->tp_mro);
+  for (const py::handle of : bases) {
+    auto* const base = reinterpret_cast<PyTypeObject*>(of.ptr());
     if (is_own_base(base) || base == kParameterType || base->tp_dict == nullptr) continue;
     PyObject *key, *value;
     Py_ssize_t position = 0;
     while (PyDict_Next(base->tp_dict, &position, &key, &value)) {
+      const auto held = py::reinterpret_borrow<py::object>(key);
       const std::string name = text_of(key);
       PyObject* before = _PyType_Lookup(kTensorType, key);
       PyObject* found = _PyType_Lookup(type, key);
@@ -99,6 +102,7 @@ void learn_class(PyTypeObject* type) {
   static PyObject* const any_name = intern("__module__");
   static auto* const sentences = new std::deque<std::string>;  // never freed: reasons point there
   _PyType_Lookup(type, any_name);                              // gives the class a version
+  find_dtensor();
   const bool dtensor = is_dtensor_class(type);
   std::string override;
   bool any_gradient = true;

@@ -73,15 +73,13 @@ void count_versions_of_whole(const Reading& reading, int index, bool scaled) {
   const Slot& slot = reading.slots()[index];
   const Work& work = reading.works()[index];
   const Group& group = reading.groups[slot.group];
-  const at::Tensor& param = THPVariable_Unpack(slot.param);
-  for (int k = 0; k < group.operands; ++k) {
-    if (k == kGrad && !scaled) continue;
-    const at::Tensor& whole = k == kParam ? param
-                              : k == kGrad
-                                  ? param.unsafeGetTensorImpl()->grad()
-                                  : THPVariable_Unpack(work.traces.state[group.entries[k]]);
-    whole.unsafeGetTensorImpl()->bump_version();
+  impl_of(slot.param).bump_version();
+  for (int k = kFirstState; k < group.operands; ++k) {
+    impl_of(work.traces.state[group.entries[k]]).bump_version();
   }
+  // By now another thread may have replaced the gradient, or dropped it.
+  const at::Tensor grad = scaled ? impl_of(slot.param).grad() : at::Tensor();
+  if (grad.defined()) grad.unsafeGetTensorImpl()->bump_version();
 }
 
 // Behind a counter's table of functions and reference count.

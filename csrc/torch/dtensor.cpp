@@ -56,28 +56,29 @@ bool is_covered(const py::handle& placements) {
 
 }  // namespace
 
-bool is_dtensor_class(PyTypeObject* type) {
+void find_dtensor() {
   DTensorType& known = dtensor_type();
-  if (known.type != nullptr) return known.type == type;
+  if (known.type != nullptr) return;
   static PyObject* const name = PyUnicode_InternFromString("torch.distributed.tensor");
   const auto module = py::reinterpret_steal<py::object>(PyImport_GetModule(name));
   const auto found = py::reinterpret_steal<py::object>(
       module ? PyObject_GetAttrString(module.ptr(), "DTensor") : nullptr);
   PyErr_Clear();
-  if (!found || !PyType_Check(found.ptr())) return false;
+  if (!found || !PyType_Check(found.ptr())) return;
   auto* dtensor = reinterpret_cast<PyTypeObject*>(found.ptr());
   const Py_ssize_t local = slot_offset(dtensor, "_local_tensor");
   const Py_ssize_t spec = slot_offset(dtensor, "_spec");
-  if (local < 0 || spec < 0) return false;
+  if (local < 0 || spec < 0) return;
   Py_INCREF(dtensor);
   known = {dtensor, local, spec};
-  return dtensor == type;
 }
 
-bool is_dtensor(PyObject* object) {
+bool is_dtensor_class(const PyTypeObject* type) {
   const PyTypeObject* dtensor = dtensor_type().type;
-  return dtensor != nullptr && Py_TYPE(object) == dtensor;
+  return dtensor != nullptr && type == dtensor;
 }
+
+bool is_dtensor(PyObject* object) { return is_dtensor_class(Py_TYPE(object)); }
 
 Piece piece_of(PyObject* dtensor) {
   const auto slot = [&](Py_ssize_t offset) {
@@ -96,19 +97,24 @@ int Cuts::number_of(PyObject* spec) const {
 
 void Cuts::learn(const std::vector<py::object>& specs, size_t in_use) {
   std::vector<py::object> dropped;
-  if (!by_cut_ || numbers_.size() > 2 * in_use) {
+  py::object forgotten;
+  if (numbers_.size() > 2 * in_use) {
     numbers_.clear();
     extents_.clear();
     dropped = std::exchange(known_, {});
-    by_cut_ = py::dict();
+    forgotten = std::exchange(by_cut_, {});
   }
+  // All of this is Python code, in whose midst another step may learn, and forget.
   for (const py::object& spec : specs) {
     const py::object placements = spec.attr("placements");
     int number = kUncovered;
     if (is_covered(placements)) {
       const auto cut = py::make_tuple(spec.attr("mesh"), placements,
                                       py::getattr(spec, "shard_order", py::none()));
-      number = by_cut_.attr("setdefault")(cut, 1 + py::len(by_cut_)).cast<int>();
+      if (!by_cut_) by_cut_ = py::dict();
+      const py::object cuts = by_cut_;
+      number = cuts.attr("setdefault")(cut, ++newest_).cast<int>();
+      if (!cuts.is(by_cut_)) continue;  // to be learned again
     }
     if (numbers_.emplace(spec.ptr(), number).second) known_.push_back(spec);
   }
@@ -133,8 +139,8 @@ void Cuts::learn_extents(const std::vector<py::object>& specs) {
           std::string("DTensor's piece has that is placed by ") + std::string(py::repr(placement)));
     }
     const py::tuple found = placed(shape, spec.attr("mesh"), spec.attr("placements"));
-    extents_[spec.ptr()] = {shape.cast<std::vector<int64_t>>(),
-                            found[1].cast<std::vector<int64_t>>()};
+    Extent extent{shape.cast<std::vector<int64_t>>(), found[1].cast<std::vector<int64_t>>()};
+    if (numbers_.count(spec.ptr()) != 0) extents_[spec.ptr()] = std::move(extent);
   }
 }
 

@@ -13,11 +13,12 @@ namespace fusedopt {
 
 namespace py = pybind11;
 
-// Is a class torch's DTensor? Looks for DTensor where it is imported already, because before the
-// import there is no DTensor. May run Python code.
-bool is_dtensor_class(PyTypeObject* type);
+// Looks for torch's DTensor where it is imported already, because before the import there is no
+// DTensor. May run Python code.
+void find_dtensor();
 
-// Is an object a DTensor, and nothing derived from it, whose class is_dtensor_class has seen?
+// Is a class the DTensor that was found? Is an object one, and nothing derived from it?
+bool is_dtensor_class(const PyTypeObject* type);
 bool is_dtensor(PyObject* object);
 
 // A DTensor's piece on this process, and the DTensorSpec, which says what part of which whole the
@@ -53,6 +54,7 @@ class Cuts {
   std::unordered_map<PyObject*, Extent> extents_;
   std::vector<py::object> known_;  // the specs in numbers_
   py::object by_cut_;              // a dict from mesh, placements and shard order to the number
+  int newest_ = 0;                 // the number, each given once
 };
 
 }  // namespace fusedopt

@@ -1,4 +1,4 @@
-// Choosing an average's kernel: reads a model's attributes, and runs no Python code.
+// Choosing an average's kernel: reads a model's attributes.
 #include "torch/formula.h"
 
 #include <c10/core/DefaultDtype.h>
@@ -45,8 +45,8 @@ void average_as(const Formula& formula, int64_t* averages, const int64_t* newest
 }  // namespace
 
 std::optional<Function> function_of(PyObject* object) {
-  static PyObject* const type =
-      py::object(py::module_::import("fusedopt.swa_utils").attr("_Average")).release().ptr();
+  static PyObject* kept = nullptr;
+  const PyObject* type = imported(kept, "fusedopt.swa_utils", "_Average");
   static PyObject* const multi_key = intern("multi");
   static PyObject* const decay_key = intern("decay");
   if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != type) return {};
@@ -77,17 +77,17 @@ std::optional<Formula> formula_of(const py::object& attributes, int64_t num_aver
   static PyObject* const multi_avg_fn = intern("multi_avg_fn");
   static PyObject* const avg_fn = intern("avg_fn");
   static PyObject* const own_dtype = intern("_fusedopt_dtype");
-  PyObject* of_lists = find(attributes, multi_avg_fn);
-  PyObject* of_tensors = find(attributes, avg_fn);
+  const auto of_lists = py::reinterpret_borrow<py::object>(find(attributes, multi_avg_fn));
+  const auto of_tensors = py::reinterpret_borrow<py::object>(find(attributes, avg_fn));
   const auto reciprocal = reciprocal_after(num_averaged);
-  if (of_lists == nullptr || of_tensors == nullptr || !reciprocal) return {};
+  if (!of_lists || !of_tensors || !reciprocal) return {};
   // Without either, torch takes get_swa_avg_fn() on the CPU.
   std::optional<Function> function = Function{false, {}};
-  if (of_lists != Py_None) {
-    function = function_of(of_lists);
+  if (!of_lists.is_none()) {
+    function = function_of(of_lists.ptr());
     if (!function || !function->multi) return {};
-  } else if (of_tensors != Py_None) {
-    function = function_of(of_tensors);
+  } else if (!of_tensors.is_none()) {
+    function = function_of(of_tensors.ptr());
     if (!function || function->multi) return {};
   }
   Formula formula = formula_with(*function, num_averaged, *reciprocal);

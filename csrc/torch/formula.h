@@ -1,5 +1,4 @@
-// How an average is computed: which of torch's functions a model's is. Reads attributes, and runs
-// no Python code.
+// How an average is computed: which of torch's functions a model's is. Reads attributes.
 #pragma once
 
 #include <cstdint>

@@ -33,7 +33,7 @@ const Names& names() {
   return all;
 }
 
-// The option's object, or null (no error set) if the group has none.
+// The option's object, borrowed until the next is looked up, or null (no error set): there is none.
 PyObject* look_up(PyObject* dict, PyObject* key) {
   PyObject* value = PyDict_GetItemWithError(dict, key);
   if (value == nullptr && PyErr_Occurred()) throw py::error_already_set();
@@ -49,6 +49,7 @@ bool is_true(PyObject* value) {
   if (value == nullptr || value == Py_None || value == Py_False) return false;
   if (value == Py_True) return true;
   if (is_of_users_class(value)) throw Whole{"an option is an object of a class of its own"};
+  const auto held = py::reinterpret_borrow<py::object>(value);
   const int truth = PyObject_IsTrue(value);
   if (truth < 0) throw py::error_already_set();
   return truth != 0;
@@ -78,12 +79,13 @@ PyObject* params_of(PyObject* group, int index) {
 Precision read_precision(PyObject* dict, int index) {
   Precision precision{};
   PyObject* noisy = look_up(dict, names().stochastic_rounding);
-  PyObject* master = look_up(dict, names().master_weights);
-  PyObject* dtype = look_up(dict, names().state_dtype);
   precision.noisy = is_true(noisy);
+  PyObject* master = look_up(dict, names().master_weights);
   precision.master = is_true(master);
+  PyObject* dtype = look_up(dict, names().state_dtype);
   precision.given = noisy != nullptr || master != nullptr || dtype != nullptr;
   if (dtype != nullptr && dtype != Py_None) {
+    const auto held = py::reinterpret_borrow<py::object>(dtype);
     const bool is_dtype = THPDtype_Check(dtype);
     if (is_dtype) precision.state_dtype = reinterpret_cast<THPDtype*>(dtype)->scalar_type;
     if (!is_dtype ||
@@ -153,7 +155,7 @@ void Reader::read_option(PyObject* value, Group& group, int at, const Name& name
     if (!is_exact(value)) throw Whole{"an option is a tensor subclass"};
     c10::TensorImpl& tensor = impl_of(value);
     groups_.held.push_back(py::reinterpret_borrow<py::object>(value));
-    groups_.numbers.push_back(&tensor);
+    groups_.numbers.push_back(THPVariable_Unpack(value));
     group.any_tensor = true;
     const auto type = c10::typeMetaToScalarType(tensor.dtype());
     if (c10::isIntegralType(type, true) && !c10::isSignedType(type)) {
@@ -180,7 +182,8 @@ template <typename Name>
 py::object Reader::read_several(PyObject* value, int count, const Name& name) {
   py::object several;
   if (is_plain_sequence(value)) {
-    // A list's numbers may shorten the list while they are read.
+    // A list's numbers may shorten it while they are read, and finalisers while it is copied.
+    const WithoutCollections borrowing;
     several = PyList_Check(value) ? py::reinterpret_steal<py::object>(PyList_AsTuple(value))
                                   : py::reinterpret_borrow<py::object>(value);
   } else {

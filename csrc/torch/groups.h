@@ -1,8 +1,8 @@
 // The parameter groups of an optimizer, read at the start of each step: users write to them.
 #pragma once
 
+#include <ATen/core/TensorBody.h>
 #include <c10/core/ScalarType.h>
-#include <c10/core/TensorImpl.h>
 #include <pybind11/pybind11.h>
 
 #include <optional>
@@ -81,8 +81,9 @@ struct Groups {
   // Why torch's own step takes all groups as they are, or null. Where there is a reason, the rest
   // wasn't read to its end.
   const char* whole = nullptr;
-  std::vector<const c10::TensorImpl*> numbers;  // options that are tensors
   std::vector<py::object> held;  // dicts, lists and numbers, so that no Python code frees them
+  // Options that are tensors. Their objects don't hold them: swap_tensors gives an object another.
+  std::vector<at::Tensor> numbers;
 };
 
 // Sequences that stand for a tuple, and the items: a step reads each sequence once.

@@ -19,11 +19,9 @@ bool holds(const std::vector<py::object>& objects, PyObject* object) {
                      [&](const py::object& held) { return held.ptr() == object; });
 }
 
-// The gradient, which autograd may replace and free on another thread, without the interpreter's
-// lock. If there is another thread, the gradient is therefore owned from the moment it is read, as
-// torch's own `param.grad` is. That takes 17 ns for each of 1000 tensors on an EPYC Milan
-// (2026-11-25, medians of 30 rounds); to lock the node that accumulates it as well, 95.
-FUSEDOPT_INLINE c10::TensorImpl* gradient_of(Reading& reading, PyObject* param) {
+// That a gradient is owned takes 17 ns for each of 1000 tensors on an EPYC Milan (2026-11-25,
+// medians of 30 rounds); to lock the node that accumulates it as well, 95.
+FUSEDOPT_INLINE c10::TensorImpl* read_gradient(Reading& reading, PyObject* param) {
   // TensorImpl::grad() makes two calls to learn the same.
   const auto* meta =
       static_cast<const torch::autograd::AutogradMeta*>(impl_of(param).autograd_meta());
@@ -78,7 +76,7 @@ FUSEDOPT_INLINE void look_at(Reading& reading, int index, const Group* groups, c
       return;
     }
   }
-  c10::TensorImpl* grad = gradient_of(reading, slot.param);
+  c10::TensorImpl* grad = read_gradient(reading, slot.param);
   if (grad == nullptr && !all) return;
   if (dict && grad != nullptr && is_unchanged(groups[slot.group], slot, *grad, work)) {
     work.ready = true;
@@ -130,6 +128,10 @@ std::vector<int> look_at_all(Reading& reading, bool dict, Done done, bool all) {
 }
 
 }  // namespace
+
+c10::TensorImpl* gradient_of(Reading& reading, PyObject* param) {
+  return read_gradient(reading, param);
+}
 
 const char* by_user(Reading& reading, const char* reason) {
   if (reading.whole == nullptr) reading.whole = reason;

@@ -11,6 +11,11 @@ namespace fusedopt {
 // are looked at too, and errors are collected.
 void look(Reading& reading, PyObject* state, const Done& done, bool all);
 
+// A parameter's gradient, or null. Autograd may replace and free it on another thread, without the
+// interpreter's lock. If there is another thread, the gradient is therefore owned from the moment
+// it is read, as torch's own `param.grad` is.
+c10::TensorImpl* gradient_of(Reading& reading, PyObject* param);
+
 // slots.cpp: reads which parameters there are, and then the state of each.
 void read_slots(Reading& reading);
 void read_states(Cache& cache, PyObject* state);

@@ -13,8 +13,8 @@ namespace fusedopt {
 namespace {
 
 const PyTypeObject* device_mode() {
-  static const py::object type = py::module_::import("torch.utils._device").attr("DeviceContext");
-  return reinterpret_cast<PyTypeObject*>(type.ptr());
+  static PyObject* kept = nullptr;
+  return reinterpret_cast<PyTypeObject*>(imported(kept, "torch.utils._device", "DeviceContext"));
 }
 
 }  // namespace
@@ -31,8 +31,9 @@ const char* why_transformed() {
   if (at::impl::torch_function_mode_enabled()) {
     using Modes = at::impl::PythonTorchFunctionTLS;
     for (int64_t i = 0; i < Modes::stack_len(); ++i) {
+      const PyTypeObject* known = device_mode();
       const auto* mode = Modes::get_stack_at(i)->ptr(getPyInterpreter());
-      if (Py_TYPE(mode) != device_mode()) return "a __torch_function__ mode is active";
+      if (Py_TYPE(mode) != known) return "a __torch_function__ mode is active";
     }
   }
   return torch::autograd::ForwardADLevel::try_get_by_idx(0) != nullptr ? "forward-mode AD is active"

@@ -1,8 +1,9 @@
-// Walking modules: reads their dicts as torch.nn.Module's own methods do, and runs no Python code.
+// Walking modules: reads their dicts as torch.nn.Module's own methods do.
 #include "torch/modules.h"
 
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <algorithm>
 #include <unordered_map>
 #include <utility>
 
@@ -76,13 +77,14 @@ class Walk {
         !add(find(dict, keys.buffers_key), buffers_, members_.buffers)) {
       return false;
     }
-    PyObject* children = find(dict, keys.modules_key);
-    if (children == nullptr || !PyDict_CheckExact(children)) return false;
+    const auto children = py::reinterpret_borrow<py::object>(find(dict, keys.modules_key));
+    if (!children || !PyDict_CheckExact(children.ptr())) return false;
     PyObject *name, *child;
     Py_ssize_t position = 0;
-    while (PyDict_Next(children, &position, &name, &child)) {
+    while (PyDict_Next(children.ptr(), &position, &name, &child)) {
       // A name that is no str would make named_modules() raise an error.
       if (child == Py_None) continue;
+      const auto held = py::reinterpret_borrow<py::object>(child);
       if (!PyUnicode_CheckExact(name) || !visit(child, depth + 1)) return false;
     }
     return true;
@@ -110,14 +112,10 @@ class Walk {
 }  // namespace
 
 Members::~Members() {
-  for (std::vector<Covered>* all : {&parameters, &buffers}) {
-    for (Covered& item : *all) {
-      if (!owned_) item.tensor.unsafeReleaseTensorImpl();
-    }
-  }
+  release();
   parameters.clear();
   buffers.clear();
-  for (PyObject* object : objects_) Py_DECREF(object);
+  for (const Object& held : objects_) Py_DECREF(held.object);
 }
 
 bool Members::add(PyObject* tensor, std::vector<Covered>& all) {
@@ -126,18 +124,26 @@ bool Members::add(PyObject* tensor, std::vector<Covered>& all) {
   if (is_exact(tensor)) {
     impl = &impl_of(tensor);
   } else {
-    if (!is_dtensor_class(Py_TYPE(tensor)) || impl_of(tensor).is_inference()) return false;
+    if (!is_dtensor(tensor) || impl_of(tensor).is_inference()) return false;
     whole = tensor;
     impl = piece_of(tensor).local;
     if (impl == nullptr) return false;
   }
-  objects_.push_back(tensor);
+  objects_.push_back({tensor, impl});
   Py_INCREF(tensor);
   all.push_back(
       {at::Tensor(c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>::reclaim(impl)),
        {},
        whole});
   return true;
+}
+
+// Lets go of what is only borrowed, without counting.
+void Members::release() {
+  if (owned_) return;
+  for (std::vector<Covered>* all : {&parameters, &buffers}) {
+    for (Covered& item : *all) item.tensor.unsafeReleaseTensorImpl();
+  }
 }
 
 void Members::own() {
@@ -152,9 +158,32 @@ void Members::own() {
   owned_ = true;
 }
 
+void Members::freeze() {
+  std::vector<at::Tensor> all;
+  for (std::vector<Covered>* of : {&parameters, &buffers}) {
+    for (const Covered& item : *of) all.push_back(frozen(item.tensor));
+  }
+  release();
+  size_t next = 0;
+  for (std::vector<Covered>* of : {&parameters, &buffers}) {
+    for (Covered& item : *of) item.tensor = std::move(all[next++]);
+  }
+  owned_ = true;
+}
+
+bool Members::are_same() const {
+  return std::all_of(objects_.begin(), objects_.end(), [](const Object& held) {
+    const c10::TensorImpl* tensor = is_exact(held.object)     ? &impl_of(held.object)
+                                    : is_dtensor(held.object) ? piece_of(held.object).local
+                                                              : nullptr;
+    return tensor == held.tensor;
+  });
+}
+
 void note_modules() { module_names(); }
 
 py::object dict_of(PyObject* object) {
+  const WithoutCollections borrowing;
   auto dict = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(object, nullptr));
   if (!dict) PyErr_Clear();
   return dict;
@@ -167,7 +196,6 @@ bool has_own_members(PyObject* module) {
 }
 
 bool gather(PyObject* module, Members& members) {
-  const WithoutCollections borrowing;
   return has_own_members(module) && Walk(members).visit(module, 0);
 }
 

@@ -2,6 +2,7 @@
 #include "torch/norm.h"
 
 #include <ATen/EmptyTensor.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
@@ -42,6 +43,7 @@ void NormOf::add(const c10::TensorImpl& tensor, Dtype dtype) {
   }
   const char* at = address_of(tensor);
   if (!tensor.is_non_overlapping_and_dense()) {
+    const at::AutoDispatchBelowADInplaceOrView below;  // noting a graph may run Python code
     copies_.push_back(tensor_of(&tensor).contiguous());
     at = address_of(*copies_.back().unsafeGetTensorImpl());
   }

@@ -149,9 +149,10 @@ const char* why_not_original(Original* original, PyObject* optimizer) {
   // This default decides whether torch's step is recorded, whatever its groups say.
   static PyObject* const defaults = intern("defaults");
   static PyObject* const differentiable = intern("differentiable");
-  PyObject* own = PyDict_GetItemWithError(dict.ptr(), defaults);
+  const auto own =
+      py::reinterpret_borrow<py::object>(PyDict_GetItemWithError(dict.ptr(), defaults));
   PyObject* value =
-      own != nullptr && PyDict_Check(own) ? PyDict_GetItemWithError(own, differentiable) : nullptr;
+      own && PyDict_Check(own.ptr()) ? PyDict_GetItemWithError(own.ptr(), differentiable) : nullptr;
   return value == nullptr || value == Py_False ? nullptr : "differentiable=True in its defaults";
 }
 

@@ -3,7 +3,6 @@
 #include "torch/overlap.h"
 
 #include <ATen/core/Tensor.h>
-#include <torch/csrc/autograd/variable.h>
 
 #include "torch/look.h"
 #include "torch/memory.h"
@@ -51,17 +50,15 @@ struct Others {
 
 // Adds the memory of a slot that torch's own step takes. Returns why nobody knows where the memory
 // is, or null.
-const char* enter(const Slot& slot, Others& others) {
+const char* enter(Reading& reading, const Slot& slot, Others& others) {
   constexpr const char* kUnknown = "a tensor doesn't say where its memory is";
   const c10::TensorImpl& param = impl_of(slot.param);
   if (!for_each_memory(param, slot.param, [&](Range range) { others.written.push_back(range); })) {
     return kUnknown;
   }
-  const auto* meta = static_cast<const torch::autograd::AutogradMeta*>(param.autograd_meta());
-  if (meta != nullptr && meta->grad_.defined()) {
-    c10::TensorImpl& grad = *meta->grad_.unsafeGetTensorImpl();
+  if (c10::TensorImpl* grad = gradient_of(reading, slot.param)) {
     const auto read = [&](Range range) { others.read.push_back(range); };
-    if (!for_each_memory(grad, grad.pyobj_slot()->load_pyobj(), read)) return kUnknown;
+    if (!for_each_memory(*grad, grad->pyobj_slot()->load_pyobj(), read)) return kUnknown;
   }
   if (slot.state == nullptr || !PyDict_Check(slot.state)) return nullptr;
   PyObject *key, *value;
@@ -78,7 +75,7 @@ Others find_others(Reading& reading) {
   for (size_t i = 0; i < reading.slots().size(); ++i) {
     const Slot& slot = reading.slots()[i];
     if (reading.works()[i].reason == nullptr || !slot.is_tensor) continue;
-    if (const char* unknown = enter(slot, others)) by_user(reading, unknown);
+    if (const char* unknown = enter(reading, slot, others)) by_user(reading, unknown);
   }
   sort(others.read);
   sort(others.written);
@@ -89,8 +86,8 @@ Others find_others(Reading& reading) {
 // steps all.
 void find_written_options(Reading& reading, const Others& others) {
   const auto refuse = [&](int) { by_user(reading, "an option is a tensor that the step writes"); };
-  for (const c10::TensorImpl* option : reading.read.numbers) {
-    for_each_memory(*option, nullptr, [&](Range range) {
+  for (const at::Tensor& option : reading.read.numbers) {
+    for_each_memory(*option.unsafeGetTensorImpl(), nullptr, [&](Range range) {
       for_each_overlapping(reading.cache.overlaps.written, range, refuse);
       for_each_overlapping(others.written, range, refuse);
       if (!reading.scaler.scaled) return;

@@ -153,6 +153,6 @@ void find_overlaps(Reading& reading, const std::vector<int>& suspects);
 
 // shared_gradients.cpp: the slots of gradients that must be copied before they are unscaled in
 // place: each element must be written once, and read under no other name.
-std::vector<int> find_shared_gradients(const Reading& reading);
+std::vector<int> find_shared_gradients(Reading& reading);
 
 }  // namespace fusedopt

@@ -15,14 +15,21 @@ bool is_of_numpy(const PyTypeObject* type) {
 
 }  // namespace
 
+PyObject* imported(PyObject*& kept, const char* module, const char* name) {
+  if (kept != nullptr) return kept;
+  py::object found = py::module_::import(module).attr(name);
+  if (kept == nullptr) kept = found.release().ptr();
+  return kept;
+}
+
 bool is_plain_dict(PyObject* object) {
   return PyDict_CheckExact(object) || PyODict_CheckExact(object);
 }
 
 bool is_plain_or_default_dict(PyObject* object) {
-  static PyObject* const defaultdict =
-      py::object(py::module_::import("collections").attr("defaultdict")).release().ptr();
-  return is_plain_dict(object) || reinterpret_cast<PyObject*>(Py_TYPE(object)) == defaultdict;
+  static PyObject* kept = nullptr;
+  return is_plain_dict(object) || reinterpret_cast<PyObject*>(Py_TYPE(object)) ==
+                                      imported(kept, "collections", "defaultdict");
 }
 
 std::string text_of(PyObject* object) {

@@ -72,6 +72,11 @@ inline py::object attribute_of(PyObject* object, PyObject* name) {
   return value;
 }
 
+// A module's attribute, which is kept from the first call on. No static initialiser: an import may
+// hand the interpreter's lock to another thread, which would wait for the initialiser and keep the
+// lock, and a finaliser may come here again.
+PyObject* imported(PyObject*& kept, const char* module, const char* name);
+
 // Is the object a dict or an OrderedDict, and of no class that a user derives from them?
 bool is_plain_dict(PyObject* object);
 
@@ -109,7 +114,11 @@ double number_of(PyObject* value, const std::string& name);
 template <typename Name>
 double to_number(PyObject* value, const Name& name) {
   if (PyFloat_Check(value)) return PyFloat_AS_DOUBLE(value);
-  if (PyLong_Check(value)) return PyLong_AsDouble(value);
+  if (PyLong_Check(value)) {
+    const double number = PyLong_AsDouble(value);
+    if (number == -1 && PyErr_Occurred()) throw py::error_already_set();
+    return number;
+  }
   return number_of(value, name());
 }
 

@@ -116,6 +116,7 @@ struct Scaler {
   double clip = 1;
   const c10::TensorImpl* clip_at = nullptr;         // a float64
   const c10::TensorImpl* clip_elsewhere = nullptr;  // where no kernel reads: fetched if one steps
+  std::vector<at::Tensor> held = {};                // what these are
 };
 
 // All that lives between steps: addresses, which a step compares before any use, and what was

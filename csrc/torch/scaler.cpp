@@ -23,16 +23,21 @@ void read_back(Scaler& scaler) {
 
 Scaler read_scaler(const py::object& grad_scale, const py::object& found_inf,
                    const py::object& clip) {
-  const auto on_device = [](const py::object& value, Dtype expected) -> const c10::TensorImpl* {
+  Scaler scaler;
+  const auto on_device = [&](const py::object& value, Dtype expected) -> const c10::TensorImpl* {
     if (!is_tensor(value.ptr())) return nullptr;
     const c10::TensorImpl& tensor = impl_of(value.ptr());
     Dtype dtype;
-    return is_number_on_device(tensor, dtype) && dtype == expected ? &tensor : nullptr;
+    if (!is_number_on_device(tensor, dtype) || dtype != expected) return nullptr;
+    scaler.held.push_back(THPVariable_Unpack(value.ptr()));
+    return &tensor;
   };
-  Scaler scaler;
   scaler.clip_at = on_device(clip, Dtype::kFloat64);
   if (is_tensor(clip.ptr())) {
-    if (scaler.clip_at == nullptr) scaler.clip_elsewhere = &impl_of(clip.ptr());
+    if (scaler.clip_at == nullptr) {
+      scaler.held.push_back(THPVariable_Unpack(clip.ptr()));
+      scaler.clip_elsewhere = scaler.held.back().unsafeGetTensorImpl();
+    }
   } else if (!clip.is_none()) {
     scaler.clip = to_number(clip.ptr(), [] { return std::string("max_grad_norm"); });
   }

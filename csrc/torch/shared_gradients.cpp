@@ -1,7 +1,5 @@
 // Searching for gradients that share memory, which can't be unscaled where they are. Reads tensors
 // only.
-#include <torch/csrc/autograd/variable.h>
-
 #include "torch/look.h"
 #include "torch/memory.h"
 #include "torch/python.h"
@@ -18,16 +16,15 @@ struct Gradient {
 };
 
 // What unscaling writes: of a sparse gradient only the values.
-const c10::TensorImpl* gradient_to_unscale(const Reading& reading, int slot) {
+const c10::TensorImpl* gradient_to_unscale(Reading& reading, int slot) {
   const Work& work = reading.works()[slot];
   if (work.ready) return work.operands[kGrad].tensor;
   if (work.reason == nullptr || !reading.slots()[slot].is_tensor) return nullptr;
-  const auto* meta = static_cast<const torch::autograd::AutogradMeta*>(
-      impl_of(reading.slots()[slot].param).autograd_meta());
-  if (meta == nullptr || !meta->grad_.defined()) return nullptr;
-  const c10::TensorImpl* gradient = meta->grad_.unsafeGetTensorImpl();
-  if (gradient->layout() != c10::kSparse) return gradient;
-  return static_cast<const at::SparseTensorImpl*>(gradient)->values().unsafeGetTensorImpl();
+  const c10::TensorImpl* gradient = gradient_of(reading, reading.slots()[slot].param);
+  if (gradient == nullptr || gradient->layout() != c10::kSparse) return gradient;
+  const at::Tensor values = static_cast<const at::SparseTensorImpl*>(gradient)->values();
+  reading.owned.gradients.push_back(values.getIntrusivePtr());  // sums have other values
+  return values.unsafeGetTensorImpl();
 }
 
 // Calls each(offset) for the offset of every element, in elements.
@@ -116,7 +113,7 @@ void mark_shared(std::vector<Gradient>& gradients, const std::vector<Range>& ran
 
 }  // namespace
 
-std::vector<int> find_shared_gradients(const Reading& reading) {
+std::vector<int> find_shared_gradients(Reading& reading) {
   std::vector<Gradient> gradients;
   std::vector<Range> ranges;
   std::vector<bool> twin(reading.slots().size());

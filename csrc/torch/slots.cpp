@@ -52,10 +52,11 @@ void find_states(Cache& cache, PyObject* state) {
 
 void read_slots(Reading& reading) {
   Cache& cache = reading.cache;
-  // The slots' states are known only if all parameters are the same, and nothing throws meanwhile.
+  // The slots' states are known only if all parameters are the same.
   const DictState states = std::exchange(cache.states, {});
   size_t count = 0;
   bool same = true;  // the same parameters as in the last step, in the same places
+  bool all_tensors = true;
   for (int i = 0; i < static_cast<int>(reading.groups.size()); ++i) {
     PyObject* params = reading.groups[i].params;
     const int size = static_cast<int>(PySequence_Fast_GET_SIZE(params));
@@ -65,7 +66,7 @@ void read_slots(Reading& reading) {
       Slot& slot = cache.slots[count++];
       same = same && slot.param == param;
       slot = {param, slot.state, i, k, is_tensor(param)};
-      if (!slot.is_tensor) why_not_tensor(reading, slot, "", param);
+      all_tensors = all_tensors && slot.is_tensor;
     }
   }
   same = same && cache.slots.size() == count;
@@ -75,6 +76,10 @@ void read_slots(Reading& reading) {
   } else {
     cache.state_order.clear();
     cache.twins.clear();
+  }
+  if (all_tensors) return;
+  for (const Slot& slot : cache.slots) {
+    if (!slot.is_tensor) why_not_tensor(reading, slot, "", slot.param);
   }
 }
 

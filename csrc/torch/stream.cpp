@@ -3,6 +3,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <vector>
+
 #include "cpu/stream.h"
 #include "torch/parallel.h"
 #include "torch/python.h"
@@ -11,7 +13,7 @@ namespace fusedopt {
 
 namespace {
 
-const at::Tensor& checked(pybind11::handle object) {
+at::Tensor checked(pybind11::handle object) {
   if (!is_tensor(object.ptr())) throw pybind11::type_error("stream takes tensors");
   const at::Tensor& tensor = THPVariable_Unpack(object.ptr());
   if (!tensor.device().is_cpu() || tensor.scalar_type() != at::kInt || !tensor.is_contiguous()) {
@@ -23,7 +25,8 @@ const at::Tensor& checked(pybind11::handle object) {
 }  // namespace
 
 void stream(const pybind11::object& read, const pybind11::list& updated) {
-  const at::Tensor& source = checked(read);
+  std::vector<at::Tensor> held = {checked(read)};  // the list may change meanwhile
+  const at::Tensor source = held.front();
   cpu::Streams streams{};
   streams.read = static_cast<const uint32_t*>(source.const_data_ptr());
   streams.count = static_cast<int>(updated.size());
@@ -32,7 +35,7 @@ void stream(const pybind11::object& read, const pybind11::list& updated) {
     throw pybind11::value_error("stream updates from one to four tensors");
   }
   for (int k = 0; k < streams.count; ++k) {
-    const at::Tensor& target = checked(updated[k]);
+    const at::Tensor target = held.emplace_back(checked(updated[k]));
     if (target.numel() != streams.words) throw pybind11::value_error("stream: lengths differ");
     streams.updated[k] = static_cast<uint32_t*>(target.mutable_data_ptr());
   }
@@ -41,7 +44,7 @@ void stream(const pybind11::object& read, const pybind11::list& updated) {
 }
 
 void stream_read(const pybind11::object& read) {
-  const at::Tensor& source = checked(read);
+  const at::Tensor source = checked(read);
   cpu::Streams streams{};
   streams.read = static_cast<const uint32_t*>(source.const_data_ptr());
   streams.words = source.numel();

@@ -173,6 +173,11 @@ bool read_gradients(const py::object& params, std::vector<Covered>& all) {
 
 bool read_again(std::vector<Covered>& all) { return std::all_of(all.begin(), all.end(), take); }
 
+at::Tensor frozen(const at::Tensor& tensor) {
+  const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
+  return at::Tensor(impl.shallow_copy_and_detach(impl.version_counter(), true));
+}
+
 bool has_own_storage(const at::Tensor& tensor, Seen& storages) {
   c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
   return impl.is_non_overlapping_and_dense() && owns_memory(operand_of(impl)) &&

@@ -37,6 +37,10 @@ bool read_gradients(const py::object& params, std::vector<Covered>& all);
 // Looks at the same tensors again, after others may have changed them. False: as above.
 bool read_again(std::vector<Covered>& all);
 
+// The same tensor as it is now, whatever others do to this one while the interpreter's lock is
+// released: in the same memory, with the same version.
+at::Tensor frozen(const at::Tensor& tensor);
+
 // May any tensor here be written while the others are read or written? Not if two share memory.
 bool may_write(const std::vector<Covered>& all);
 

@@ -69,8 +69,9 @@ ZeroNames& zero_names() {
 // Would our method, called of an object of this class, call torch's?
 bool finds_torchs(PyTypeObject* type, PyObject* ours) {
   bool after = false;
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(type->tp_mro); ++i) {
-    PyObject* base = PyTuple_GET_ITEM(type->tp_mro, i);
+  const auto bases = py::reinterpret_borrow<py::tuple>(type->tp_mro);
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(bases.ptr()); ++i) {
+    PyObject* base = PyTuple_GET_ITEM(bases.ptr(), i);
     if (after) {
       const auto* class_dict = reinterpret_cast<PyTypeObject*>(base)->tp_dict;
       PyObject* found =
@@ -106,26 +107,36 @@ bool is_torchs_zero_grad(PyObject* optimizer, PyObject* ours) {
          all.profiler.same() && all.functions.same() && is_usual_class(Py_TYPE(optimizer), ours);
 }
 
-// Calls each(parameter) until a call returns false, and then returns false.
-template <typename Each>
-bool for_each_parameter(const py::object& attributes, const Each& each) {
+// Finds the groups' lists of parameters. A key of a user's may run Python code meanwhile, so each
+// object is held from the moment it is found.
+bool find_lists(const py::object& attributes, std::vector<py::object>& lists) {
   ZeroNames& all = zero_names();
-  PyObject* groups = find(attributes, all.param_groups);
   PyObject* defaults = find(attributes, all.defaults);
-  if (groups == nullptr || !PyList_CheckExact(groups) || defaults == nullptr ||
-      !PyDict_CheckExact(defaults) || find(attributes, all.profile_name) == nullptr) {
+  if (defaults == nullptr || !PyDict_CheckExact(defaults) ||
+      find(attributes, all.profile_name) == nullptr) {
     return false;
   }
-  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(groups); ++i) {
-    PyObject* group = PyList_GET_ITEM(groups, i);
-    if (!PyDict_CheckExact(group)) return false;
-    PyObject* params = PyDict_GetItemWithError(group, all.params);
-    if (params == nullptr) PyErr_Clear();
-    if (params == nullptr || (!PyList_CheckExact(params) && !PyTuple_CheckExact(params))) {
+  const auto groups = py::reinterpret_borrow<py::object>(find(attributes, all.param_groups));
+  if (!groups || !PyList_CheckExact(groups.ptr())) return false;
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(groups.ptr()); ++i) {
+    const auto group = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(groups.ptr(), i));
+    if (!PyDict_CheckExact(group.ptr())) return false;
+    const auto params = py::reinterpret_borrow<py::object>(find(group, all.params));
+    if (!params || (!PyList_CheckExact(params.ptr()) && !PyTuple_CheckExact(params.ptr()))) {
       return false;
     }
-    for (Py_ssize_t j = 0; j < PySequence_Fast_GET_SIZE(params); ++j) {
-      PyObject* param = PySequence_Fast_GET_ITEM(params, j);
+    lists.push_back(params);
+  }
+  return true;
+}
+
+// Calls each(parameter), which runs no Python code, until a call returns false, and then returns
+// false.
+template <typename Each>
+bool for_each_parameter(const std::vector<py::object>& lists, const Each& each) {
+  for (const py::object& params : lists) {
+    for (Py_ssize_t k = 0; k < PySequence_Fast_GET_SIZE(params.ptr()); ++k) {
+      PyObject* param = PySequence_Fast_GET_ITEM(params.ptr(), k);
       if (!is_exact(param) || !each(param)) return false;
     }
   }
@@ -143,10 +154,10 @@ AutogradMeta* holder_of(PyObject* param, bool& warns) {
   return nullptr;
 }
 
-bool drop_gradients(const py::object& attributes) {
+bool drop_gradients(const std::vector<py::object>& lists) {
   std::vector<AutogradMeta*> holders;
   bool warns = false;
-  const bool usual = for_each_parameter(attributes, [&](PyObject* param) {
+  const bool usual = for_each_parameter(lists, [&](PyObject* param) {
     AutogradMeta* holder = holder_of(param, warns);
     if (holder != nullptr) holders.push_back(holder);
     return !warns;
@@ -166,7 +177,6 @@ bool is_plain_gradient(const at::Tensor& grad) {
 }
 
 void zero(at::Tensor& grad) {
-  if (grad.requires_grad()) grad.set_requires_grad(false);
   if (grad.nbytes() <= kSmallZero) {
     if (grad.nbytes() != 0) std::memset(grad.mutable_data_ptr(), 0, grad.nbytes());
   } else {
@@ -176,11 +186,11 @@ void zero(at::Tensor& grad) {
   count_version(operand_of(*grad.unsafeGetTensorImpl()));
 }
 
-bool zero_gradients(const py::object& attributes) {
+bool zero_gradients(const std::vector<py::object>& lists) {
   std::vector<at::Tensor> grads;  // owned: autograd replaces them without the interpreter's lock
   int64_t elements = 0;
   bool warns = false;
-  const bool usual = for_each_parameter(attributes, [&](PyObject* param) {
+  const bool usual = for_each_parameter(lists, [&](PyObject* param) {
     const AutogradMeta* holder = holder_of(param, warns);
     if (holder == nullptr) return !warns;
     grads.push_back(holder->grad_);
@@ -188,9 +198,16 @@ bool zero_gradients(const py::object& attributes) {
     return is_plain_gradient(grads.back());
   });
   if (!usual) return false;
+  for (at::Tensor& grad : grads) {
+    if (grad.requires_grad()) grad.set_requires_grad(false);
+  }
+  std::vector<at::Tensor> zeroed;
   std::optional<py::gil_scoped_release> release;
-  if (elements >= kReleaseElements) release.emplace();
-  for (at::Tensor& grad : grads) zero(grad);
+  if (elements >= kReleaseElements) {
+    for (const at::Tensor& grad : grads) zeroed.push_back(frozen(grad));
+    release.emplace();
+  }
+  for (at::Tensor& grad : release ? zeroed : grads) zero(grad);
   return true;
 }
 
@@ -201,8 +218,9 @@ void note_zero_grad() { zero_names(); }
 bool zero_grad(const py::object& optimizer, const py::object& ours, const py::object& set_to_none) {
   const bool known = set_to_none.ptr() == Py_True || set_to_none.ptr() == Py_False;
   if (!known || !is_torchs_zero_grad(optimizer.ptr(), ours.ptr())) return false;
-  const py::object attributes = dict_of(optimizer.ptr());
-  return set_to_none.ptr() == Py_True ? drop_gradients(attributes) : zero_gradients(attributes);
+  std::vector<py::object> lists;
+  if (!find_lists(dict_of(optimizer.ptr()), lists)) return false;
+  return set_to_none.ptr() == Py_True ? drop_gradients(lists) : zero_gradients(lists);
 }
 
 }  // namespace fusedopt
