@@ -149,9 +149,13 @@ std::optional<double> weight_after(const py::object& num_averaged) {
 }
 
 void write(Pairs& pairs, Members& averages, Members& newest) {
-  if (pairs.takes_long()) {
+  // To freeze 20,000 tensors takes 2 ms, half of what it takes to average them.
+  if (pairs.copy_takes_long()) {
     averages.freeze();
     newest.freeze();
+  } else if (pairs.takes_long()) {
+    averages.own();
+    newest.own();
   }
   pairs.write();
 }

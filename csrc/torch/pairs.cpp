@@ -132,13 +132,15 @@ bool Pairs::may_write_beside(const at::Tensor* other) const {
   return true;
 }
 
+bool Pairs::copy_takes_long() const { return elements_of(copied_) >= kReleaseElements; }
+
 bool Pairs::takes_long() const {
-  return elements_of(copied_) >= kReleaseElements || elements_of(averaged_) >= kReleaseElements;
+  return copy_takes_long() || elements_of(averaged_) >= kReleaseElements;
 }
 
 void Pairs::copy() {
   std::optional<py::gil_scoped_release> release;
-  if (elements_of(copied_) >= kReleaseElements) release.emplace();
+  if (copy_takes_long()) release.emplace();
   for (const Pair& pair : copied_) copy_pair(pair);
 }
 

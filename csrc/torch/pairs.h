@@ -23,8 +23,10 @@ class Pairs {
   // May all averages be written, and `other` as well? Not where memory is shared.
   bool may_write_beside(const at::Tensor* other) const;
 
-  // Will writing take so long that the interpreter lock is released meanwhile?
+  // Will writing take so long that the interpreter's lock is released meanwhile? And in its first
+  // part, which reads the tensors as it goes?
   bool takes_long() const;
+  bool copy_takes_long() const;
   void write();
 
  private:

@@ -6,7 +6,6 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include <cstring>
-#include <optional>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -177,13 +176,41 @@ bool is_plain_gradient(const at::Tensor& grad) {
 }
 
 void zero(at::Tensor& grad) {
-  if (grad.nbytes() <= kSmallZero) {
-    if (grad.nbytes() != 0) std::memset(grad.mutable_data_ptr(), 0, grad.nbytes());
-  } else {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    grad.zero_();
-  }
+  const at::AutoDispatchBelowADInplaceOrView below;
+  grad.zero_();
+}
+
+// What is zeroed of small gradients, whatever other threads make of their tensors meanwhile.
+struct Stretch {
+  c10::Storage storage;
+  void* begin;
+  size_t bytes;
+};
+
+// Does what torch does beside zeroing.
+void prepare(at::Tensor& grad) {
+  if (grad.requires_grad()) grad.set_requires_grad(false);
   count_version(operand_of(*grad.unsafeGetTensorImpl()));
+}
+
+// Zeroes gradients without the interpreter's lock.
+void zero_unlocked(std::vector<at::Tensor>& grads) {
+  std::vector<Stretch> small;
+  std::vector<at::Tensor> large;
+  small.reserve(grads.size());
+  for (at::Tensor& grad : grads) {
+    prepare(grad);
+    const size_t bytes = grad.nbytes();
+    if (bytes > kSmallZero) {
+      large.push_back(frozen(grad));
+    } else if (bytes != 0) {
+      void* begin = grad.mutable_data_ptr();
+      small.push_back({grad.storage(), begin, bytes});
+    }
+  }
+  const py::gil_scoped_release release;
+  for (const Stretch& stretch : small) std::memset(stretch.begin, 0, stretch.bytes);
+  for (at::Tensor& grad : large) zero(grad);
 }
 
 bool zero_gradients(const std::vector<py::object>& lists) {
@@ -198,16 +225,18 @@ bool zero_gradients(const std::vector<py::object>& lists) {
     return is_plain_gradient(grads.back());
   });
   if (!usual) return false;
-  for (at::Tensor& grad : grads) {
-    if (grad.requires_grad()) grad.set_requires_grad(false);
-  }
-  std::vector<at::Tensor> zeroed;
-  std::optional<py::gil_scoped_release> release;
   if (elements >= kReleaseElements) {
-    for (const at::Tensor& grad : grads) zeroed.push_back(frozen(grad));
-    release.emplace();
+    zero_unlocked(grads);
+    return true;
   }
-  for (at::Tensor& grad : release ? zeroed : grads) zero(grad);
+  for (at::Tensor& grad : grads) {
+    prepare(grad);
+    if (grad.nbytes() > kSmallZero) {
+      zero(grad);
+    } else if (grad.nbytes() != 0) {
+      std::memset(grad.mutable_data_ptr(), 0, grad.nbytes());
+    }
+  }
   return true;
 }
 
