@@ -149,7 +149,8 @@ std::optional<double> weight_after(const py::object& num_averaged) {
 }
 
 void write(Pairs& pairs, Members& averages, Members& newest) {
-  // To freeze 20,000 tensors takes 2 ms, half of what it takes to average them.
+  // To freeze the tensors of 10,000 parameters of 120 elements takes 2 ms, half of what it takes to
+  // average them (an EPYC of Zen 4, 2026-11-28).
   if (pairs.copy_takes_long()) {
     averages.freeze();
     newest.freeze();
