@@ -35,14 +35,15 @@ class Plan:
         return [(i, k, _load.why_not) for i, group in groups for k in range(len(group["params"]))]
 
 
-def _everything(optimizer: Any) -> list[Any] | Literal[True]:
-    """Returns the parts of all groups, or True where a user's class has part in the step."""
+def _everything(optimizer: Any) -> list[Any] | Literal[True] | None:
+    """Returns what torch steps: parts of groups, or True where a user's class has part in that."""
     groups = optimizer.param_groups
     if not type(optimizer).__module__.startswith("fusedopt.") or type(groups) is not list:
         return True
     if not all(type(group) is dict and type(group["params"]) is list for group in groups):
         return True
-    return [(i, group, list(enumerate(group["params"]))) for i, group in enumerate(groups)]
+    every = [(i, group, list(enumerate(group["params"]))) for i, group in enumerate(groups)]
+    return [part for part in every if part[2]] or None
 
 
 def optimizers() -> dict[str, dict[str, Any]]:

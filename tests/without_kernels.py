@@ -163,6 +163,19 @@ def test_hooks_closures_copies_and_subclasses() -> None:
     plain.load_state_dict(torch.load(file))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_groups_without_parameters(name: str) -> None:
+    """Beside others, torch steps the others; alone, there is nothing to step."""
+    nets = [model(), model()]
+    for net, module in zip(nets, (fusedopt, torch.optim), strict=True):
+        make = getattr(module, name)
+        make([{"params": []}], lr=0.01).step()
+        optimizer = make([{"params": []}, {"params": net.parameters()}], lr=0.01)
+        backward(net, 0)
+        optimizer.step()
+    assert same(*(list(net.parameters()) for net in nets))
+
+
 def test_sparse_and_no_gradients() -> None:
     embedding, other = nn.Embedding(10, 3, sparse=True), nn.Linear(3, 2)
     optimizer = fusedopt.SGD([*embedding.parameters(), *other.parameters()], lr=0.5)
